@@ -1,0 +1,171 @@
+"""The command `diga-hpc`. Heavy modules are imported inside the commands, so that --help is instant."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from diga_hpc import config as configuration
+from diga_hpc.errors import EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError
+
+app = typer.Typer(
+    help="Adapt a segmentation network from labelled source images to unlabelled target images (DiGA, CVPR 2023).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file, for example configs/demo.yaml")
+]
+Overrides = Annotated[
+    Optional[list[str]],
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Keys of the file set otherwise, for example seed=1 data.root=DIR"
+    ),
+]
+StopAfter = Annotated[
+    Optional[int],
+    typer.Option(
+        help="Stop cleanly after this many training steps, as a signal would; the same command goes on."
+    ),
+]
+Round = Annotated[int, typer.Option("--round", min=1, help="Which round of self-training.")]
+
+
+@app.command()
+def pipeline(config: ConfigPath, overrides: Overrides = None, stop_after: StopAfter = None) -> None:
+    """Run every stage that is not done yet: source only, warm-up, pseudo labels, self-training, evaluation, report.
+
+    Started again with the same configuration it goes on where it stopped. On several processes:
+    torchrun --nproc-per-node 2 -m diga_hpc pipeline CONFIG
+    """
+    _run(config, overrides, lambda job: job.run(), stop_after, report=True)
+
+
+@app.command("warm-up")
+def warm_up(config: ConfigPath, overrides: Overrides = None, stop_after: StopAfter = None) -> None:
+    """Train the warm-up (and before it the source-only network, if the configuration has one)."""
+    _run(config, overrides, lambda job: job.warm_up(), stop_after)
+
+
+@app.command("pseudo-labels")
+def pseudo_labels(config: ConfigPath, overrides: Overrides = None, round_number: Round = 1) -> None:
+    """Label the target's training images with the network trained before a round, and compute class centroids."""
+    _run(config, overrides, lambda job: job.pseudo_labels(round_number))
+
+
+@app.command("self-train")
+def self_train(
+    config: ConfigPath, overrides: Overrides = None, round_number: Round = 1, stop_after: StopAfter = None
+) -> None:
+    """Train one round of self-training on the pseudo labels made for it."""
+    _run(config, overrides, lambda job: job.self_training(round_number), stop_after)
+
+
+@app.command()
+def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Measure every network trained so far on the validation images; writes results.json and report.html."""
+    _run(config, overrides, lambda job: job.evaluate(), report=True)
+
+
+@app.command()
+def demo(
+    run_dir: Annotated[Path, typer.Option(help="Where to write.")] = Path("runs/demo"),
+    overrides: Overrides = None,
+) -> None:
+    """Run the whole job on built-in street scenes: no files needed, minutes on two CPU cores."""
+    built_in = Path(__file__).parent / "configs" / "demo.yaml"
+    _run(built_in, [f"run_dir={run_dir}", *(overrides or [])], lambda job: job.run(), report=True)
+
+
+@app.command()
+def predict(
+    weights: Annotated[
+        Path, typer.Argument(help="A run directory, or a checkpoint directory step_* of one.")
+    ],
+    images: Annotated[Path, typer.Argument(help="A folder of images, or one image.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write to: labels/, masks/ and overlays/.")],
+    network: Annotated[str, typer.Option(help="student or teacher")] = "student",
+) -> None:
+    """Segment your own images: class indices, colour masks, and masks laid over the images."""
+    from diga_hpc.predict import predict as run_predict
+
+    _log_to_terminal()
+    count = run_predict(weights, images, output, network)
+    print(f"{count} images segmented: {output}/labels, {output}/masks, {output}/overlays")
+
+
+@app.command()
+def check(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option(help="Look at 20 images of each data set instead of all.")] = False,
+) -> None:
+    """Check configuration and data without training: files, pairs, sizes, label ids; say what would run."""
+    from diga_hpc.check import check as run_check
+
+    _log_to_terminal()
+    run_check(configuration.load(config, overrides or []), limit=20 if quick else None)
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="The run directory.")]) -> None:
+    """Write RUN_DIR/report.html: curves, results, per-class IoU, pictures."""
+    from diga_hpc.report import write_report
+
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"{run_dir}: no config.yaml in it, so it is not a run directory")
+    print(write_report(run_dir))
+
+
+def _run(
+    config: Path, overrides: list[str] | None, work, stop_after: int | None = None, report: bool = False
+) -> None:
+    resolved = configuration.load(config, overrides or [])
+    _log_to_terminal()
+    from diga_hpc import distributed
+    from diga_hpc.stages.pipeline import Pipeline
+
+    job = Pipeline(resolved, stop_after)
+    work(job)
+    if report and job.context.world.is_main:
+        from diga_hpc.report import print_results, write_report
+
+        print_results(resolved.run_dir)
+        print(f"report: {write_report(resolved.run_dir)}")
+    job.context.world.barrier()
+    distributed.finish()
+
+
+def _log_to_terminal() -> None:
+    """Our own messages at level INFO from rank 0 and warnings from everywhere, on standard error."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    if _rank() == 0:
+        logging.getLogger("diga_hpc").setLevel(logging.INFO)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def _one_line(error: UserError) -> str:
+    # A loader's worker process hands its error over with its traceback in front.
+    return " ".join(str(error).rsplit("UserError: ", 1)[-1].split())
+
+
+def main() -> None:
+    """Entry point: user errors are one line and exit code 2, a requested stop is exit code 75."""
+    where = f"rank {_rank()}: " if _rank() else ""
+    try:
+        app()
+    except UserError as error:
+        print(f"diga-hpc: {where}error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except Stopped as stopped:
+        print(f"diga-hpc: {where}{stopped}; start the same command again to go on", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)

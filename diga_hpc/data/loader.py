@@ -1,0 +1,183 @@
+"""Batches for training and images for inference.
+
+Training sees an endless stream of samples n = 0, 1, 2, ... Everything about sample n (which image, crop,
+mirror, colour change, classes to mix) is drawn from (seed, stage, n) alone, so the stream is the same with
+any number of loader workers and ranks, and a resumed run goes on in it by arithmetic: step s holds the
+samples [s*G, (s+1)*G) of the global batch G, and rank r of R the r-th of R equal parts of them.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from diga_hpc.config import Config, TrainingSection
+from diga_hpc.data import transforms
+from diga_hpc.data.datasets import AnyDataset, Sample
+from diga_hpc.data.label_spaces import IGNORE
+from diga_hpc.errors import UserError
+from diga_hpc.views import draw_color_change
+
+
+@dataclass
+class Batch:
+    """B source samples, each paired with a target sample where there is a target (else None)."""
+
+    source_images: torch.Tensor  # uint8 [B,3,H,W]
+    source_labels: torch.Tensor  # uint8 [B,H,W]
+    source_color: torch.Tensor  # float32 [B,7], see views.ColorChange
+    mix_table: torch.Tensor  # bool [B,256]: label values that CrDoMix takes from the colour view
+    paste_table: torch.Tensor  # bool [B,256]: label values that the target mix takes from the source
+    target_images: torch.Tensor | None = None  # uint8 [B,3,H,W]
+    target_labels: torch.Tensor | None = None  # uint8 [B,H,W], pseudo labels
+    target_color: torch.Tensor | None = None  # float32 [B,7]
+
+    def __len__(self) -> int:
+        return len(self.source_images)
+
+    def map(self, function) -> "Batch":
+        """The batch with `function` applied to each of its tensors."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: None if t is None else function(t) for name, t in values.items()})
+
+    def to(self, device: torch.device) -> "Batch":
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        return self.map(torch.Tensor.pin_memory)
+
+    def split(self, size: int) -> list["Batch"]:
+        """Consecutive parts of at most `size` samples."""
+        return [self.map(lambda t, i=i: t[i : i + size]) for i in range(0, len(self), size)]
+
+
+def sample_rng(seed: int, stream: str, n: int) -> np.random.Generator:
+    """The generator that everything random about sample `n` of a stream is drawn from."""
+    return np.random.default_rng([seed, zlib.crc32(stream.encode()), n])
+
+
+def full_size(dataset: AnyDataset, sample: Sample) -> tuple[int, int]:
+    """Height and width that the data set's images are worked on at."""
+    return dataset.section.size or tuple(sample.image.shape[-2:])
+
+
+class TrainingSamples(torch.utils.data.Dataset):
+    """Sample n of a stage's stream, as a Batch of one without the leading dimension."""
+
+    def __init__(
+        self,
+        config: Config,
+        stage: str,
+        section: TrainingSection,
+        source: AnyDataset,
+        target: AnyDataset | None,
+    ):
+        self.config = config
+        self.stage = stage
+        self.section = section
+        self.source = source
+        self.target = target
+
+    def __len__(self) -> int:
+        return self.section.steps * self.section.batch.total
+
+    def __getitem__(self, n: int) -> Batch:
+        rng = sample_rng(self.config.seed, self.stage, n)
+        half = n % self.section.batch.total >= self.section.batch.full
+        image, label = self._crop(self.source, "source", n, half, rng)
+        values = {
+            "source_images": image,
+            "source_labels": label,
+            "source_color": draw_color_change(rng),
+            "mix_table": draw_class_table(rng, label),
+            "paste_table": draw_class_table(rng, label),
+        }
+        if self.target is not None:
+            image, label = self._crop(self.target, "target", n, half, rng)
+            values |= {"target_images": image, "target_labels": label, "target_color": draw_color_change(rng)}
+        return Batch(**values)
+
+    def _crop(self, dataset: AnyDataset, domain: str, n: int, half: bool, rng: np.random.Generator):
+        sample = dataset.load(epoch_index(self.config.seed, f"{self.stage}/{domain}", n, len(dataset)))
+        size = full_size(dataset, sample)
+        if half:
+            size = dataset.section.half_size or (size[0] // 2, size[1] // 2)
+        data, crop = self.config.data, self.section.crop
+        return transforms.training_crop(
+            sample.image, sample.label, rng=rng, size=size, crop=crop, scale=data.scale, flip=data.flip,
+            redraw=domain == "source",
+        )  # fmt: skip
+
+
+def epoch_index(seed: int, stream: str, n: int, length: int) -> int:
+    """Which of `length` images sample n shows: a fresh permutation every epoch."""
+    epoch, position = divmod(n, length)
+    return int(sample_rng(seed, f"order/{stream}", epoch).permutation(length)[position])
+
+
+def draw_class_table(rng: np.random.Generator, label: torch.Tensor) -> torch.Tensor:
+    """bool [256]: floor(|L|/2) of the label values L present (255 counts as one), and 255 itself."""
+    present = np.flatnonzero(np.bincount(label.numpy().ravel(), minlength=256))
+    table = torch.zeros(256, dtype=torch.bool)
+    table[rng.choice(present, len(present) // 2, replace=False)] = True
+    table[IGNORE] = True
+    return table
+
+
+def collate(samples: list[Batch]) -> Batch:
+    """Stack single samples into a batch."""
+    columns = {f.name: [getattr(sample, f.name) for sample in samples] for f in fields(Batch)}
+    return Batch(
+        **{name: None if column[0] is None else torch.stack(column) for name, column in columns.items()}
+    )
+
+
+def rank_share(total: int, rank: int, world_size: int) -> int:
+    """Samples of a global batch of `total` that every rank gets. Raises UserError if they do not divide."""
+    if total % world_size:
+        raise UserError(
+            f"a batch of {total} images does not divide by {world_size} ranks; set batch.full and batch.half "
+            f"to a sum that is a multiple of {world_size}, or start another number of ranks"
+        )
+    return total // world_size
+
+
+def training_batches(
+    samples: TrainingSamples, *, first_step: int, rank: int, world_size: int, workers: int, pin_memory: bool
+) -> Iterator[Batch]:
+    """This rank's batches of the steps from `first_step` on."""
+    section = samples.section
+    share = rank_share(section.batch.total, rank, world_size)
+    numbers = [
+        list(range(start, start + share))
+        for step in range(first_step, section.steps)
+        for start in [step * section.batch.total + rank * share]
+    ]
+    loader = DataLoader(
+        samples, batch_sampler=numbers, num_workers=workers, collate_fn=collate, pin_memory=pin_memory,
+        persistent_workers=False, prefetch_factor=4 if workers else None,
+    )  # fmt: skip
+    return iter(loader)
+
+
+class InferenceImages(torch.utils.data.Dataset):
+    """Images at their full working size for networks in evaluation mode; labels at their own size."""
+
+    def __init__(self, dataset: AnyDataset, indices: list[int]):
+        self.dataset = dataset
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> Sample:
+        sample = self.dataset.load(self.indices[i])
+        return sample._replace(image=transforms.resize_image(sample.image, full_size(self.dataset, sample)))
+
+
+def inference_images(dataset: AnyDataset, indices: list[int], workers: int) -> Iterator[Sample]:
+    """One Sample at a time, decoded by the workers ahead of use."""
+    return iter(DataLoader(InferenceImages(dataset, indices), batch_size=None, num_workers=workers))

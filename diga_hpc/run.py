@@ -1,0 +1,146 @@
+"""The run directory: where each stage leaves its results, bound to one configuration.
+
+RUN_DIR/
+    config.yaml                    resolved configuration
+    env.txt                        versions and machine of the last start
+    metrics.jsonl, tensorboard/    what training logged
+    checkpoints/STAGE/step_*/      see checkpoint.py; STAGE = source_only, warm_up, self_training_1, ...
+    pseudo_labels/round_1/*.png    labels of the target's training images
+    centroids/round_1.safetensors  class centroids of the same network
+    results.json                   rows of the evaluation
+    consensus.json                 how much the consensus keeps of the validation images, how often rightly
+    panels/IMAGE/*.png             validation images with their labels, for the report
+    report.html
+"""
+
+import json
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from diga_hpc import __version__
+from diga_hpc import config as configuration
+from diga_hpc.config import Config
+from diga_hpc.distributed import World
+from diga_hpc.errors import UserError
+
+VERSIONED = ("torch", "torchvision", "deepspeed", "triton", "kornia", "timm", "numpy")
+
+
+class Run:
+    """Paths of a run, and the small files in it."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.path = config.run_dir
+
+    def open(self, world: World) -> None:
+        """Create the directory, or check that it belongs to this configuration. All ranks call it.
+
+        Raises UserError if it is not writable, or holds another experiment or foreign files.
+        """
+        problem = None
+        if world.is_main:
+            try:
+                self._claim()
+            except UserError as error:
+                problem = str(error)
+            except OSError as error:
+                problem = (
+                    f"{self.path}: run directory cannot be written ({error.strerror}); set run_dir=FOLDER"
+                )
+        problem = world.from_main(problem)
+        if problem:
+            raise UserError(problem)
+
+    def _claim(self) -> None:
+        saved = self.path / "config.yaml"
+        if saved.is_file():
+            changed = configuration.differences(configuration.load(saved), self.config)
+            if changed:
+                raise UserError(
+                    f"{self.path}: belongs to another configuration ({'; '.join(changed[:3])}); "
+                    "choose another run_dir, or remove this one"
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"{self.path}: not empty and not a run directory; set run_dir to a new folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        probe = self.path / ".writable"
+        probe.write_text("")
+        probe.unlink()
+        temporary = self.path / ".config.yaml"
+        configuration.save(self.config, temporary)
+        temporary.replace(saved)
+        (self.path / "env.txt").write_text(environment())
+
+    def checkpoints(self, stage: str) -> Path:
+        return self.path / "checkpoints" / stage
+
+    def pseudo_labels(self, round_number: int) -> Path:
+        return self.path / "pseudo_labels" / f"round_{round_number}"
+
+    def centroids(self, round_number: int) -> Path:
+        return self.path / "centroids" / f"round_{round_number}.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def consensus(self) -> Path:
+        return self.path / "consensus.json"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    def panel(self, image: str, kind: str, suffix: str = ".png") -> Path:
+        """A picture for the report: kind = image, truth, the name of a stage, or consensus_N."""
+        return self.path / "panels" / image / f"{kind}{suffix}"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+
+def read_json(path: Path, default: Any) -> Any:
+    """The content of a JSON file, or `default` where there is none. Raises UserError naming a broken one."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return default
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); remove it to have it made again") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def environment() -> str:
+    """Versions, machine and command, one a line."""
+    import torch
+
+    lines = [f"diga_hpc {__version__}", f"python {platform.python_version()}"]
+    for package in VERSIONED:
+        try:
+            lines.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            lines.append(f"{package} not installed")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    free = shutil.disk_usage(Path.cwd()).free // 2**30
+    lines += [
+        f"cuda {torch.version.cuda}, device {device}",
+        f"machine {platform.machine()} {platform.system()} {platform.release()}, {os.cpu_count()} cores",
+        f"host {platform.node()}, {free} GiB free",
+        f"command {' '.join(sys.argv)}",
+    ]
+    return "\n".join(lines) + "\n"

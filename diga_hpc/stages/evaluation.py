@@ -1,0 +1,108 @@
+"""Evaluation: one confusion matrix over all ranks, every image counted once (method.md section 10)."""
+
+from collections.abc import Iterable
+
+import torch
+
+from diga_hpc.data.datasets import AnyDataset
+from diga_hpc.data.label_spaces import LabelSpace
+from diga_hpc.data.loader import inference_images
+from diga_hpc.data.transforms import resize_image
+from diga_hpc.inference import Labeler
+from diga_hpc.models import SegmentationModel
+from diga_hpc.pictures import to_picture, write_labels, write_picture
+from diga_hpc.run import read_json, write_json
+from diga_hpc.training import Context
+
+
+class ConfusionMatrix:
+    """Counts [K,K] of (truth, prediction) on the device; nothing synchronises until `counts` is read."""
+
+    def __init__(self, num_classes: int, device: torch.device):
+        self.num_classes = num_classes
+        # One more cell takes the pixels without a truth.
+        self._cells = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=device)
+
+    def add(self, truth: torch.Tensor, predicted: torch.Tensor) -> None:
+        """Labels uint8 of one shape; truth outside 0..K-1 is not counted."""
+        k = self.num_classes
+        cell = torch.where(truth < k, truth.long() * k + predicted.long(), k * k).flatten()
+        self._cells.scatter_add_(0, cell, torch.ones_like(cell))
+
+    @property
+    def counts(self) -> torch.Tensor:
+        return self._cells[:-1].view(self.num_classes, self.num_classes)
+
+
+def scores(counts: torch.Tensor, space: LabelSpace) -> dict:
+    """mIoU over the classes present in the truth, pixel accuracy and IoU per class, in percent.
+
+    A class that is absent from truth and prediction has no IoU (None); one that is only predicted has IoU 0
+    but does not enter the mean, which is over classes present.
+    """
+    counts = counts.double().cpu()
+    hits = counts.diag()
+    union = counts.sum(0) + counts.sum(1) - hits
+    iou = {
+        name: round(100 * float(hits[i] / union[i]), 3) if union[i] > 0 else None
+        for i, name in enumerate(space.classes)
+    }
+    present = counts.sum(1) > 0
+
+    def mean_over(members: Iterable[int]) -> float:
+        values = [iou[space.classes[i]] for i in members if present[i]]
+        return round(sum(values) / max(len(values), 1), 3)
+
+    result = {
+        "miou": mean_over(range(space.num_classes)),
+        "pixel_accuracy": round(100 * float(hits.sum() / counts.sum().clamp(min=1)), 3),
+        "iou": iou,
+    }
+    return result | {name: mean_over(members) for name, members in space.protocols.items()}
+
+
+def measure(context: Context, model: SegmentationModel, validation: AnyDataset, panel: str | None) -> dict:
+    """Scores of a network in evaluation mode on the validation images; with `panel` some predictions are kept."""
+    world, section = context.world, context.config.evaluation
+    label = Labeler(
+        model,
+        scales=section.scales,
+        flip=section.flip,
+        sliding_window=section.sliding_window,
+        bf16=context.bf16,
+    )
+    matrix = ConfusionMatrix(context.space.num_classes, world.device)
+    indices = world.share(len(validation))
+    for index, sample in zip(
+        indices, inference_images(validation, indices, context.config.data.workers), strict=True
+    ):
+        predicted = label(sample.image.to(world.device), sample.label.shape)
+        matrix.add(sample.label.to(world.device), predicted)
+        if panel is not None and index < section.panels:
+            write_labels(context.run.panel(sample.name, panel), predicted, context.space)
+        if context.stop.requested:
+            break
+    context.stop.raise_if_any("evaluation")
+    return scores(world.sum(matrix.counts), context.space) | {"images": len(validation)}
+
+
+def write_truth_panels(context: Context, validation: AnyDataset) -> None:
+    """The validation images of the report and their labels."""
+    for index in range(min(context.config.evaluation.panels, len(validation))):
+        sample = validation.load(index)
+        picture = to_picture(resize_image(sample.image, tuple(sample.label.shape)))
+        write_picture(context.run.panel(sample.name, "image", suffix=".jpg"), picture)
+        write_labels(context.run.panel(sample.name, "truth"), sample.label, context.space)
+
+
+KEY = ("stage", "round", "network", "normalization")
+
+
+def add_result(context: Context, row: dict) -> None:
+    """Put a row into results.json, in place of one of the same stage, network and normalisation."""
+    rows = [r for r in read_json(context.run.results, []) if any(r[k] != row[k] for k in KEY)]
+    write_json(context.run.results, [*rows, row])
+
+
+def has_result(context: Context, **key) -> bool:
+    return any(all(row[k] == v for k, v in key.items()) for row in read_json(context.run.results, []))

@@ -1,0 +1,114 @@
+"""Pseudo labels and initial centroids of a self-training round (method.md sections 5 and 6).
+
+Each label file is written as soon as it is computed, under a temporary name that is then changed, so a run
+that goes on keeps the complete ones; memory does not grow with the number of images.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from diga_hpc import kernels
+from diga_hpc.centroids import Centroids, ClassMeans, image_class_means
+from diga_hpc.data.datasets import AnyDataset
+from diga_hpc.data.label_spaces import IGNORE
+from diga_hpc.data.loader import inference_images
+from diga_hpc.inference import Labeler, features_and_labels, rescale
+from diga_hpc.models import SegmentationModel
+from diga_hpc.pictures import write_labels
+from diga_hpc.teacher import Teacher
+from diga_hpc.training import Context
+from diga_hpc.views import unit_range
+
+
+def write_pseudo_labels(context: Context, model: SegmentationModel, target: AnyDataset, folder: Path) -> None:
+    """One palette PNG for every target image, at the target's full size, shared out over the ranks."""
+    if context.world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+    context.world.barrier()
+    missing = [
+        i for i in context.world.share(len(target)) if not (folder / f"{target.name(i)}.png").is_file()
+    ]
+    label = Labeler(model, scales=context.config.pseudo_labels.scales, bf16=context.bf16)
+    for sample in inference_images(target, missing, context.config.data.workers):
+        labels = label(sample.image.to(context.world.device), sample.image.shape[-2:])
+        write_labels(folder / f"{sample.name}.png", labels, context.space)
+        if context.stop.requested:
+            break
+    context.stop.raise_if_any("pseudo labels")
+
+
+@torch.inference_mode()
+def initial_centroids(context: Context, model: SegmentationModel, target: AnyDataset) -> Centroids:
+    """Class means of the features over the target's training images at half size, every image weighing the same."""
+    section, device = context.config.centroids, context.world.device
+    num_classes = context.space.num_classes
+    total = ClassMeans(
+        torch.zeros(num_classes, model.feature_channels, device=device),
+        torch.zeros(num_classes, device=device),
+    )
+    for sample in inference_images(target, context.world.share(len(target)), context.config.data.workers):
+        image = rescale(unit_range(sample.image[None].to(device)), 0.5)
+        features, predicted = features_and_labels(model, image)
+        total = total + image_class_means(features, predicted, num_classes, section.minimum_pixels)
+        if context.stop.requested:
+            break
+    context.stop.raise_if_any("centroids")
+    centroids = Centroids(num_classes, model.feature_channels, section, device)
+    centroids.initialize(total, context.world)
+    return centroids
+
+
+def save_centroids(centroids: Centroids, path: Path) -> None:
+    """Written whole or not at all; its existence says that the round's labels are all there too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    save_file({name: t.cpu().contiguous() for name, t in centroids.state().items()}, temporary)
+    temporary.replace(path)
+
+
+def load_centroids(context: Context, path: Path, channels: int) -> Centroids:
+    """The centroids that a round starts from."""
+    centroids = Centroids(context.space.num_classes, channels, context.config.centroids, context.world.device)
+    centroids.load_state(load_file(path))
+    return centroids
+
+
+@torch.inference_mode()
+def consensus_quality(
+    context: Context, model: SegmentationModel, centroids: Centroids, validation: AnyDataset, panel_name: str
+) -> dict[str, float]:
+    """How much the consensus keeps of the validation images, and how often it is right: a diagnosis, used for nothing.
+
+    Labels and features are made as self-training makes them. Returns kept, accuracy (of what is kept),
+    accuracy_offline (of the pseudo labels without consensus), images.
+    """
+    world, config = context.world, context.config
+    teacher = Teacher(model, config)
+    label = Labeler(model, scales=config.pseudo_labels.scales, bf16=context.bf16)
+    counts = torch.zeros(
+        4, dtype=torch.int64, device=world.device
+    )  # labelled, kept, kept right, offline right
+    for index, sample in zip(
+        world.share(len(validation)),
+        inference_images(validation, world.share(len(validation)), config.data.workers),
+        strict=True,
+    ):
+        image, truth = sample.image.to(world.device), sample.label.to(world.device)
+        offline = label(image, truth.shape)
+        consensus, _ = kernels.consensus_labels(
+            teacher(unit_range(image[None])).features, centroids.values, offline[None], seen=centroids.seen
+        )
+        labelled, kept = truth != IGNORE, consensus[0] != IGNORE
+        right = (offline == truth) & labelled
+        counts += torch.stack([labelled.sum(), (kept & labelled).sum(), (kept & right).sum(), right.sum()])
+        if index < config.evaluation.panels:
+            write_labels(context.run.panel(sample.name, panel_name), consensus[0], context.space)
+    labelled, kept, kept_right, right = world.sum(counts).tolist()
+    return {
+        "kept": kept / max(labelled, 1),
+        "accuracy": kept_right / max(kept, 1),
+        "accuracy_offline": right / max(labelled, 1),
+        "images": len(validation),
+    }

@@ -1,0 +1,251 @@
+"""The loop that all training stages share: resume, step, log, checkpoint, stop.
+
+A stage (stages/*.py) brings its step; the loop owns the engine, the teacher and the data position:
+    batch -> stage.step -> engine.backward   once a micro batch
+    engine.step, stage.absorb                once a step
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diga_hpc import __version__, checkpoint
+from diga_hpc.config import Config, TrainingSection
+from diga_hpc.data.datasets import AnyDataset
+from diga_hpc.data.label_spaces import LabelSpace
+from diga_hpc.data.loader import Batch, TrainingSamples, sample_rng, training_batches
+from diga_hpc.distributed import StopFlag, World
+from diga_hpc.engine import Engine
+from diga_hpc.errors import Stopped, UserError
+from diga_hpc.metrics import Journal, Meter, peak_memory_gib
+from diga_hpc.models import Prediction, SegmentationModel
+from diga_hpc.run import Run
+from diga_hpc.teacher import Teacher
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class StepOutput:
+    """What a stage's step returns: the loss, scalars to log, and statistics to absorb if the step is applied."""
+
+    loss: torch.Tensor
+    metrics: dict[str, torch.Tensor]
+    statistics: Any = None
+
+
+class Stage:
+    """What the loop asks of a stage; the defaults are those of a stage that keeps nothing of its own."""
+
+    name: str
+    section: TrainingSection
+
+    def step(
+        self, batch: Batch, student: Callable[[torch.Tensor], Prediction], teacher: Teacher
+    ) -> StepOutput:
+        """Views, teacher, student, losses of a micro batch: no backward, no logging, no host synchronisation."""
+        raise NotImplementedError
+
+    def absorb(self, statistics: list[Any]) -> None:
+        """Take in the statistics of the micro batches of a step that was applied."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Tensors beside student, teacher and optimiser that a resumed run needs."""
+        return {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Undo of `state`."""
+
+
+@dataclass
+class Context:
+    """What every stage of a run is given."""
+
+    config: Config
+    run: Run
+    world: World
+    stop: StopFlag
+    space: LabelSpace
+
+    @property
+    def bf16(self) -> bool:
+        return self.config.engine.precision == "bf16"
+
+
+def train(
+    context: Context, stage: Stage, student: SegmentationModel, source: AnyDataset, target: AnyDataset | None
+):
+    """Train `stage` to its last step, going on from its newest checkpoint.
+
+    Returns nothing: the result is the checkpoint of the last step. Raises Stopped at a step boundary when the
+    stop flag is set, and UserError when steps are not finite several times in a row.
+    """
+    config, world, section = context.config, context.world, stage.section
+    folder = context.run.checkpoints(stage.name)
+    found = world.from_main(checkpoint.newest(folder) if world.is_main else None)
+    groups, state = checkpoint.load(found) if found else ({}, {"step": 0, "skipped": 0})
+    first_step = state["step"]
+    if first_step == section.steps:
+        return
+    teacher = Teacher(student, config)
+    teacher.model.to(world.device)
+    if groups:
+        student.load_state_dict(groups["student"])
+        teacher.model.load_state_dict(groups["teacher"])
+        stage.load_state(groups.get("extra", {}))
+    engine = Engine(student, config, section, world)
+    if groups:
+        engine.load_optimizer_state(groups["optimizer"])
+        if world.is_main:
+            log.info("%s goes on from step %d", stage.name, first_step)
+    loop = _Loop(context, stage, engine, teacher, state)
+    loop.run(source, target)
+
+
+class _Loop:
+    """One stage being trained."""
+
+    def __init__(self, context: Context, stage: Stage, engine: Engine, teacher: Teacher, state: dict):
+        self.context = context
+        self.stage = stage
+        self.engine = engine
+        self.teacher = teacher
+        self.done = state["step"]
+        self.skipped = state["skipped"]
+        self.bad_in_a_row = 0
+        self.meter = Meter(context.world)
+        self.folder = context.run.checkpoints(stage.name)
+
+    def run(self, source: AnyDataset, target: AnyDataset | None) -> None:
+        config, world, section = self.context.config, self.context.world, self.stage.section
+        samples = TrainingSamples(config, self.stage.name, section, source, target)
+        batches = training_batches(
+            samples, first_step=self.done, rank=world.rank, world_size=world.size,
+            workers=config.data.workers, pin_memory=world.device.type == "cuda",
+        )  # fmt: skip
+        journal = Journal(
+            self.context.run.metrics, config.logging, world, self.stage.name, self.done, section.steps
+        )
+        self.engine.student.train()
+        clock = _Clock()
+        saved = self.done
+        try:
+            for batch in batches:
+                clock.data_arrived()
+                self._step(batch.to(world.device))
+                self.done += 1
+                last, stopping = self.done == section.steps, self.context.stop.at_step_boundary()
+                if last or stopping or self.done % config.logging.every == 0:
+                    journal.write(self.done, self._log_line(clock))
+                if last or stopping or self.done % config.logging.checkpoint_every == 0:
+                    self._save()
+                    saved = self.done
+                if stopping and not last:
+                    raise Stopped(f"{self.stage.name} stopped at step {saved} of {section.steps}")
+                clock.step_done()
+        finally:
+            journal.close()
+
+    def _step(self, batch: Batch) -> None:
+        step, world = self.done, self.context.world
+        # Dropout and whatever else draws from torch depends on (seed, stage, step, rank): nothing to save.
+        draw = sample_rng(self.context.config.seed, f"torch/{self.stage.name}/{world.rank}", step)
+        torch.manual_seed(int(draw.integers(2**63)))
+        with self.engine.gathered():
+            self.teacher.update(self.engine.student, step)
+        statistics = []
+        for micro in batch.split(self.engine.micro_batch):
+            output = self.stage.step(micro, self.engine, self.teacher)
+            self.engine.backward(output.loss, len(micro))
+            self.meter.add(output.metrics, len(micro) / len(batch))
+            statistics.append(output.statistics)
+        result = self.engine.step(step)
+        if result.applied:
+            self.bad_in_a_row = 0
+            self.stage.absorb(statistics)
+        else:
+            self._count_bad_step(step, result.gradient_norm)
+
+    def _count_bad_step(self, step: int, norm: float) -> None:
+        self.skipped += 1
+        self.bad_in_a_row += 1
+        if self.bad_in_a_row >= self.context.config.engine.max_bad_steps:
+            parts = ", ".join(f"{name} = {value:.4g}" for name, value in self.meter.flush().items())
+            raise UserError(
+                f"{self.stage.name}: {self.bad_in_a_row} steps in a row up to step {step} had a loss or gradient that "
+                f"is not finite (gradient norm {norm:.4g}; means since the last log point: {parts}); lower "
+                "optimizer.lr_head and optimizer.lr_backbone, set optimizer.clip_norm, or use engine.precision=fp32"
+            )
+
+    def _log_line(self, clock: "_Clock") -> dict[str, float]:
+        rates = self.engine.rates(self.done - 1)
+        world = self.context.world
+        return self.meter.flush() | {
+            "lr/backbone": rates["backbone"],
+            "lr/head": rates["head"],
+            "guard/skipped_steps": self.skipped,
+            "memory/peak_gib": peak_memory_gib(world.device),
+            **clock.rates(self.stage.section.batch.total),
+        }
+
+    def _save(self) -> None:
+        with self.engine.gathered():
+            student = {name: t.clone() for name, t in self.engine.student.state_dict().items()}
+        optimizer = self.engine.optimizer_state()
+        world = self.context.world
+        problem = None
+        if world.is_main:
+            groups = {"student": student, "teacher": self.teacher.model.state_dict(), "optimizer": optimizer}
+            extra = self.stage.state()
+            if extra:
+                groups["extra"] = extra
+            state = {"stage": self.stage.name, "skipped": self.skipped, "version": __version__}
+            try:
+                checkpoint.save(self.folder, self.done, groups, state, self.context.config.logging.keep)
+            except UserError as error:
+                problem = str(error)
+        problem = world.from_main(problem)  # also the barrier that no rank passes before the files are there
+        if problem:
+            raise UserError(problem)
+
+
+class _Clock:
+    """Throughput and the share of time that is spent waiting for data, between two log points."""
+
+    def __init__(self):
+        self._ready = time.perf_counter()
+        self._since = self._ready
+        self._waited = 0.0
+        self._steps = 0
+
+    def data_arrived(self) -> None:
+        self._waited += time.perf_counter() - self._ready
+        self._steps += 1
+
+    def step_done(self) -> None:
+        self._ready = time.perf_counter()
+
+    def rates(self, batch: int) -> dict[str, float]:
+        now = time.perf_counter()
+        elapsed = now - self._since
+        values = {
+            "throughput/images_per_s": self._steps * batch / elapsed,
+            "time/step_s": elapsed / self._steps,
+            "time/data_wait_pct": 100 * self._waited / elapsed,
+        }
+        self._since, self._waited, self._steps = now, 0.0, 0
+        return values
+
+
+def trained_weights(context: Context, stage: str, steps: int, network: str = "student") -> Path:
+    """The weights' file of a finished stage: `student` or `teacher`. Raises UserError if it is not finished."""
+    found = checkpoint.newest(context.run.checkpoints(stage))
+    step = checkpoint.read_state(found)["step"] if found else 0
+    if step < steps:
+        raise UserError(f"{context.run.path}: stage {stage} is at step {step} of {steps}; finish it first")
+    return found / f"{network}.safetensors"

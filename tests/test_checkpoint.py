@@ -1,0 +1,103 @@
+"""Checkpoints: round trip, what breaks them, and that the one before a broken one is used."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from diga_hpc import checkpoint
+from diga_hpc.errors import UserError
+
+
+def groups(value: float):
+    return {
+        "student": {"a.weight": torch.full((3, 4), value), "a.count": torch.tensor(7)},
+        "optimizer": {"momentum_buffer/a.weight": torch.full((3, 4), -value), "step": torch.tensor(2.0)},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for step in (10, 20):
+        checkpoint.save(tmp_path, step, groups(step), {"stage": "warm_up"}, keep=2)
+    return tmp_path
+
+
+def test_round_trip(folder):
+    got, state = checkpoint.load(checkpoint.newest(folder))
+    assert state == {"stage": "warm_up", "step": 20}
+    want = groups(20.0)
+    assert got.keys() == want.keys()
+    for stem, tensors in want.items():
+        assert all(torch.equal(got[stem][name], t) for name, t in tensors.items())
+
+
+def test_only_the_newest_are_kept(folder):
+    checkpoint.save(folder, 30, groups(30), {}, keep=2)
+    assert sorted(p.name for p in folder.iterdir()) == ["step_00000020", "step_00000030"]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [cut, flip, remove])
+@pytest.mark.parametrize(
+    "name", ["student.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+)
+def test_a_broken_checkpoint_is_named_and_the_one_before_is_used(folder, caplog, damage, name):
+    damage(folder / "step_00000020" / name)
+    with caplog.at_level(logging.WARNING):
+        assert checkpoint.newest(folder).name == "step_00000010"
+    assert "step_00000020: broken checkpoint" in caplog.text and name in caplog.text
+
+
+def test_manifest_that_names_files_elsewhere_is_refused(folder):
+    manifest = folder / "step_00000020/manifest.json"
+    content = json.loads(manifest.read_text())
+    content["files"]["../step_00000010/state.json"] = content["files"]["state.json"]
+    manifest.write_text(json.dumps(content))
+    assert "is missing" in checkpoint.verify(folder / "step_00000020")
+
+
+def test_none_left(tmp_path):
+    assert checkpoint.newest(tmp_path) is None
+    checkpoint.save(tmp_path, 1, groups(1), {}, keep=2)
+    cut(tmp_path / "step_00000001/student.safetensors")
+    assert checkpoint.newest(tmp_path) is None
+
+
+def test_a_save_that_was_interrupted_leaves_no_checkpoint(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path, 1, groups(1), {}, keep=2)
+    assert checkpoint.newest(tmp_path) is None
+    monkeypatch.undo()
+    checkpoint.save(tmp_path, 1, groups(1), {}, keep=2)  # what was left does not disturb the next one
+    assert checkpoint.newest(tmp_path).name == "step_00000001"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="checkpoint cannot be written"):
+        checkpoint.save(tmp_path / "file", 1, groups(1), {}, keep=2)
+
+
+def test_a_file_that_is_no_safetensors(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"\x80\x04.")
+    with pytest.raises(UserError, match="x.safetensors: not a readable safetensors file"):
+        checkpoint.read_tensors(tmp_path / "x.safetensors")
