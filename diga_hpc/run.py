@@ -38,6 +38,11 @@ class Run:
         self.config = config
         self.path = config.run_dir
 
+    @property
+    def exists(self) -> bool:
+        """Whether an earlier start has claimed the directory."""
+        return (self.path / "config.yaml").is_file()
+
     def open(self, world: World) -> None:
         """Create the directory, or check that it belongs to this configuration. All ranks call it.
 

@@ -61,20 +61,23 @@ def test_no_full_resolution_tensor_and_no_waiting():
         assert len(recorder.waits) == (1 if name == "consensus_labels" else 0), (name, recorder.waits)
 
 
-def test_products_are_exact_whatever_the_training_chose(monkeypatch):
-    seen = []
+def test_products_are_exact_whatever_the_training_chose():
+    backend, found = torch.backends.mkldnn.matmul, []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm):
-                seen.append((torch.backends.mkldnn.matmul.fp32_precision, args[0].dtype))
+                found.append((backend.fp32_precision, args[0].dtype))
             return func(*args, **(kwargs or {}))
 
-    monkeypatch.setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16")
-    with Watch(), torch.autocast("cpu", dtype=torch.bfloat16):
-        kernels.argmax_labels(torch.randn(1, 3, 4, 5), (9, 9))
-    assert seen and set(seen) == {("ieee", torch.float32)}
-    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    before, backend.fp32_precision = backend.fp32_precision, "bf16"
+    try:
+        with Watch(), torch.autocast("cpu", dtype=torch.bfloat16):
+            kernels.argmax_labels(torch.randn(1, 3, 4, 5), (9, 9))
+        assert found and set(found) == {("ieee", torch.float32)}
+        assert backend.fp32_precision == "bf16"
+    finally:
+        backend.fp32_precision = before
 
 
 def test_kernels_import_torch_only():

@@ -8,6 +8,7 @@ import logging
 import torch
 
 from diga_hpc import distributed
+from diga_hpc.check import check_crops
 from diga_hpc.config import Config
 from diga_hpc.data import datasets
 from diga_hpc.data.datasets import WithPseudoLabels
@@ -38,9 +39,12 @@ class Pipeline:
         self.source = datasets.open_source(config)
         self.target = datasets.open_target(config)
         self.validation = datasets.open_validation(config)
+        check_crops(config, {"source": self.source} | ({"target": self.target} if self.target else {}))
         run = Run(config)
-        run.open(world)
         self.context = Context(config, run, world, stop, label_space(config))
+        if not run.exists:
+            self._starting_model()  # wrong weights are found before anything is written
+        run.open(world)
 
     def run(self) -> None:
         """Everything, and the evaluation of each network as soon as it is trained."""

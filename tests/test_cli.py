@@ -1,0 +1,174 @@
+"""The command line as a user meets it: help, bad input as one line and exit code 2, nothing half-written."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import diga
+from PIL import Image
+from typer.testing import CliRunner
+
+from diga_hpc import cli
+from diga_hpc.errors import UserError
+
+COMMANDS = [
+    "warm-up",
+    "pseudo-labels",
+    "self-train",
+    "evaluate",
+    "predict",
+    "pipeline",
+    "demo",
+    "check",
+    "report",
+]
+
+
+def test_help_names_every_command():
+    text = CliRunner().invoke(cli.app, ["--help"]).output
+    assert all(re.search(rf"^  {command} ", text, re.M) for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command):
+    result = CliRunner().invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0 and len(result.output.splitlines()) > 8
+
+
+def test_usage_error_is_exit_code_2():
+    assert CliRunner().invoke(cli.app, ["pipeline"]).exit_code == 2
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    """A data set of four frames in CamVid's layout."""
+    root = tmp_path / "camvid"
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        (root / split).mkdir(parents=True)
+        (root / f"{split}annot").mkdir()
+        for number in range(2):
+            picture = generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(root / split / f"{number}.png")
+            Image.fromarray(generator.integers(0, 12, (48, 64), dtype=np.uint8)).save(
+                root / f"{split}annot/{number}.png"
+            )
+    return root
+
+
+@pytest.fixture
+def camvid_yaml(tmp_path, camvid):
+    path = tmp_path / "camvid.yaml"
+    path.write_text(f"""
+run_dir: {tmp_path / "run"}
+label_space: camvid
+data:
+  root: {camvid}
+  source: {{kind: camvid}}
+  target: {{kind: camvid, splits: [test]}}
+  validation: {{kind: camvid, splits: [test]}}
+  workers: 0
+model: {{name: lite, weights: random}}
+warm_up: {{steps: 2, crop: [32, 48], batch: {{full: 2}}}}
+self_training: {{steps: 2, crop: [32, 48], batch: {{full: 2}}}}
+""")
+    return path
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def unknown_id(path):
+    Image.fromarray(np.full((48, 64), 40, np.uint8)).save(path)
+
+
+def other_size(path):
+    Image.fromarray(np.zeros((48, 60), np.uint8)).save(path)
+
+
+BAD = {
+    "missing root": (["data.root=/nowhere"], None, None, "/nowhere: no such folder"),
+    "no label": ([], lambda p: p.unlink(), "trainannot/0.png", "train/0.png: has no label"),
+    "truncated label": ([], truncate, "trainannot/1.png", "trainannot/1.png: not a readable label file"),
+    "truncated image": ([], truncate, "train/0.png", "train/0.png: not a readable image"),
+    "label of another size": ([], other_size, "trainannot/1.png", "trainannot/1.png: label is 48x60"),
+    "unknown id": ([], unknown_id, "trainannot/0.png", "trainannot/0.png: unknown label id 40"),
+    "empty split": ([], lambda p: [f.unlink() for f in p.iterdir()], "test", "no images found for `data."),
+    "large crop": (["warm_up.crop=[64,64]"], None, None, "`warm_up.crop` [64, 64] is larger than the full-size image [48, 64]"),
+    "unknown key": (["warm_up.stepz=3"], None, None, "unknown key `warm_up.stepz`: did you mean `steps`?"),
+    "wrong type": (["warm_up.steps=[1]"], None, None, "`warm_up.steps` = [1]"),
+    "unwritable": (["run_dir=/proc/self/run"], None, None, "/proc/self/run: run directory cannot be written"),
+    "no such weights": (["model.weights=/nowhere.pth"], None, None, "/nowhere.pth"),
+    "batch and ranks": (["engine.device=cuda"], None, None, "`engine.device` = 'cuda', but torch finds no GPU"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_that_names_the_place(camvid_yaml, camvid, tmp_path, case, capsys, monkeypatch):
+    overrides, damage, file, expected = BAD[case]
+    if damage:
+        damage(camvid / file)
+    monkeypatch.setattr("sys.argv", ["diga-hpc", "pipeline", str(camvid_yaml), *overrides])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("diga-hpc: error: ")]
+    assert exit_.value.code == 2 and len(errors) == 1 and expected in errors[0]
+    if not (tmp_path / "run").exists():
+        return
+    # What can only be found while training has left the run directory, and in it nothing incomplete.
+    assert not list((tmp_path / "run").rglob("*writing*")) and not list((tmp_path / "run").rglob("step_*"))
+
+
+def test_check_finds_what_training_would_only_meet_later(camvid_yaml, camvid, capsys):
+    from diga_hpc import config as configuration
+    from diga_hpc.check import check
+
+    config = configuration.load(camvid_yaml)
+    check(config)
+    text = capsys.readouterr().out
+    assert "nothing wrong found" in text and "48x64" in text and "warm_up" in text
+    unknown_id(camvid / "trainannot/1.png")
+    with pytest.raises(UserError, match=r"trainannot/1.png: unknown label id 40"):
+        check(config)
+    check(config, limit=1)  # --quick looks at fewer
+
+
+def test_run_directory_of_another_configuration_is_refused(tiny_yaml):
+    first = diga("warm-up", tiny_yaml, "--stop-after", "1")
+    assert first.returncode == 75
+    other = diga("warm-up", tiny_yaml, "warm_up.steps=9")
+    assert (
+        other.returncode == 2
+        and "belongs to another configuration (warm_up.steps: 4 there, 9 now)" in other.stderr
+    )
+    assert other.stderr.strip().count("\n") == 0
+
+
+def test_foreign_folder_is_refused(tiny_yaml, tmp_path, monkeypatch, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.tex").write_text("precious")
+    monkeypatch.setattr("sys.argv", ["diga-hpc", "warm-up", str(tiny_yaml)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "not empty and not a run directory" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_pipeline_on_two_ranks_writes_the_results_of_one(tiny_yaml, tmp_path):
+    """The whole job under torchrun; without batch statistics both give the same numbers."""
+    import json
+
+    options = ["model.batch_norm=frozen", "model.dropout=0", "evaluation.adapt_normalization=false"]
+    done = diga("pipeline", tiny_yaml, f"run_dir={tmp_path / 'two'}", *options, ranks=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "report:" in done.stdout and (tmp_path / "two/report.html").is_file()
+    diga("pipeline", tiny_yaml, f"run_dir={tmp_path / 'one'}", *options)
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert [row["images"] for row in two] == [3] * 6
+    for a, b in zip(one, two, strict=True):
+        assert a["stage"] == b["stage"] and abs(a["miou"] - b["miou"]) < 0.5
+    shutil.rmtree(tmp_path / "two/panels")
+    again = diga("report", tmp_path / "two")
+    assert again.returncode == 0
