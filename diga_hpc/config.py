@@ -314,6 +314,8 @@ class PseudoLabelSection(Section):
 class CentroidSection(Section):
     """Class means in feature space (method section 6)."""
 
+    scale: PositiveFloat = 0.5
+    """The initial centroids see the target's images at this factor of their full size."""
     minimum_pixels: PositiveInt = 5
     """A class counts in an image from so many pixels on."""
     momentum: Annotated[float, Field(ge=0.0, lt=0.1)] = 1e-4

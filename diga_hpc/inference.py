@@ -136,7 +136,7 @@ def _groups(dataset: AnyDataset, world: World, workers: int):
     groups = [range(g * ADAPTATION_BATCH, min((g + 1) * ADAPTATION_BATCH, len(dataset))) for g in starts]
     samples = inference_images(dataset, [i for group in groups for i in group], workers)
     for group in groups:
-        images = [sample.image for sample, _ in zip(samples, group, strict=False)]
+        images = [next(samples).image for _ in group]
         for _, same in itertools.groupby(images, key=lambda image: image.shape):
             yield torch.stack(list(same))
 

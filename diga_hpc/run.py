@@ -20,13 +20,15 @@ import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diga_hpc import __version__
 from diga_hpc import config as configuration
 from diga_hpc.config import Config
-from diga_hpc.distributed import World
 from diga_hpc.errors import UserError
+
+if TYPE_CHECKING:  # reading a run directory needs no torch
+    from diga_hpc.distributed import World
 
 VERSIONED = ("torch", "torchvision", "deepspeed", "triton", "kornia", "timm", "numpy")
 
@@ -43,7 +45,7 @@ class Run:
         """Whether an earlier start has claimed the directory."""
         return (self.path / "config.yaml").is_file()
 
-    def open(self, world: World) -> None:
+    def open(self, world: "World") -> None:
         """Create the directory, or check that it belongs to this configuration. All ranks call it.
 
         Raises UserError if it is not writable, or holds another experiment or foreign files.

@@ -318,9 +318,11 @@ def read_image(path: Path) -> torch.Tensor:
     """uint8 [3,H,W] RGB. Raises UserError naming a file that is missing, cut short, or no image."""
     try:
         with Image.open(path) as picture:
-            pixels = np.array(picture.convert("RGB"))
+            mode, pixels = picture.mode, np.array(picture.convert("RGB"))
     except UNREADABLE as error:
         raise UserError(f"{path}: not a readable image ({error}); replace the file") from error
+    if mode.startswith("I"):
+        raise UserError(f"{path}: a 16-bit grey image; convert it to 8 bits a channel")
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 

@@ -41,7 +41,7 @@ def write_pseudo_labels(context: Context, model: SegmentationModel, target: AnyD
 
 @torch.inference_mode()
 def initial_centroids(context: Context, model: SegmentationModel, target: AnyDataset) -> Centroids:
-    """Class means of the features over the target's training images at half size, every image weighing the same."""
+    """Class means of the features over the target's training images, every image weighing the same."""
     section, device = context.config.centroids, context.world.device
     num_classes = context.space.num_classes
     total = ClassMeans(
@@ -49,7 +49,7 @@ def initial_centroids(context: Context, model: SegmentationModel, target: AnyDat
         torch.zeros(num_classes, device=device),
     )
     for sample in inference_images(target, context.world.share(len(target)), context.config.data.workers):
-        image = rescale(unit_range(sample.image[None].to(device)), 0.5)
+        image = rescale(unit_range(sample.image[None].to(device)), section.scale)
         features, predicted = features_and_labels(model, image)
         total = total + image_class_means(features, predicted, num_classes, section.minimum_pixels)
         if context.stop.requested:
