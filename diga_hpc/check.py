@@ -119,19 +119,17 @@ def _plan(config: Config, sets: dict[str, AnyDataset], model: SegmentationModel)
 
 
 def activation_bytes(config: Config, model: SegmentationModel, crop: tuple[int, int]) -> int:
-    """Bytes that the backward pass keeps of one image, from a forward pass without storage (meta device)."""
-    storages: dict[int, int] = {}
+    """Bytes that the backward pass keeps of one image, counted in a forward pass without storage (meta device)."""
+    images = 2  # batch normalisation needs more than one
+    kept: dict[int, torch.Tensor] = {}  # by storage, and alive, so that no other tensor gets its number
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage._cdata] = tensor.numel() * tensor.element_size()
-        kept.append(tensor)
+        kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    kept: list[torch.Tensor] = []  # alive, so that a storage's number is not given to another one
-    dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
     on_meta = model.to("meta").train()
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-        on_meta(torch.empty(2, 3, *crop, device="meta"))
-    own = sum(p.numel() * 4 for p in model.parameters())
-    return max(sum(storages.values()) - own, 0) // 2 * (2 if dtype == torch.bfloat16 else 4) // 4
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        on_meta(torch.empty(images, 3, *crop, device="meta"))
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    numbers = sum(t.numel() for storage, t in kept.items() if storage not in own)
+    return numbers * (2 if config.engine.precision == "bf16" else 4) // images

@@ -309,6 +309,8 @@ class PseudoLabelSection(Section):
 
     scales: tuple[PositiveFloat, ...] = (1.0, 0.5)
     """The image is seen at these factors of its full size; the maximum over them decides."""
+    adapt_normalization: bool = False
+    """Label with normalisation statistics re-estimated on these images; helps runs too short for their own to settle."""
 
 
 class CentroidSection(Section):

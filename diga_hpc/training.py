@@ -133,7 +133,6 @@ class _Loop:
         )
         self.engine.student.train()
         clock = _Clock()
-        saved = self.done
         try:
             for batch in batches:
                 clock.data_arrived()
@@ -144,9 +143,8 @@ class _Loop:
                     journal.write(self.done, self._log_line(clock))
                 if last or stopping or self.done % config.logging.checkpoint_every == 0:
                     self._save()
-                    saved = self.done
-                if stopping and not last:
-                    raise Stopped(f"{self.stage.name} stopped at step {saved} of {section.steps}")
+                            if stopping and not last:
+                    raise Stopped(f"{self.stage.name} stopped at step {self.done} of {section.steps}")
                 clock.step_done()
         finally:
             journal.close()

@@ -43,7 +43,9 @@ def tiny_yaml(tmp_path: Path) -> Path:
     return path
 
 
-def diga(*arguments: str | Path, ranks: int = 1, timeout: int = 300, cwd: Path | None = None) -> subprocess.CompletedProcess:
+def diga(
+    *arguments: str | Path, ranks: int = 1, timeout: int = 300, cwd: Path | None = None
+) -> subprocess.CompletedProcess:
     """Run the command line in a process of its own, or with torchrun in several."""
     command = [sys.executable, "-m", "diga_hpc"]
     if ranks > 1:
@@ -53,5 +55,10 @@ def diga(*arguments: str | Path, ranks: int = 1, timeout: int = 300, cwd: Path |
         ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=environment, cwd=cwd
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment,
+        cwd=cwd,
     )

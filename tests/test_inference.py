@@ -39,7 +39,9 @@ def test_labels_are_the_argmax_of_the_maximum_over_scales(model, scales, flip):
             size = [round(41 * scale), round(66 * scale)]
             x = F.interpolate(unit_range(image[None]), size, mode="bilinear", align_corners=True)
             logits = [model(x).logits] + ([model(x.flip(-1)).logits.flip(-1)] if flip else [])
-            views += [F.interpolate(v.double(), (50, 70), mode="bilinear", align_corners=True) for v in logits]
+            views += [
+                F.interpolate(v.double(), (50, 70), mode="bilinear", align_corners=True) for v in logits
+            ]
     best = torch.stack(views).amax(0)[0]
     top = best.topk(2, dim=0).values
     clear = top[0] - top[1] > 1e-5
@@ -128,9 +130,11 @@ def test_memory_of_pseudo_labels_does_not_grow_with_the_number_of_images(tiny_ya
     def peak(images):
         arguments = [tiny_yaml, images, tmp_path / f"labels{images}"]
         overrides = [str(a) for a in arguments]
-        text = tiny_yaml.read_text().replace('/run', f'/run{images}_')
+        text = tiny_yaml.read_text().replace("/run", f"/run{images}_")
         tiny_yaml.write_text(text)
-        done = subprocess.run([sys.executable, "-c", MEMORY, *overrides], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, *overrides], capture_output=True, text=True, check=True
+        )
         assert len(list((tmp_path / f"labels{images}").glob("*.png"))) == images
         return int(done.stdout.split()[-1]) / 1024
 

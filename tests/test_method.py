@@ -13,7 +13,7 @@ from diga_hpc.distributed import World
 from diga_hpc.losses import Segmentation, class_weights
 from diga_hpc.models import build_model
 from diga_hpc.teacher import Teacher, float_buffers
-from diga_hpc.translator import translate
+from diga_hpc.translator import color_statistics, translate
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 IDENTITY = torch.tensor([1.0, 1, 1, 0, 0, 0, 0])
@@ -89,26 +89,49 @@ def test_crdomix_and_target_mix_pixel_by_pixel():
 # ---------------------------------------------------------------------------------------- translator
 
 
-def test_color_translation_takes_over_the_statistics_in_lab():
+def styles(source, target):
+    """Statistics in Lab from the pixels as they are."""
     from kornia.color import rgb_to_lab
 
+    both = [torch.stack(torch.std_mean(rgb_to_lab(x), dim=(2, 3))[::-1], 1) for x in (source, target)]
+    return torch.stack(both, 1)
+
+
+def test_color_translation_takes_over_the_statistics_in_lab():
     source, target = 0.3 + 0.2 * images(2, seed=3), 0.4 + 0.3 * images(2, (21, 11), 4)
-    moved = rgb_to_lab(translate(TranslatorSection(kind="color"), source, target))
-    wanted = rgb_to_lab(target)
-    assert torch.allclose(moved.mean((2, 3)), wanted.mean((2, 3)), atol=0.5)
-    assert torch.allclose(moved.std((2, 3)), wanted.std((2, 3)), atol=0.5)
+    style = styles(source, target)
+    moved = translate(TranslatorSection(kind="color"), source, target, style)
+    assert torch.allclose(styles(moved, target)[:, 0], style[:, 1], atol=0.5)
+
+
+def test_a_crop_is_translated_as_its_whole_image_is():
+    source, target = 0.3 + 0.2 * images(1, seed=3), 0.4 + 0.3 * images(1, (21, 11), 4)
+    section, style = TranslatorSection(kind="color"), styles(source, target)
+    whole = translate(section, source, target, style)
+    part = translate(section, source[..., 2:9, 3:11], target, style)
+    assert torch.allclose(part, whole[..., 2:9, 3:11], atol=1e-5)
+
+
+def test_color_statistics_of_a_whole_image():
+    from kornia.color import rgb_to_lab
+
+    small = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
+    large = small.repeat_interleave(4, 1).repeat_interleave(4, 2)  # every second of its pixels is looked at
+    std, mean = torch.std_mean(rgb_to_lab(small.float() / 255), dim=(1, 2))
+    assert torch.allclose(color_statistics(small), torch.stack([mean, std]), atol=1e-3)
+    assert torch.allclose(color_statistics(large), torch.stack([mean, std]), atol=0.05)
 
 
 def test_color_translation_of_a_constant_image_is_finite():
     flat = torch.full((1, 3, 8, 8), 0.5)
-    assert translate(TranslatorSection(kind="color"), flat, flat).isfinite().all()
+    assert translate(TranslatorSection(kind="color"), flat, flat, styles(flat, flat)).isfinite().all()
 
 
 @pytest.mark.parametrize("size", [(16, 16), (15, 17), (13, 22)])
 def test_fourier_translation_equals_the_full_transform(size):
     """Against numpy's centred full FFT: amplitude from the target within the window, phase kept."""
     source, target = images(1, size, 5), images(1, size, 6)
-    got = translate(TranslatorSection(kind="fourier", window=0.15), source, target)
+    got = translate(TranslatorSection(kind="fourier", window=0.15), source, target, None)
     reach = max(int(0.15 * min(size)), 1)
     f, g = (np.fft.fft2(x.numpy().astype(np.float64)) for x in (source, target))
     rows = np.minimum(np.arange(size[0]), size[0] - np.arange(size[0]))
@@ -121,7 +144,7 @@ def test_fourier_translation_equals_the_full_transform(size):
 
 def test_no_translation_is_the_source():
     x = images()
-    assert translate(TranslatorSection(kind="none"), x, images(2, seed=9)) is x
+    assert translate(TranslatorSection(kind="none"), x, images(2, seed=9), None) is x
 
 
 # ------------------------------------------------------------------------------------------- teacher

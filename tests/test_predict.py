@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diga_hpc import checkpoint, config as configuration
+from diga_hpc import checkpoint
+from diga_hpc import config as configuration
 from diga_hpc.data.label_spaces import label_space
 from diga_hpc.errors import UserError
 from diga_hpc.models import build_model

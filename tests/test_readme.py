@@ -36,7 +36,9 @@ def test_the_tree_is_the_real_one():
     assert set(package) == real - {"errors.py"}
     top = {line.split()[0] for line in tree.splitlines() if not line.startswith(" ")}
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    folders = {line.split("/")[0] + "/" for line in tracked.splitlines() if "/" in line and not line.startswith(".")}
+    folders = {
+        line.split("/")[0] + "/" for line in tracked.splitlines() if "/" in line and not line.startswith(".")
+    }
     assert folders - {"tests/"} <= top
 
 
@@ -70,7 +72,9 @@ def test_the_commands_run(tmp_path):
             continue
         arguments = command[1:]
         if any(a.startswith("configs/") for a in arguments):
-            arguments += [o for o in FEWER_STEPS if o.split("=")[0] not in {a.split("=")[0] for a in arguments}]
+            arguments += [
+                o for o in FEWER_STEPS if o.split("=")[0] not in {a.split("=")[0] for a in arguments}
+            ]
         done = diga(*arguments, cwd=tmp_path)
         assert done.returncode == 0, (command, done.stderr[-2000:])
         ran.add(arguments[0])

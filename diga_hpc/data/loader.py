@@ -19,6 +19,7 @@ from diga_hpc.data import transforms
 from diga_hpc.data.datasets import AnyDataset, Sample
 from diga_hpc.data.label_spaces import IGNORE
 from diga_hpc.errors import UserError
+from diga_hpc.translator import color_statistics
 from diga_hpc.views import draw_color_change
 
 
@@ -34,6 +35,7 @@ class Batch:
     target_images: torch.Tensor | None = None  # uint8 [B,3,H,W]
     target_labels: torch.Tensor | None = None  # uint8 [B,H,W], pseudo labels
     target_color: torch.Tensor | None = None  # float32 [B,7]
+    style: torch.Tensor | None = None  # float32 [B,2,2,3]: translator.color_statistics of source and target
 
     def __len__(self) -> int:
         return len(self.source_images)
@@ -87,7 +89,7 @@ class TrainingSamples(torch.utils.data.Dataset):
     def __getitem__(self, n: int) -> Batch:
         rng = sample_rng(self.config.seed, self.stage, n)
         half = n % self.section.batch.total >= self.section.batch.full
-        image, label = self._crop(self.source, "source", n, half, rng)
+        image, label, style = self._crop(self.source, "source", n, half, rng)
         values = {
             "source_images": image,
             "source_labels": label,
@@ -96,8 +98,13 @@ class TrainingSamples(torch.utils.data.Dataset):
             "paste_table": draw_class_table(rng, label),
         }
         if self.target is not None:
-            image, label = self._crop(self.target, "target", n, half, rng)
-            values |= {"target_images": image, "target_labels": label, "target_color": draw_color_change(rng)}
+            image, label, target_style = self._crop(self.target, "target", n, half, rng)
+            values |= {
+                "target_images": image,
+                "target_labels": label,
+                "target_color": draw_color_change(rng),
+                "style": torch.stack([style, target_style]),
+            }
         return Batch(**values)
 
     def _crop(self, dataset: AnyDataset, domain: str, n: int, half: bool, rng: np.random.Generator):
@@ -106,10 +113,11 @@ class TrainingSamples(torch.utils.data.Dataset):
         if half:
             size = dataset.section.half_size or (size[0] // 2, size[1] // 2)
         data, crop = self.config.data, self.section.crop
-        return transforms.training_crop(
+        image, label = transforms.training_crop(
             sample.image, sample.label, rng=rng, size=size, crop=crop, scale=data.scale, flip=data.flip,
             redraw=domain == "source",
         )  # fmt: skip
+        return image, label, color_statistics(sample.image)
 
 
 def epoch_index(seed: int, stream: str, n: int, length: int) -> int:

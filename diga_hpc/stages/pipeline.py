@@ -85,6 +85,8 @@ class Pipeline:
         if run.centroids(round_number).is_file():
             return
         model = self._network(self._before(round_number), "student")
+        if self.config.pseudo_labels.adapt_normalization:
+            adapt_normalization(model, self.target, context.world, self.config.data.workers)
         pseudo_labels.write_pseudo_labels(context, model, self.target, run.pseudo_labels(round_number))
         centroids = pseudo_labels.initial_centroids(context, model, self.target)
         quality = pseudo_labels.consensus_quality(

@@ -56,5 +56,5 @@ def source_second_view(
     color = color_view(source, batch.source_color, section.color_blend)
     if section.second_view == "color":
         return color
-    translated = translate(translator, source, unit_range(batch.target_images))
+    translated = translate(translator, source, unit_range(batch.target_images), batch.style)
     return crdomix(color, translated, batch.source_labels, batch.mix_table)
