@@ -143,7 +143,7 @@ class _Loop:
                     journal.write(self.done, self._log_line(clock))
                 if last or stopping or self.done % config.logging.checkpoint_every == 0:
                     self._save()
-                            if stopping and not last:
+                if stopping and not last:
                     raise Stopped(f"{self.stage.name} stopped at step {self.done} of {section.steps}")
                 clock.step_done()
         finally:
