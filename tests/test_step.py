@@ -82,7 +82,9 @@ def test_a_step_holds_no_full_size_logits_and_never_waits(tiny_yaml, stage_name,
     height, width = section.crop
     pixels = height * width
     classes = space.num_classes
-    full_size = [s for s in watch.float_shapes if len(s) >= 3 and s[-2:] == (height, width) and classes in s[:-2]]
+    full_size = [
+        s for s in watch.float_shapes if len(s) >= 3 and s[-2:] == (height, width) and classes in s[:-2]
+    ]
     flattened = [s for s in watch.float_shapes if pixels in s and classes in s]
     assert full_size == [] and flattened == []
     assert watch.waiting == []

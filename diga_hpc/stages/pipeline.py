@@ -3,6 +3,7 @@
 source_only -> warm_up -> for each round: pseudo_labels (and centroids) -> self_training -> evaluation
 """
 
+import copy
 import logging
 
 import torch
@@ -84,13 +85,14 @@ class Pipeline:
         context, run = self.context, self.context.run
         if run.centroids(round_number).is_file():
             return
-        model = self._network(self._before(round_number), "student")
+        student = self._network(self._before(round_number), "student")
+        labeler = copy.deepcopy(student)
         if self.config.pseudo_labels.adapt_normalization:
-            adapt_normalization(model, self.target, context.world, self.config.data.workers)
-        pseudo_labels.write_pseudo_labels(context, model, self.target, run.pseudo_labels(round_number))
-        centroids = pseudo_labels.initial_centroids(context, model, self.target)
+            adapt_normalization(labeler, self.target, context.world, self.config.data.workers)
+        pseudo_labels.write_pseudo_labels(context, labeler, self.target, run.pseudo_labels(round_number))
+        centroids = pseudo_labels.initial_centroids(context, labeler, self.target)
         quality = pseudo_labels.consensus_quality(
-            context, model, centroids, self.validation, f"consensus_{round_number}"
+            context, labeler, student, centroids, self.validation, f"consensus_{round_number}"
         )
         if context.world.is_main:
             rows = [row for row in read_json(run.consensus, []) if row["round"] != round_number]

@@ -77,16 +77,21 @@ def load_centroids(context: Context, path: Path, channels: int) -> Centroids:
 
 @torch.inference_mode()
 def consensus_quality(
-    context: Context, model: SegmentationModel, centroids: Centroids, validation: AnyDataset, panel_name: str
+    context: Context,
+    labeler: SegmentationModel,
+    student: SegmentationModel,
+    centroids: Centroids,
+    validation: AnyDataset,
+    panel_name: str,
 ) -> dict[str, float]:
-    """How much the consensus keeps of the validation images, and how often it is right: a diagnosis, used for nothing.
+    """How much the consensus keeps of the validation images, and how often rightly: a diagnosis, used for nothing.
 
-    Labels and features are made as self-training makes them. Returns kept, accuracy (of what is kept),
-    accuracy_offline (of the pseudo labels without consensus), images.
+    Labels are made as the pseudo labels are, features by the teacher that self-training starts with. Returns
+    kept, accuracy (of what is kept), accuracy_offline (of the pseudo labels without consensus), images.
     """
     world, config = context.world, context.config
-    teacher = Teacher(model, config)
-    label = Labeler(model, scales=config.pseudo_labels.scales, bf16=context.bf16)
+    teacher = Teacher(student, config)
+    label = Labeler(labeler, scales=config.pseudo_labels.scales, bf16=context.bf16)
     counts = torch.zeros(
         4, dtype=torch.int64, device=world.device
     )  # labelled, kept, kept right, offline right
