@@ -1,0 +1,443 @@
+"""The primitive of all losses in Triton: log-partition A and its gradient P, from low-resolution logits.
+
+Derivation. U is bilinear upsampling, W(p) >= 0 the weight of pixel p, z = U L the upsampled logits:
+
+    A(L) = sum_p W(p) log sum_k exp z_k(p)        one number per image
+    P(L) = dA/dL = U^T (W softmax(U L))           a low-resolution tensor
+    N(L) = sum_p V(p) (log sum_k exp z_k(p) - z_y(p)),  dN/dL = U^T (V softmax(U L) - V onehot(y))
+
+The second pair is the cross-entropy against labels y, with V the weight of the label; it shares every
+exponential with the first. `reference.py` shows how the losses follow from them.
+
+One lane owns one cell, the square between 2x2 nodes, and all pixels in it. Along a pixel row of the cell z_k is
+linear, z_k = left_k + fx (right_k - left_k), so a row costs two vertical interpolations per class and a pixel
+one multiplication-addition and one exponential. With p_k = W exp(z_k - max) / sum, the adjoint needs only two
+sums per class and row, G0 = sum_x p_k and G1 = sum_x fx p_k, because fx and fy factor:
+
+    top left += (1-fy) (G0-G1)    top right += (1-fy) G1    bottom left += fy (G0-G1)    bottom right += fy G1
+
+A cell writes its four corner sums to four planes; a second kernel adds, for each node, the corners of the four
+cells around it in a fixed order. Nothing is added atomically: results are the same bits every time.
+
+Numerics. Logits are taken relative to the maximum of their node (U spreads it over all classes alike, so no
+loss changes), in base-2 units, and exponentials relative to the maximum of their pixel: nothing overflows, and
+an offset that all logits share costs no digits. Positions inside a cell come from integers. Any NaN or infinity
+in a node is carried into the sums, also where all weights are 0.
+
+Shape letters: N images, K classes, (h, w) nodes, (H, W) pixels.
+"""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Corner planes of one launch: more images wait for the next one, which reuses the memory.
+PLANES_BYTES = 24 << 20
+MAX_CLASSES = 256
+_LOG2_E = 1 / math.log(2)
+# Classes per lane: as many as leave registers for the sums (two sets of them with labels and partition).
+_CLASSES_PER_LANE = {1: 10, 2: 5}
+
+
+@triton.jit
+def _cell(index, n_in, n_out, ALIGN_CORNERS: tl.constexpr):
+    """(first pixel, number of pixels, position of the first among the two nodes, step of the position)."""
+    if ALIGN_CORNERS:  # the position of pixel x among the nodes is (x * step + offset) / unit
+        step = n_in - 1
+        offset = 0
+        unit = n_out - 1
+        last = n_in - 2
+    else:
+        step = 2 * n_in
+        offset = n_in - n_out
+        unit = 2 * n_out
+        last = n_in - 1
+    # Integers decide which cell a pixel belongs to: float32 would move pixels of wide images.
+    first = (tl.maximum(index * unit - offset, 0) + step - 1) // step
+    after = (tl.maximum((index + 1) * unit - offset, 0) + step - 1) // step
+    after = tl.where(index == last, n_out, after)
+    position = (first * step + offset - index * unit).to(tl.float32) / unit
+    slope = step / unit + position * 0.0
+    # Beyond the border nodes there is only one: all weight goes to it, the other corner gets exactly 0.
+    outside = (index < 0) | (index > n_in - 2)
+    position = tl.where(outside, tl.where(index < 0, 1.0, 0.0), position)
+    return first, after - first, position, tl.where(outside, 0.0, slope)
+
+
+@triton.jit
+def _node_maximum(node, K: tl.constexpr, LANES: tl.constexpr, CLASS_STRIDE: tl.constexpr, lane):
+    """(maximum over all classes, 0 or NaN if any class of this lane is not finite) of a node."""
+    highest = tl.load(node + lane * CLASS_STRIDE).to(tl.float32)
+    broken = highest * 0.0
+    for c in tl.static_range(1, (K + LANES - 1) // LANES):
+        # The last classes of the last lanes do not exist: repeating class K - 1 changes no maximum.
+        value = tl.load(node + tl.minimum(c * LANES + lane, K - 1) * CLASS_STRIDE).to(tl.float32)
+        highest = tl.maximum(highest, value)
+        broken += value * 0.0
+    return tl.max(highest, 1)[:, None], broken
+
+
+@triton.jit
+def _scan_cells(
+    logits, mask, labels, class_weights, planes, label_planes, partials,
+    h, w, H, W, stride_n, stride_h, stride_w,
+    mask_stride_n, mask_stride_y, mask_stride_x, label_stride_n, label_stride_y, label_stride_x,
+    scale, ignore_index, zero,
+    K: tl.constexpr, CLASS_STRIDE: tl.constexpr, CELLS: tl.constexpr, LANES: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr, PARTITION: tl.constexpr, LABELS: tl.constexpr, GRADIENT: tl.constexpr,
+    MASK: tl.constexpr, CLASS_WEIGHTS: tl.constexpr,
+):  # fmt: skip
+    """CELLS cells of one row of cells of one image; grid (cells in x / CELLS, rows of cells, images).
+
+    LANES lanes share a cell and split its classes: lane q has the classes q, q + LANES, ... Tuples hold one
+    [CELLS, LANES] tensor per class of a lane; they stay in registers.
+    """
+    SHARE: tl.constexpr = (K + LANES - 1) // LANES
+    FIRST: tl.constexpr = 0 if ALIGN_CORNERS else -1
+    cells_x = w - 1 - 2 * FIRST
+    cells_y = h - 1 - 2 * FIRST
+    lane = tl.arange(0, LANES)[None, :]
+    column = tl.program_id(0) * CELLS + tl.arange(0, CELLS)[:, None]
+    live = column < cells_x
+    j = tl.minimum(column, cells_x - 1) + FIRST
+    i = tl.program_id(1) + FIRST
+    n = tl.program_id(2).to(tl.int64)
+    x_first, x_count, x_position, x_slope = _cell(j, w, W, ALIGN_CORNERS)
+    y_first, y_count, y_position, y_slope = _cell(i, h, H, ALIGN_CORNERS)
+    x_count = tl.where(live, x_count, 0)
+    widest = tl.max(tl.max(x_count, 1), 0)
+
+    # Clamped rather than masked: a mask would cost registers and a select per load.
+    above = tl.maximum(i, 0) * stride_h
+    below = tl.minimum(i + 1, h - 1) * stride_h
+    left = tl.maximum(j, 0) * stride_w
+    right = tl.minimum(j + 1, w - 1) * stride_w
+    image = logits + n * stride_n
+    top_00, broken_00 = _node_maximum(image + above + left, K, LANES, CLASS_STRIDE, lane)
+    top_01, broken_01 = _node_maximum(image + above + right, K, LANES, CLASS_STRIDE, lane)
+    top_10, broken_10 = _node_maximum(image + below + left, K, LANES, CLASS_STRIDE, lane)
+    top_11, broken_11 = _node_maximum(image + below + right, K, LANES, CLASS_STRIDE, lane)
+    broken = broken_00 + broken_01 + broken_10 + broken_11
+
+    nothing = tl.zeros([CELLS, LANES], tl.float32)
+    corners = ()  # four corner sums of every class
+    label_corners = ()
+    if GRADIENT:
+        for _ in tl.static_range(4 * SHARE):
+            if PARTITION:
+                corners = corners + (nothing,)
+            if LABELS:
+                label_corners = label_corners + (nothing,)
+    partition = nothing
+    label_loss = nothing
+    label_weight = nothing
+
+    for row in range(0, y_count):
+        y = y_first + row
+        fy = y_position + row * y_slope
+        weight_1 = fy * scale
+        weight_0 = scale - weight_1
+        # A zero that the compiler cannot know: otherwise it keeps all corner logits of a cell in registers.
+        nodes = image + y * zero
+        z_left = ()
+        z_slope = ()
+        g0 = ()
+        g1 = ()
+        label_g0 = ()
+        label_g1 = ()
+        for c in tl.static_range(SHARE):
+            k = tl.minimum(c * LANES + lane, K - 1) * CLASS_STRIDE
+            z_0 = (tl.load(nodes + above + left + k).to(tl.float32) - top_00) * weight_0
+            z_0 += (tl.load(nodes + below + left + k).to(tl.float32) - top_10) * weight_1
+            z_1 = (tl.load(nodes + above + right + k).to(tl.float32) - top_01) * weight_0
+            z_1 += (tl.load(nodes + below + right + k).to(tl.float32) - top_11) * weight_1
+            if (c + 1) * LANES > K:  # a class that does not exist has probability 0
+                z_0 = tl.where(c * LANES + lane < K, z_0, -1e30)
+                z_1 = tl.where(c * LANES + lane < K, z_1, -1e30)
+            z_left = z_left + (z_0,)
+            z_slope = z_slope + (z_1 - z_0,)
+            if GRADIENT:
+                if PARTITION:
+                    g0 = g0 + (nothing,)
+                    g1 = g1 + (nothing,)
+                if LABELS:
+                    label_g0 = label_g0 + (nothing,)
+                    label_g1 = label_g1 + (nothing,)
+
+        for column_in_cell in range(0, widest):
+            fx = x_position + column_in_cell * x_slope
+            x = x_first + column_in_cell
+            inside = column_in_cell < x_count
+            if LABELS:
+                label = tl.load(
+                    labels + n * label_stride_n + y * label_stride_y + x * label_stride_x,
+                    mask=inside, other=0,
+                )  # fmt: skip
+                if labels.dtype.element_ty == tl.uint8:
+                    label = label.to(tl.int32)
+                counted = inside & (label != ignore_index) & (label >= 0) & (label < K)
+                label = tl.where(counted, label, 0).to(tl.int32)
+                if CLASS_WEIGHTS:
+                    v = tl.load(class_weights + label).to(tl.float32)
+                    v = tl.where(counted, v, 0.0)
+                else:
+                    v = tl.where(counted, 1.0, 0.0)
+            if PARTITION:
+                if MASK:
+                    kept = tl.load(
+                        mask + n * mask_stride_n + y * mask_stride_y + x * mask_stride_x, mask=inside, other=0
+                    )
+                    weight = tl.where(kept != 0, 1.0, 0.0)
+                else:
+                    weight = tl.where(inside, 1.0, 0.0)
+
+            z = ()
+            for c in tl.static_range(SHARE):
+                z = z + (z_left[c] + fx * z_slope[c],)
+            highest = z[0]
+            for c in tl.static_range(1, SHARE):
+                highest = tl.maximum(highest, z[c])
+            highest = tl.max(highest, 1)[:, None]
+            e = ()
+            for c in tl.static_range(SHARE):
+                e = e + (tl.exp2(z[c] - highest),)
+            total = e[0]
+            for c in tl.static_range(1, SHARE):
+                total += e[c]
+            total = tl.sum(total, 1)[:, None]
+            log_total = tl.log2(total)
+
+            if PARTITION:
+                partition += weight * (log_total + highest)
+                if GRADIENT:
+                    q0 = weight / total
+                    q1 = q0 * fx
+                    next_0 = ()
+                    next_1 = ()
+                    for c in tl.static_range(SHARE):
+                        next_0 = next_0 + (g0[c] + e[c] * q0,)
+                        next_1 = next_1 + (g1[c] + e[c] * q1,)
+                    g0 = next_0
+                    g1 = next_1
+            if LABELS:
+                score = highest + nothing
+                for c in tl.static_range(SHARE):
+                    score = tl.where(label == c * LANES + lane, z[c], score)
+                # The lane that has the label's class adds its score; every lane has the same log_total.
+                label_loss += v * (highest - score) + tl.where(lane == 0, v * log_total, 0.0)
+                label_weight += v
+                if GRADIENT:
+                    label_q = v / total
+                    next_0 = ()
+                    next_1 = ()
+                    for c in tl.static_range(SHARE):
+                        p = e[c] * label_q - tl.where(label == c * LANES + lane, v, 0.0)
+                        next_0 = next_0 + (label_g0[c] + p,)
+                        next_1 = next_1 + (label_g1[c] + p * fx,)
+                    label_g0 = next_0
+                    label_g1 = next_1
+
+        if GRADIENT:
+            if PARTITION:
+                corners = _add_row(corners, g0, g1, fy, SHARE)
+            if LABELS:
+                label_corners = _add_row(label_corners, label_g0, label_g1, fy, SHARE)
+
+    cells = (cells_x * cells_y).to(tl.int64)
+    cell = n * (4 * K) * cells + tl.program_id(1) * cells_x + column
+    for c in tl.static_range(SHARE):
+        for corner in tl.static_range(4):
+            k = c * LANES + lane
+            if GRADIENT:
+                if PARTITION:
+                    tl.store(planes + cell + (4 * k + corner) * cells, corners[4 * c + corner], mask=live & (k < K))
+                if LABELS:
+                    tl.store(
+                        label_planes + cell + (4 * k + corner) * cells,
+                        label_corners[4 * c + corner], mask=live & (k < K),
+                    )  # fmt: skip
+    programs = tl.num_programs(0) * tl.num_programs(1)
+    slot = partials + n * programs + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    images = tl.num_programs(2).to(tl.int64)
+    if PARTITION:
+        tl.store(slot, tl.sum(tl.sum(tl.where(lane == 0, partition, 0.0) + broken, 1), 0))
+    if LABELS:
+        tl.store(slot + images * programs, tl.sum(tl.sum(label_loss + broken, 1), 0))
+        tl.store(slot + 2 * images * programs, tl.sum(tl.sum(tl.where(lane == 0, label_weight, 0.0), 1), 0))
+
+
+@triton.jit
+def _add_row(corners, g0, g1, fy, SHARE: tl.constexpr):
+    """The four corner sums of every class with those of one more pixel row."""
+    total = ()
+    for c in tl.static_range(SHARE):
+        on_left = g0[c] - g1[c]
+        total = total + (
+            corners[4 * c] + on_left * (1.0 - fy),
+            corners[4 * c + 1] + g1[c] * (1.0 - fy),
+            corners[4 * c + 2] + on_left * fy,
+            corners[4 * c + 3] + g1[c] * fy,
+        )
+    return total
+
+
+@triton.jit
+def _gather_corners(
+    planes, gradient, h, w, stride_n, stride_k, stride_h, stride_w,
+    K: tl.constexpr, CLASSES: tl.constexpr, NODES: tl.constexpr, ALIGN_CORNERS: tl.constexpr,
+):  # fmt: skip
+    """gradient[n, k, i, j] = the four corner sums that meet at the node; grid (nodes / NODES, images)."""
+    FIRST: tl.constexpr = 0 if ALIGN_CORNERS else -1
+    cells_x = w - 1 - 2 * FIRST
+    cells_y = h - 1 - 2 * FIRST
+    node = tl.program_id(0) * NODES + tl.arange(0, NODES)[:, None]
+    k = tl.arange(0, CLASSES)[None, :]
+    n = tl.program_id(1).to(tl.int64)
+    i = node // w
+    j = node % w
+    exists = (node < h * w) & (k < K)
+    cells = (cells_x * cells_y).to(tl.int64)
+    total = tl.zeros([NODES, CLASSES], tl.float32)
+    for corner in tl.static_range(4):
+        row = i - corner // 2 - FIRST
+        column = j - corner % 2 - FIRST
+        inside = exists & (row >= 0) & (row < cells_y) & (column >= 0) & (column < cells_x)
+        plane = planes + (n * (4 * K) + 4 * k + corner) * cells
+        total += tl.load(plane + row * cells_x + column, mask=inside, other=0.0)
+    tl.store(gradient + n * stride_n + k * stride_k + i * stride_h + j * stride_w, total, mask=exists)
+
+
+class Sums(NamedTuple):
+    """What one pass adds up. Base-2 units; not yet added over programs, not yet normalised."""
+
+    partition: Tensor  # [N, programs] parts of A
+    label_loss: Tensor  # [N, programs] parts of the weighted cross-entropy
+    label_weight: Tensor  # [N, programs] parts of the weight of all counted labels
+    gradient: Tensor | None  # P [N, K, h, w] float32, in the layout of the logits
+    label_gradient: Tensor | None  # dN/dL, likewise
+
+
+class Target(NamedTuple):
+    """Labels [N, H, W] and how they count."""
+
+    labels: Tensor
+    class_weights: Tensor | None
+    ignore_index: int
+
+
+def supported(logits: Tensor, size: Sequence[int]) -> bool:
+    """Whether the kernels can do it; the rest (float64, a single row or column) is for the reference."""
+    several = min(*logits.shape[2:], *size) > 1
+    return several and logits.dtype != torch.float64 and logits.shape[1] <= MAX_CLASSES
+
+
+def scan(
+    logits: Tensor,
+    size: Sequence[int],
+    align_corners: bool,
+    *,
+    partition: bool = True,
+    mask: Tensor | None = None,
+    target: Target | None = None,
+    temperature: float = 1.0,
+    gradient: bool = True,
+) -> Sums:
+    """A and P of `logits` (if `partition`), and the cross-entropy against `target` (if given).
+
+    Args:
+        logits: [N, K, h, w], any strides, float32, bfloat16 or float16.
+        size: (H, W) in pixels.
+        mask: bool [N, H, W], for A and P only; True where a pixel counts.
+        temperature: divides the logits, of `target` too.
+        gradient: whether P and dN/dL are wanted.
+    """
+    N, K, h, w = logits.shape
+    cells_x, cells_y = (w - 1, h - 1) if align_corners else (w + 1, h + 1)
+    cells, lanes = _tile(K, int(partition) + (target is not None))
+    programs = triton.cdiv(cells_x, cells) * cells_y
+    sets = int(partition) + (target is not None) if gradient else 0
+    group = max(1, min(N, PLANES_BYTES // max(1, 16 * K * cells_x * cells_y * sets)))
+    parts, gradients = [], []
+    for kind in (partition, target is not None):
+        gradients.append(torch.empty_like(logits, dtype=torch.float32) if gradient and kind else None)
+    for start in range(0, N, group):
+        images = slice(start, min(start + group, N))
+        part, planes = _scan_images(
+            logits[images], size, align_corners, programs, cells, lanes, partition,
+            None if mask is None else mask[images],
+            None if target is None else target._replace(labels=target.labels[images]),
+            temperature, gradient,
+        )  # fmt: skip
+        parts.append(part)
+        for corners, result in zip(planes, gradients, strict=True):
+            if result is not None:
+                _gather(corners, result[images], align_corners)
+        del planes  # the next group takes the same memory
+    partials = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    return Sums(*partials.unbind(0), *gradients)
+
+
+def _tile(classes: int, sets: int) -> tuple[int, int]:
+    """(cells, lanes per cell) of a program: one warp."""
+    lanes = min(32, triton.next_power_of_2(triton.cdiv(classes, _CLASSES_PER_LANE[sets])))
+    return 32 // lanes, lanes
+
+
+def _scan_images(
+    logits: Tensor,
+    size: Sequence[int],
+    align_corners: bool,
+    programs: int,
+    cells: int,
+    lanes: int,
+    partition: bool,
+    mask: Tensor | None,
+    target: Target | None,
+    temperature: float,
+    gradient: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """One launch: (partial sums [3, N, programs], [corner planes of P, of dN/dL]); unwanted ones are empty."""
+    N, K, h, w = logits.shape
+    cells_x, cells_y = (w - 1, h - 1) if align_corners else (w + 1, h + 1)
+    partials = logits.new_empty(3, N, programs, dtype=torch.float32)
+    planes = [
+        logits.new_empty(N * K * 4 * cells_x * cells_y if gradient and kind else 0, dtype=torch.float32)
+        for kind in (partition, target is not None)
+    ]
+    labels = logits if target is None else target.labels
+    weights = None if target is None else target.class_weights
+    mask = logits if mask is None else mask.view(torch.uint8)
+    with on_device(logits):
+        _scan_cells[(triton.cdiv(cells_x, cells), cells_y, N)](
+            logits, mask, labels, logits if weights is None else weights, *planes, partials,
+            h, w, *size, logits.stride(0), logits.stride(2), logits.stride(3),
+            *mask.stride()[:3], *labels.stride()[:3],
+            _LOG2_E / temperature, 0 if target is None else target.ignore_index, 0,
+            K=K, CLASS_STRIDE=logits.stride(1), CELLS=cells, LANES=lanes, ALIGN_CORNERS=align_corners,
+            PARTITION=partition, LABELS=target is not None, GRADIENT=gradient,
+            MASK=mask is not logits, CLASS_WEIGHTS=weights is not None, num_warps=1,
+        )  # fmt: skip
+    return partials, planes
+
+
+def _gather(planes: Tensor, gradient: Tensor, align_corners: bool) -> None:
+    """Fill `gradient` [N, K, h, w] from the corner planes."""
+    N, K, h, w = gradient.shape
+    classes = triton.next_power_of_2(K)
+    nodes = max(1, 1024 // classes)
+    with on_device(gradient):
+        _gather_corners[(triton.cdiv(h * w, nodes), N)](
+            planes, gradient, h, w, *gradient.stride(),
+            K=K, CLASSES=classes, NODES=nodes, ALIGN_CORNERS=align_corners,
+        )  # fmt: skip
+
+
+def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
