@@ -86,7 +86,7 @@ def _node_maximum(node, K: tl.constexpr, LANES: tl.constexpr, CLASS_STRIDE: tl.c
 @triton.jit
 def _scan_cells(
     logits, mask, labels, class_weights, planes, label_planes, partials,
-    h, w, H, W, stride_n, stride_h, stride_w,
+    h, w, H, W, all_images, stride_n, stride_h, stride_w,
     mask_stride_n, mask_stride_y, mask_stride_x, label_stride_n, label_stride_y, label_stride_x,
     scale, ignore_index, zero,
     K: tl.constexpr, CLASS_STRIDE: tl.constexpr, CELLS: tl.constexpr, LANES: tl.constexpr,
@@ -264,12 +264,12 @@ def _scan_cells(
                     )  # fmt: skip
     programs = tl.num_programs(0) * tl.num_programs(1)
     slot = partials + n * programs + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    images = tl.num_programs(2).to(tl.int64)
+    kind = tl.zeros([], tl.int64) + all_images * programs
     if PARTITION:
         tl.store(slot, tl.sum(tl.sum(tl.where(lane == 0, partition, 0.0) + broken, 1), 0))
     if LABELS:
-        tl.store(slot + images * programs, tl.sum(tl.sum(label_loss + broken, 1), 0))
-        tl.store(slot + 2 * images * programs, tl.sum(tl.sum(tl.where(lane == 0, label_weight, 0.0), 1), 0))
+        tl.store(slot + kind, tl.sum(tl.sum(label_loss + broken, 1), 0))
+        tl.store(slot + 2 * kind, tl.sum(tl.sum(tl.where(lane == 0, label_weight, 0.0), 1), 0))
 
 
 @triton.jit
@@ -347,6 +347,7 @@ def scan(
     target: Target | None = None,
     temperature: float = 1.0,
     gradient: bool = True,
+    out: Tensor | None = None,
 ) -> Sums:
     """A and P of `logits` (if `partition`), and the cross-entropy against `target` (if given).
 
@@ -356,6 +357,7 @@ def scan(
         mask: bool [N, H, W], for A and P only; True where a pixel counts.
         temperature: divides the logits, of `target` too.
         gradient: whether P and dN/dL are wanted.
+        out: [N, K, h, w] float32 of any strides, to hold P; None: a new tensor.
     """
     N, K, h, w = logits.shape
     cells_x, cells_y = (w - 1, h - 1) if align_corners else (w + 1, h + 1)
@@ -363,23 +365,24 @@ def scan(
     programs = triton.cdiv(cells_x, cells) * cells_y
     sets = int(partition) + (target is not None) if gradient else 0
     group = max(1, min(N, PLANES_BYTES // max(1, 16 * K * cells_x * cells_y * sets)))
-    parts, gradients = [], []
-    for kind in (partition, target is not None):
-        gradients.append(torch.empty_like(logits, dtype=torch.float32) if gradient and kind else None)
+    partials = logits.new_empty(3, N, programs, dtype=torch.float32)
+    gradients = [None, None]
+    if gradient and partition:
+        gradients[0] = torch.empty_like(logits, dtype=torch.float32) if out is None else out
+    if gradient and target is not None:
+        gradients[1] = torch.empty_like(logits, dtype=torch.float32)
     for start in range(0, N, group):
         images = slice(start, min(start + group, N))
-        part, planes = _scan_images(
-            logits[images], size, align_corners, programs, cells, lanes, partition,
+        planes = _scan_images(
+            logits[images], size, align_corners, partials[:, images], cells, lanes, partition,
             None if mask is None else mask[images],
             None if target is None else target._replace(labels=target.labels[images]),
             temperature, gradient,
         )  # fmt: skip
-        parts.append(part)
         for corners, result in zip(planes, gradients, strict=True):
             if result is not None:
                 _gather(corners, result[images], align_corners)
         del planes  # the next group takes the same memory
-    partials = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return Sums(*partials.unbind(0), *gradients)
 
 
@@ -393,7 +396,7 @@ def _scan_images(
     logits: Tensor,
     size: Sequence[int],
     align_corners: bool,
-    programs: int,
+    partials: Tensor,
     cells: int,
     lanes: int,
     partition: bool,
@@ -401,11 +404,10 @@ def _scan_images(
     target: Target | None,
     temperature: float,
     gradient: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """One launch: (partial sums [3, N, programs], [corner planes of P, of dN/dL]); unwanted ones are empty."""
+) -> list[Tensor]:
+    """One launch: fill `partials` [3, N, programs]; [corner planes of P, of dN/dL], unwanted ones empty."""
     N, K, h, w = logits.shape
     cells_x, cells_y = (w - 1, h - 1) if align_corners else (w + 1, h + 1)
-    partials = logits.new_empty(3, N, programs, dtype=torch.float32)
     planes = [
         logits.new_empty(N * K * 4 * cells_x * cells_y if gradient and kind else 0, dtype=torch.float32)
         for kind in (partition, target is not None)
@@ -416,14 +418,14 @@ def _scan_images(
     with on_device(logits):
         _scan_cells[(triton.cdiv(cells_x, cells), cells_y, N)](
             logits, mask, labels, logits if weights is None else weights, *planes, partials,
-            h, w, *size, logits.stride(0), logits.stride(2), logits.stride(3),
+            h, w, *size, partials.stride(0) // partials.shape[2], logits.stride(0), logits.stride(2), logits.stride(3),
             *mask.stride()[:3], *labels.stride()[:3],
             _LOG2_E / temperature, 0 if target is None else target.ignore_index, 0,
             K=K, CLASS_STRIDE=logits.stride(1), CELLS=cells, LANES=lanes, ALIGN_CORNERS=align_corners,
             PARTITION=partition, LABELS=target is not None, GRADIENT=gradient,
             MASK=mask is not logits, CLASS_WEIGHTS=weights is not None, num_warps=1,
         )  # fmt: skip
-    return partials, planes
+    return planes
 
 
 def _gather(planes: Tensor, gradient: Tensor, align_corners: bool) -> None:
