@@ -10,6 +10,7 @@ environment. A kernel chosen by hand fails loudly instead of falling back.
 import contextlib
 import functools
 import importlib
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -48,13 +49,17 @@ def operation(reference: Callable, triton_module: str | None = None) -> Callable
     if triton_module is None:
         return reference
 
+    first_name = next(iter(inspect.signature(reference).parameters))
+
     @functools.wraps(reference)
-    def chosen(maps: Tensor, *arguments, **options):
-        first = maps[0] if isinstance(maps, (list, tuple)) and maps else maps
-        # What is not a tensor gets its error message from the reference.
+    def chosen(*arguments, **options):
+        first = arguments[0] if arguments else options.get(first_name)
+        if isinstance(first, (list, tuple)) and first:
+            first = first[0]
+        function = reference  # it also has the error message for what is no tensor
         if isinstance(first, Tensor) and choose(first.device.type) == "triton":
-            return _load(triton_module, reference.__name__)(maps, *arguments, **options)
-        return reference(maps, *arguments, **options)
+            function = _load(triton_module, reference.__name__)
+        return function(*arguments, **options)
 
     return chosen
 

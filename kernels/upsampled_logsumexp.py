@@ -41,6 +41,7 @@ from torch import Tensor
 PLANES_BYTES = 24 << 20
 MAX_CLASSES = 256
 _LOG2_E = 1 / math.log(2)
+_WARP = 64 if torch.version.hip else 32
 # Classes per lane: as many as leave registers for the sums (two sets of them with labels and partition).
 _CLASSES_PER_LANE = {1: 10, 2: 5}
 
@@ -389,7 +390,7 @@ def scan(
 def _tile(classes: int, sets: int) -> tuple[int, int]:
     """(cells, lanes per cell) of a program: one warp."""
     lanes = min(32, triton.next_power_of_2(triton.cdiv(classes, _CLASSES_PER_LANE[sets])))
-    return 32 // lanes, lanes
+    return _WARP // lanes, lanes
 
 
 def _scan_images(
