@@ -20,6 +20,7 @@ from torch import Tensor
 
 CHOICES = ("reference", "triton")
 _override: str | None = None
+_loaded: dict[str, Callable] = {}  # functions in Triton by name
 
 
 @contextlib.contextmanager
@@ -57,14 +58,23 @@ def operation(reference: Callable, triton_module: str | None = None) -> Callable
         if isinstance(first, (list, tuple)) and first:
             first = first[0]
         function = reference  # it also has the error message for what is no tensor
-        if isinstance(first, Tensor) and choose(first.device.type) == "triton":
-            function = _load(triton_module, reference.__name__)
+        if isinstance(first, Tensor) and _use_triton(first.device.type, triton_module, reference.__name__):
+            function = _loaded[reference.__name__]
         return function(*arguments, **options)
 
     return chosen
 
 
 @torch.compiler.assume_constant_result
+def _use_triton(device_type: str, module: str, name: str) -> bool:
+    """Whether `choose` says so; if so, the function is in `_loaded`. torch.compile calls it while tracing."""
+    if choose(device_type) == "reference":
+        return False
+    if name not in _loaded:
+        _loaded[name] = _load(module, name)
+    return True
+
+
 def choose(device_type: str) -> str:
     """"reference" or "triton" for tensors on a device of this type.
 
