@@ -92,7 +92,7 @@ def _scan_cells(
     scale, ignore_index, zero,
     K: tl.constexpr, CLASS_STRIDE: tl.constexpr, CELLS: tl.constexpr, LANES: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr, PARTITION: tl.constexpr, LABELS: tl.constexpr, GRADIENT: tl.constexpr,
-    MASK: tl.constexpr, CLASS_WEIGHTS: tl.constexpr,
+    MASK: tl.constexpr, CLASS_WEIGHTS: tl.constexpr, ROW_LOG: tl.constexpr,
 ):  # fmt: skip
     """CELLS cells of one row of cells of one image; grid (cells in x / CELLS, rows of cells, images).
 
@@ -146,6 +146,8 @@ def _scan_cells(
         weight_0 = scale - weight_1
         # A zero that the compiler cannot know: otherwise it keeps all corner logits of a cell in registers.
         nodes = image + y * zero
+        totals = nothing + 1.0  # their product; one logarithm per row instead of one per pixel
+        label_totals = nothing + 1.0
         z_left = ()
         z_slope = ()
         g0 = ()
@@ -215,7 +217,11 @@ def _scan_cells(
             log_total = tl.log2(total)
 
             if PARTITION:
-                partition += weight * (log_total + highest)
+                if ROW_LOG:
+                    partition += weight * highest
+                    totals *= tl.where(weight > 0, total, 1.0)
+                else:
+                    partition += weight * (log_total + highest)
                 if GRADIENT:
                     q0 = weight / total
                     q1 = q0 * fx
@@ -230,8 +236,12 @@ def _scan_cells(
                 score = highest + nothing
                 for c in tl.static_range(SHARE):
                     score = tl.where(label == c * LANES + lane, z[c], score)
-                # The lane that has the label's class adds its score; every lane has the same log_total.
-                label_loss += v * (highest - score) + tl.where(lane == 0, v * log_total, 0.0)
+                # The lane that has the label's class adds its score; every lane has the same total.
+                label_loss += v * (highest - score)
+                if ROW_LOG and not CLASS_WEIGHTS:
+                    label_totals *= tl.where(counted, total, 1.0)
+                else:
+                    label_loss += tl.where(lane == 0, v * log_total, 0.0)
                 label_weight += v
                 if GRADIENT:
                     label_q = v / total
@@ -244,6 +254,9 @@ def _scan_cells(
                     label_g0 = next_0
                     label_g1 = next_1
 
+        if ROW_LOG:
+            partition += tl.log2(totals)
+            label_loss += tl.where(lane == 0, tl.log2(label_totals), 0.0)
         if GRADIENT:
             if PARTITION:
                 corners = _add_row(corners, g0, g1, fy, SHARE)
@@ -387,6 +400,15 @@ def scan(
     return Sums(*partials.unbind(0), *gradients)
 
 
+def _row_of_totals_fits(classes: int, cells_x: int, width: int) -> bool:
+    """Whether the product of a cell row's sums of exponentials, each in [1, K], stays far from overflow.
+
+    The logarithm of the product is then one logarithm per row; a precise one costs as much as three classes.
+    """
+    widest = triton.cdiv(width, cells_x) + 2
+    return widest * math.log2(classes) < 120
+
+
 def _tile(classes: int, sets: int) -> tuple[int, int]:
     """(cells, lanes per cell) of a program: one warp."""
     lanes = min(32, triton.next_power_of_2(triton.cdiv(classes, _CLASSES_PER_LANE[sets])))
@@ -424,7 +446,8 @@ def _scan_images(
             _LOG2_E / temperature, 0 if target is None else target.ignore_index, 0,
             K=K, CLASS_STRIDE=logits.stride(1), CELLS=cells, LANES=lanes, ALIGN_CORNERS=align_corners,
             PARTITION=partition, LABELS=target is not None, GRADIENT=gradient,
-            MASK=mask is not logits, CLASS_WEIGHTS=weights is not None, num_warps=1,
+            MASK=mask is not logits, CLASS_WEIGHTS=weights is not None,
+            ROW_LOG=_row_of_totals_fits(K, cells_x, size[1]), num_warps=1,
         )  # fmt: skip
     return planes
 
