@@ -76,7 +76,7 @@ def _use_triton(device_type: str, module: str, name: str) -> bool:
 
 
 def choose(device_type: str) -> str:
-    """"reference" or "triton" for tensors on a device of this type.
+    """ "reference" or "triton" for tensors on a device of this type.
 
     Raises:
         ValueError: DIGA_KERNELS is something else.

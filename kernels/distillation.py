@@ -174,9 +174,7 @@ def _symmetric_kl(
     """(loss, gradient, factor) as in `Distilled`; the gradient is empty unless it is wanted."""
     size, B = (height, width), len(student_logits) // 2
     counted = None if mask is None else torch.cat([mask, mask])
-    sums = scan(
-        student_logits, size, align_corners, mask=counted, temperature=temperature, gradient=gradient
-    )
+    sums = scan(student_logits, size, align_corners, mask=counted, temperature=temperature, gradient=gradient)
     views = sums.partition[:B], sums.partition[B:]
     return distil(
         student_logits, views, sums.gradient, teacher_logits, size, counted,
@@ -185,7 +183,9 @@ def _symmetric_kl(
 
 
 @_symmetric_kl.register_fake
-def _(student_logits, teacher_logits, mask, height, width, reverse_weight, temperature, align_corners, gradient):
+def _(
+    student_logits, teacher_logits, mask, height, width, reverse_weight, temperature, align_corners, gradient
+):
     loss = student_logits.new_empty((), dtype=torch.float32)
     result = torch.empty_like(student_logits, dtype=torch.float32) if gradient else loss.new_empty(0)
     return loss, result, loss.new_empty(len(student_logits))

@@ -270,7 +270,9 @@ def _scan_cells(
             k = c * LANES + lane
             if GRADIENT:
                 if PARTITION:
-                    tl.store(planes + cell + (4 * k + corner) * cells, corners[4 * c + corner], mask=live & (k < K))
+                    tl.store(
+                        planes + cell + (4 * k + corner) * cells, corners[4 * c + corner], mask=live & (k < K)
+                    )
                 if LABELS:
                     tl.store(
                         label_planes + cell + (4 * k + corner) * cells,

@@ -10,7 +10,7 @@ import pytest
 # Set before torch is imported anywhere: several test processes share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch  # noqa: E402
+import torch
 
 # Without a GPU the Triton kernels run in Triton's interpreter, chosen before they are imported. Kernels are only
 # run where a test asks for them, so other tests do not notice.

@@ -23,14 +23,14 @@ from pathlib import Path
 # Compiled, not interpreted, whatever the caller's environment says.
 os.environ.pop("TRITON_INTERPRET", None)
 
-import torch  # noqa: E402
-import triton  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-from triton.runtime.jit import JITFunction  # noqa: E402
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
-from diga_hpc.kernels import cross_entropy, distillation, warm_up  # noqa: E402
-from diga_hpc.kernels.scaled_gradient import scaled_gradient  # noqa: E402
+from diga_hpc.kernels import cross_entropy, distillation, warm_up
+from diga_hpc.kernels.scaled_gradient import scaled_gradient
 
 RECORD = Path(__file__).parent / "recorded" / "kernel_resources.json"
 TARGETS = {
@@ -139,7 +139,9 @@ def cuda_resources(cubin: bytes) -> dict[str, int]:
         for target in re.findall(r"^@!?U?P\d\s+BRA[\w.]*\s+(?:\S+,\s*)?`?\(?(?:\.\S*)?(0x[0-9a-f]+)", text)
         if int(target, 16) < address
     ]
-    spills = sum(any(a <= x <= b for a, b in loops) for x, text in lines.items() if re.search(r"\b(LDL|STL)", text))
+    spills = sum(
+        any(a <= x <= b for a, b in loops) for x, text in lines.items() if re.search(r"\b(LDL|STL)", text)
+    )
     bodies = [[text for x, text in lines.items() if a <= x <= b] for a, b in loops]
     with_exponentials = [body for body in bodies if any("MUFU.EX2" in text for text in body)]
     pixel = min(with_exponentials, key=len, default=[])
@@ -185,7 +187,9 @@ def measure() -> dict[str, dict[str, dict[str, int]]]:
             for name, target in TARGETS.items():
                 compiled = triton.compile(code, target=target, options={"num_warps": warps})
                 hip = target.backend == "hip"
-                row[name] = hip_resources(compiled.asm["amdgcn"]) if hip else cuda_resources(compiled.asm["cubin"])
+                row[name] = (
+                    hip_resources(compiled.asm["amdgcn"]) if hip else cuda_resources(compiled.asm["cubin"])
+                )
     return result
 
 

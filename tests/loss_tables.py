@@ -57,7 +57,7 @@ def test_warm_up(shape, device, align_corners):
 @pytest.mark.parametrize("masked", [False, True])
 def test_symmetric_kl(normal_shape, device, align_corners, masked):
     student, teacher, labels, size = maps(normal_shape, device)
-    options = dict(reverse_weight=0.25, temperature=2.5, align_corners=align_corners)
+    options = {"reverse_weight": 0.25, "temperature": 2.5, "align_corners": align_corners}
     options["mask"] = (torch.rand(labels.shape) < 0.4).to(device) if masked else None
     assert_matches(
         lambda s: kernels.symmetric_kl_loss(s, teacher, size, **options),
@@ -76,7 +76,7 @@ def test_cross_entropy(normal_shape, device, align_corners, normalizer):
     odd[plain == 255] = torch.tensor([-1, 255, 2**32 + 1, 10**9], device=device).repeat(9999)[
         : (plain == 255).sum()
     ]
-    options = dict(class_weights=torch.rand(logits.shape[1]).to(device), normalizer=normalizer)
+    options = {"class_weights": torch.rand(logits.shape[1]).to(device), "normalizer": normalizer}
     assert_matches(
         lambda z: kernels.cross_entropy_loss(z, odd, align_corners=align_corners, **options),
         lambda z: true_ce(z, plain, align_corners, **options),

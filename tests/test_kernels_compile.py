@@ -43,7 +43,9 @@ def test_resources_are_those_recorded(compiled):
 
     record = json.loads((HERE / "recorded" / "kernel_resources.json").read_text())
     if triton.__version__ not in record:
-        pytest.skip(f"nothing is recorded for Triton {triton.__version__}: tests/kernel_resources.py --accept adds it")
+        pytest.skip(
+            f"nothing is recorded for Triton {triton.__version__}: tests/kernel_resources.py --accept adds it"
+        )
     expected = record[triton.__version__]
     assert set(compiled) == set(expected), f"other kernels than recorded; {ACCEPT}"
     for kernel, targets in compiled.items():

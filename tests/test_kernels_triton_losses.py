@@ -105,8 +105,12 @@ def test_fakes_agree_with_the_operators():
 
 
 def run_python(code, **environment):
-    clean = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "DIGA_KERNELS")}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean | environment)
+    clean = {
+        key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "DIGA_KERNELS")
+    }
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=clean | environment
+    )
 
 
 CALL = "import torch; from diga_hpc import kernels; kernels.cross_entropy_loss(torch.zeros(1,2,2,2), "
@@ -116,7 +120,10 @@ CALL += "torch.zeros(1,4,4,dtype=torch.uint8)); import sys; print('diga_hpc.kern
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"DIGA_KERNELS": "triton"}, "RuntimeError: the Triton kernels were asked for, but the tensors are on cpu"),
+        (
+            {"DIGA_KERNELS": "triton"},
+            "RuntimeError: the Triton kernels were asked for, but the tensors are on cpu",
+        ),
         ({"DIGA_KERNELS": "fast"}, "ValueError: DIGA_KERNELS is 'fast': expected one of reference, triton"),
     ],
 )
@@ -158,7 +165,9 @@ def test_one_warning_then_the_reference(monkeypatch):
     monkeypatch.setattr(_dispatch, "_probe", broken)
     _dispatch._triton_works.cache_clear()
     try:
-        with pytest.warns(UserWarning, match=rf"Triton {triton.__version__} .*RuntimeError: unknown target sm_999"):
+        with pytest.warns(
+            UserWarning, match=rf"Triton {triton.__version__} .*RuntimeError: unknown target sm_999"
+        ):
             assert _dispatch.choose("cuda") == "reference"
         with warnings.catch_warnings():
             warnings.simplefilter("error")
