@@ -14,8 +14,9 @@ from torch import Tensor
 from . import _checks as checks
 from . import reference
 from ._autograd import gradient_wanted
+from ._cells import on_device
 from .scaled_gradient import scaled_gradient
-from .upsampled_logsumexp import Sums, Target, on_device, scan, supported
+from .upsampled_logsumexp import Sums, Target, scan, supported
 
 
 @triton.jit

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .upsampled_logsumexp import on_device
+from ._cells import on_device
 
 
 @triton.jit

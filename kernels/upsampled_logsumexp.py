@@ -27,7 +27,6 @@ in a node is carried into the sums, also where all weights are 0.
 Shape letters: N images, K classes, (h, w) nodes, (H, W) pixels.
 """
 
-import contextlib
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -37,6 +36,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._cells import add_row, cell_pixels, node_maximum, on_device, store_corners
+
 # Corner planes of one launch: more images wait for the next one, which reuses the memory.
 PLANES_BYTES = 24 << 20
 MAX_CLASSES = 256
@@ -44,44 +45,6 @@ _LOG2_E = 1 / math.log(2)
 _WARP = 64 if torch.version.hip else 32
 # Classes per lane: as many as leave registers for the sums (two sets of them with labels and partition).
 _CLASSES_PER_LANE = {1: 10, 2: 5}
-
-
-@triton.jit
-def _cell(index, n_in, n_out, ALIGN_CORNERS: tl.constexpr):
-    """(first pixel, number of pixels, position of the first among the two nodes, step of the position)."""
-    if ALIGN_CORNERS:  # the position of pixel x among the nodes is (x * step + offset) / unit
-        step = n_in - 1
-        offset = 0
-        unit = n_out - 1
-        last = n_in - 2
-    else:
-        step = 2 * n_in
-        offset = n_in - n_out
-        unit = 2 * n_out
-        last = n_in - 1
-    # Integers decide which cell a pixel belongs to: float32 would move pixels of wide images.
-    first = (tl.maximum(index * unit - offset, 0) + step - 1) // step
-    after = (tl.maximum((index + 1) * unit - offset, 0) + step - 1) // step
-    after = tl.where(index == last, n_out, after)
-    position = (first * step + offset - index * unit).to(tl.float32) / unit
-    slope = step / unit + position * 0.0
-    # Beyond the border nodes there is only one: all weight goes to it, the other corner gets exactly 0.
-    outside = (index < 0) | (index > n_in - 2)
-    position = tl.where(outside, tl.where(index < 0, 1.0, 0.0), position)
-    return first, after - first, position, tl.where(outside, 0.0, slope)
-
-
-@triton.jit
-def _node_maximum(node, K: tl.constexpr, LANES: tl.constexpr, CLASS_STRIDE: tl.constexpr, lane):
-    """(maximum over all classes, 0 or NaN if any class of this lane is not finite) of a node."""
-    highest = tl.load(node + lane * CLASS_STRIDE).to(tl.float32)
-    broken = highest * 0.0
-    for c in tl.static_range(1, (K + LANES - 1) // LANES):
-        # The last classes of the last lanes do not exist: repeating class K - 1 changes no maximum.
-        value = tl.load(node + tl.minimum(c * LANES + lane, K - 1) * CLASS_STRIDE).to(tl.float32)
-        highest = tl.maximum(highest, value)
-        broken += value * 0.0
-    return tl.max(highest, 1)[:, None], broken
 
 
 @triton.jit
@@ -109,8 +72,8 @@ def _scan_cells(
     j = tl.minimum(column, cells_x - 1) + FIRST
     i = tl.program_id(1) + FIRST
     n = tl.program_id(2).to(tl.int64)
-    x_first, x_count, x_position, x_slope = _cell(j, w, W, ALIGN_CORNERS)
-    y_first, y_count, y_position, y_slope = _cell(i, h, H, ALIGN_CORNERS)
+    x_first, x_count, x_position, x_slope = cell_pixels(j, w, W, ALIGN_CORNERS)
+    y_first, y_count, y_position, y_slope = cell_pixels(i, h, H, ALIGN_CORNERS)
     x_count = tl.where(live, x_count, 0)
     widest = tl.max(tl.max(x_count, 1), 0)
 
@@ -120,10 +83,10 @@ def _scan_cells(
     left = tl.maximum(j, 0) * stride_w
     right = tl.minimum(j + 1, w - 1) * stride_w
     image = logits + n * stride_n
-    top_00, broken_00 = _node_maximum(image + above + left, K, LANES, CLASS_STRIDE, lane)
-    top_01, broken_01 = _node_maximum(image + above + right, K, LANES, CLASS_STRIDE, lane)
-    top_10, broken_10 = _node_maximum(image + below + left, K, LANES, CLASS_STRIDE, lane)
-    top_11, broken_11 = _node_maximum(image + below + right, K, LANES, CLASS_STRIDE, lane)
+    top_00, broken_00 = node_maximum(image + above + left, K, LANES, CLASS_STRIDE, lane)
+    top_01, broken_01 = node_maximum(image + above + right, K, LANES, CLASS_STRIDE, lane)
+    top_10, broken_10 = node_maximum(image + below + left, K, LANES, CLASS_STRIDE, lane)
+    top_11, broken_11 = node_maximum(image + below + right, K, LANES, CLASS_STRIDE, lane)
     broken = broken_00 + broken_01 + broken_10 + broken_11
 
     nothing = tl.zeros([CELLS, LANES], tl.float32)
@@ -259,25 +222,17 @@ def _scan_cells(
             label_loss += tl.where(lane == 0, tl.log2(label_totals), 0.0)
         if GRADIENT:
             if PARTITION:
-                corners = _add_row(corners, g0, g1, fy, SHARE)
+                corners = add_row(corners, g0, g1, fy, SHARE)
             if LABELS:
-                label_corners = _add_row(label_corners, label_g0, label_g1, fy, SHARE)
+                label_corners = add_row(label_corners, label_g0, label_g1, fy, SHARE)
 
     cells = (cells_x * cells_y).to(tl.int64)
-    cell = n * (4 * K) * cells + tl.program_id(1) * cells_x + column
-    for c in tl.static_range(SHARE):
-        for corner in tl.static_range(4):
-            k = c * LANES + lane
-            if GRADIENT:
-                if PARTITION:
-                    tl.store(
-                        planes + cell + (4 * k + corner) * cells, corners[4 * c + corner], mask=live & (k < K)
-                    )
-                if LABELS:
-                    tl.store(
-                        label_planes + cell + (4 * k + corner) * cells,
-                        label_corners[4 * c + corner], mask=live & (k < K),
-                    )  # fmt: skip
+    place = n * (4 * K) * cells + tl.program_id(1) * cells_x + column
+    if GRADIENT:
+        if PARTITION:
+            store_corners(planes + place, corners, cells, live, lane, K, LANES)
+        if LABELS:
+            store_corners(label_planes + place, label_corners, cells, live, lane, K, LANES)
     programs = tl.num_programs(0) * tl.num_programs(1)
     slot = partials + n * programs + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     kind = tl.zeros([], tl.int64) + all_images * programs
@@ -286,21 +241,6 @@ def _scan_cells(
     if LABELS:
         tl.store(slot + kind, tl.sum(tl.sum(label_loss + broken, 1), 0))
         tl.store(slot + 2 * kind, tl.sum(tl.sum(tl.where(lane == 0, label_weight, 0.0), 1), 0))
-
-
-@triton.jit
-def _add_row(corners, g0, g1, fy, SHARE: tl.constexpr):
-    """The four corner sums of every class with those of one more pixel row."""
-    total = ()
-    for c in tl.static_range(SHARE):
-        on_left = g0[c] - g1[c]
-        total = total + (
-            corners[4 * c] + on_left * (1.0 - fy),
-            corners[4 * c + 1] + g1[c] * (1.0 - fy),
-            corners[4 * c + 2] + on_left * fy,
-            corners[4 * c + 3] + g1[c] * fy,
-        )
-    return total
 
 
 @triton.jit
@@ -464,8 +404,3 @@ def _gather(planes: Tensor, gradient: Tensor, align_corners: bool) -> None:
             planes, gradient, h, w, *gradient.stride(),
             K=K, CLASSES=classes, NODES=nodes, ALIGN_CORNERS=align_corners,
         )  # fmt: skip
-
-
-def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
