@@ -319,14 +319,14 @@ def scan(
     cells_x, cells_y = (w - 1, h - 1) if align_corners else (w + 1, h + 1)
     cells, lanes = _tile(K, int(partition) + (target is not None))
     programs = triton.cdiv(cells_x, cells) * cells_y
-    sets = int(partition) + (target is not None) if gradient else 0
-    group = max(1, min(N, PLANES_BYTES // max(1, 16 * K * cells_x * cells_y * sets)))
     partials = logits.new_empty(3, N, programs, dtype=torch.float32)
     gradients = [None, None]
     if gradient and partition:
         gradients[0] = torch.empty_like(logits, dtype=torch.float32) if out is None else out
     if gradient and target is not None:
         gradients[1] = torch.empty_like(logits, dtype=torch.float32)
+    planes_bytes = 16 * K * cells_x * cells_y * sum(result is not None for result in gradients)
+    group = max(1, min(N, PLANES_BYTES // max(1, planes_bytes)))
     for start in range(0, N, group):
         images = slice(start, min(start + group, N))
         planes = _scan_images(
@@ -338,17 +338,8 @@ def scan(
         for corners, result in zip(planes, gradients, strict=True):
             if result is not None:
                 _gather(corners, result[images], align_corners)
-        del planes  # the next group takes the same memory
+        del planes, corners  # the next group takes the same memory
     return Sums(*partials.unbind(0), *gradients)
-
-
-def _row_of_totals_fits(classes: int, cells_x: int, width: int) -> bool:
-    """Whether the product of a cell row's sums of exponentials, each in [1, K], stays far from overflow.
-
-    The logarithm of the product is then one logarithm per row; a precise one costs as much as three classes.
-    """
-    widest = triton.cdiv(width, cells_x) + 2
-    return widest * math.log2(classes) < 120
 
 
 def _tile(classes: int, sets: int) -> tuple[int, int]:
@@ -380,6 +371,9 @@ def _scan_images(
     labels = logits if target is None else target.labels
     weights = None if target is None else target.class_weights
     mask = logits if mask is None else mask.view(torch.uint8)
+    # The sums of exponentials of a row of a cell, each in [1, K], must not overflow when multiplied; then one
+    # logarithm per row does. A precise one costs as much as three classes.
+    row_log = (triton.cdiv(size[1], cells_x) + 2) * math.log2(K) < 120
     with on_device(logits):
         _scan_cells[(triton.cdiv(cells_x, cells), cells_y, N)](
             logits, mask, labels, logits if weights is None else weights, *planes, partials,
@@ -389,7 +383,7 @@ def _scan_images(
             K=K, CLASS_STRIDE=logits.stride(1), CELLS=cells, LANES=lanes, ALIGN_CORNERS=align_corners,
             PARTITION=partition, LABELS=target is not None, GRADIENT=gradient,
             MASK=mask is not logits, CLASS_WEIGHTS=weights is not None,
-            ROW_LOG=_row_of_totals_fits(K, cells_x, size[1]), num_warps=1,
+            ROW_LOG=row_log, num_warps=1,
         )  # fmt: skip
     return planes
 

@@ -78,6 +78,7 @@ CALLS: dict[str, Callable[[], None]] = {
     ),
     "masked kl K=150": lambda: masked_kl_call(150, 128, 128),
     "weighted cross_entropy K=16": lambda: cross_entropy_call(16, 128, 128),
+    "weighted cross_entropy K=5": lambda: cross_entropy_call(5, 128, 128),
 }
 
 
