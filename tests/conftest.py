@@ -10,6 +10,18 @@ import pytest
 # Set before torch is imported anywhere: several test processes share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
+
+# Without a GPU the Triton kernels run in Triton's interpreter, chosen before they are imported. Kernels are only
+# run where a test asks for them, so other tests do not notice.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a CUDA or ROCm device")
+
+
 TINY = """
 run_dir: {run_dir}
 label_space: streets

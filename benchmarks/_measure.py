@@ -1,0 +1,135 @@
+"""How the benchmarks measure: interleaved contenders, device events, flushed and warm caches, CUDA graphs.
+
+On a CPU, for smoke runs only, the clock is `time.perf_counter` and memory is not measured.
+"""
+
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import triton
+
+FLUSH_BYTES = 256 << 20  # several times the second-level cache of any GPU so far
+
+
+def environment() -> dict[str, str]:
+    """What a row must say about where it was measured."""
+    here = Path(__file__).parent
+    gpu = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else "",
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "commit": _output("git", "-C", str(here), "describe", "--always", "--dirty"),
+    }
+
+
+def exponentials_per_second() -> float | None:
+    """The limit of the exponential units of an NVIDIA GPU: 16 per clock and multiprocessor, at the top clock."""
+    clock = _output("nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits")
+    if not torch.cuda.is_available() or not clock:
+        return None
+    return 16 * torch.cuda.get_device_properties(0).multi_processor_count * float(clock.split()[0]) * 1e6
+
+
+def _output(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    lines = done.stdout.strip().splitlines()
+    return lines[0] if lines else ""
+
+
+def first_call_seconds(function: Callable[[], object]) -> float:
+    """Compile time, kept apart from the timings."""
+    start = time.perf_counter()
+    function()
+    _wait()
+    return time.perf_counter() - start
+
+
+def times_us(
+    contenders: dict[str, Callable[[], object]], *, repetitions: int, warm_ups: int, flush: bool
+) -> dict[str, list[float]]:
+    """Microseconds of every repetition, one contender after the other within each repetition.
+
+    With `flush` the caches are overwritten before each call; the launches of the call are then queued while the
+    device still writes, so that the host's time does not show.
+    """
+    for function in contenders.values():
+        for _ in range(warm_ups):
+            function()
+    _wait()
+    gpu = torch.cuda.is_available()
+    junk = torch.empty(
+        FLUSH_BYTES if gpu and flush else 0, dtype=torch.uint8, device="cuda" if gpu else "cpu"
+    )
+    found: dict[str, list] = {name: [] for name in contenders}
+    for _ in range(repetitions):
+        for name, function in contenders.items():
+            junk.zero_()
+            found[name].append(_one_event_pair(function) if gpu else _one_clock(function))
+    _wait()
+    if gpu:
+        return {
+            name: [1e3 * start.elapsed_time(end) for start, end in pairs] for name, pairs in found.items()
+        }
+    return found
+
+
+def _one_event_pair(function: Callable[[], object]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    function()
+    end.record()
+    return start, end
+
+
+def _one_clock(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return 1e6 * (time.perf_counter() - start)
+
+
+def captured(function: Callable[[], object]) -> Callable[[], object] | None:
+    """`function` as a CUDA graph; None where it cannot be captured."""
+    if not torch.cuda.is_available():
+        return None
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            function()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return None
+    return graph.replay
+
+
+def extra_peak_bytes(function: Callable[[], object]) -> int | None:
+    """What a call holds at its peak beyond what was held before."""
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    """Median, p10 and p90."""
+    if len(values) < 2:
+        return dict.fromkeys(("p10_us", "median_us", "p90_us"), values[0])
+    tenths = statistics.quantiles(values, n=10, method="inclusive")
+    return {"p10_us": tenths[0], "median_us": statistics.median(values), "p90_us": tenths[-1]}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,139 @@
+"""The one place that chooses between the reference in plain PyTorch and the kernels in Triton.
+
+    CUDA and ROCm tensors   Triton, or the reference if a probe shows that this Triton cannot compile the kernels
+    all other tensors       the reference
+
+DIGA_KERNELS=reference|triton or `implementation(...)` overrides it; the context manager comes before the
+environment. A kernel chosen by hand fails loudly instead of falling back.
+"""
+
+import contextlib
+import functools
+import importlib
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+CHOICES = ("reference", "triton")
+_override: str | None = None
+_loaded: dict[str, Callable] = {}  # functions in Triton by name
+
+
+@contextlib.contextmanager
+def implementation(name: str) -> Iterator[None]:
+    """Use "reference" or "triton" within the block, whatever the device and DIGA_KERNELS say.
+
+    For tests and comparisons: the choice holds for the whole process, not for one thread. A function compiled by
+    `torch.compile` keeps the choice that held when it was traced.
+
+    Raises:
+        ValueError: another name.
+    """
+    global _override
+    _check(name, "implementation")
+    before, _override = _override, name
+    try:
+        yield
+    finally:
+        _override = before
+
+
+def operation(reference: Callable, triton_module: str | None = None) -> Callable:
+    """The public function: `reference`, or the function of that name in `triton_module` of this package.
+
+    Modules with Triton are imported when first needed, so that CPUs need no Triton.
+    """
+    if triton_module is None:
+        return reference
+
+    first_name = next(iter(inspect.signature(reference).parameters))
+
+    @functools.wraps(reference)
+    def chosen(*arguments, **options):
+        first = arguments[0] if arguments else options.get(first_name)
+        if isinstance(first, (list, tuple)) and first:
+            first = first[0]
+        function = reference  # it also has the error message for what is no tensor
+        if isinstance(first, Tensor) and _use_triton(first.device.type, triton_module, reference.__name__):
+            function = _loaded[reference.__name__]
+        return function(*arguments, **options)
+
+    return chosen
+
+
+@torch.compiler.assume_constant_result
+def _use_triton(device_type: str, module: str, name: str) -> bool:
+    """Whether `choose` says so; if so, the function is in `_loaded`. torch.compile calls it while tracing."""
+    if choose(device_type) == "reference":
+        return False
+    if name not in _loaded:
+        _loaded[name] = _load(module, name)
+    return True
+
+
+def choose(device_type: str) -> str:
+    """ "reference" or "triton" for tensors on a device of this type.
+
+    Raises:
+        ValueError: DIGA_KERNELS is something else.
+        RuntimeError: Triton was asked for where it cannot run.
+    """
+    asked = _override or os.environ.get("DIGA_KERNELS", "")
+    if asked:
+        _check(asked, "DIGA_KERNELS")
+        if asked == "triton" and device_type != "cuda" and not _interpreted():
+            raise RuntimeError(
+                f"the Triton kernels were asked for, but the tensors are on {device_type}: move them to a CUDA or "
+                "ROCm device, choose DIGA_KERNELS=reference, or set TRITON_INTERPRET=1 before Triton is imported "
+                "(an interpreter for debugging, thousands of times slower)"
+            )
+        return asked
+    return "triton" if device_type == "cuda" and _triton_works() else "reference"
+
+
+def _check(name: str, source: str) -> None:
+    if name not in CHOICES:
+        raise ValueError(f"{source} is {name!r}: expected one of {', '.join(CHOICES)}")
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+@functools.cache
+def _triton_works() -> bool:
+    """Whether this Triton compiles and runs the kernels, tried once on a tiny map; one warning if not."""
+    version = "(not installed)"
+    try:
+        import triton
+
+        version = triton.__version__
+        _probe()
+    except Exception as error:
+        # Compilers fail in many ways (their own errors, the assembler's, a missing C compiler); a run must not.
+        reason = str(error).strip().splitlines()[:1]
+        warnings.warn(
+            f"Triton {version} cannot run the kernels of diga_hpc on this device, so the slower reference in "
+            f"plain PyTorch runs instead ({type(error).__name__}: {''.join(reason)}). Another Triton version may "
+            "help; DIGA_KERNELS=triton shows the whole error, DIGA_KERNELS=reference silences this warning.",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def _probe() -> None:
+    """Compile and run a whole loss with its gradient."""
+    logits = torch.zeros(2, 2, 2, 2, device="cuda", requires_grad=True)
+    labels = torch.zeros(1, 4, 4, device="cuda", dtype=torch.uint8)
+    with torch.enable_grad():
+        segmentation, distillation = _load("warm_up", "warm_up_loss")(logits, logits, labels)
+        (segmentation + distillation).backward()
+
+
+def _load(module: str, name: str) -> Callable:
+    return getattr(importlib.import_module("." + module, __package__), name)

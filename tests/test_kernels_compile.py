@@ -1,0 +1,53 @@
+"""Every kernel compiles for GPUs that are not here, spills nothing in its loops and takes what is recorded."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ACCEPT = "if that is intended, accept it: python tests/kernel_resources.py --accept"
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, dict[str, dict[str, int]]]:
+    """In a process of its own: here the kernels may be interpreted. Triton caches what did not change."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), environment.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, HERE / "kernel_resources.py"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def test_no_spills_in_loops(compiled):
+    for kernel, targets in compiled.items():
+        assert set(targets) == {"sm_80", "sm_90", "sm_100", "gfx942"}
+        for target, resources in targets.items():
+            assert resources["spills_in_loops"] == 0, (kernel, target)
+
+
+def test_pixel_loops_were_found(compiled):
+    """Otherwise the test above could look in the wrong place."""
+    scans = [row["sm_90"] for kernel, row in compiled.items() if ": scan_cells" in kernel]
+    assert len(scans) >= 5
+    assert all(40 < scan["pixel_loop"] < 250 and scan["pixel_loop_mufu"] >= 5 for scan in scans)
+
+
+def test_resources_are_those_recorded(compiled):
+    import triton
+
+    record = json.loads((HERE / "recorded" / "kernel_resources.json").read_text())
+    if triton.__version__ not in record:
+        pytest.skip(
+            f"nothing is recorded for Triton {triton.__version__}: tests/kernel_resources.py --accept adds it"
+        )
+    expected = record[triton.__version__]
+    assert set(compiled) == set(expected), f"other kernels than recorded; {ACCEPT}"
+    for kernel, targets in compiled.items():
+        for target, resources in targets.items():
+            assert resources == expected[kernel][target], f"{kernel} on {target}: {resources}; {ACCEPT}"

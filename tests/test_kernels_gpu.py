@@ -1,0 +1,89 @@
+"""The Triton losses on a GPU, compiled: the tables of `loss_tables.py` on real shapes. Run: pytest -m gpu tests"""
+
+import pytest
+import torch
+from kernel_truth import SHAPES, random_labels
+from loss_tables import *  # noqa: F403  the tables are tests
+
+from diga_hpc import kernels
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device"),
+]
+LARGE = [(6, 19, (65, 113), (512, 896)), (6, 19, (129, 225), (512, 896)), (2, 16, (128, 128), (512, 512))]
+
+
+@pytest.fixture(params=SHAPES + LARGE, ids=str)
+def shape(request):
+    return request.param
+
+
+@pytest.fixture
+def normal_shape():
+    return (4, 19, (17, 23), (67, 101))
+
+
+@pytest.fixture
+def device():
+    return "cuda"
+
+
+@pytest.fixture(autouse=True)
+def compiled():
+    torch.manual_seed(0)
+    with kernels.implementation("triton"):
+        yield
+
+
+def test_no_full_resolution_tensor():
+    """Extra memory at the peak of a step is a fraction of one full-resolution tensor of logits."""
+    student, teacher = torch.randn(2, 6, 19, 65, 113, device="cuda")
+    student.requires_grad_()
+    labels = random_labels(3, 19, (512, 896)).cuda()
+    sum(kernels.warm_up_loss(student, teacher, labels)).backward()  # compiles
+    student.grad = None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    sum(kernels.warm_up_loss(student, teacher, labels)).backward()
+    extra = torch.cuda.max_memory_allocated() - before
+    assert extra < 4 * 6 * 19 * 512 * 896 / 6
+
+
+def test_no_waiting():
+    """Any host synchronisation is an error in this mode."""
+    student, teacher = torch.randn(2, 4, 19, 17, 23, device="cuda")
+    student.requires_grad_()
+    labels = random_labels(2, 19, (67, 101)).cuda()
+    sum(kernels.warm_up_loss(student, teacher, labels)).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sum(kernels.warm_up_loss(student, teacher, labels)).backward()
+        kernels.symmetric_kl_loss(student, teacher, (67, 101), mask=labels != 255).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_inside_a_cuda_graph():
+    student, teacher = torch.randn(2, 4, 19, 17, 23, device="cuda")
+    student.requires_grad_()
+    labels = random_labels(2, 19, (67, 101)).cuda()
+
+    def step():
+        return torch.autograd.grad(sum(kernels.warm_up_loss(student, teacher, labels)), student)[0]
+
+    expected = step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    captured.zero_()
+    graph.replay()
+    assert torch.equal(captured, expected)
+
+
+def test_probe_and_default_choice():
+    """Without an override a GPU gets Triton; the reference agrees with it."""
+    from diga_hpc.kernels import _dispatch
+
+    _dispatch._triton_works.cache_clear()
+    assert _dispatch._triton_works()
