@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # One thread a process: two processes with two threads each on two cores are many times slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test bench lint clean
 
 install: $(INSTALLED)
 
@@ -21,6 +21,9 @@ demo: install  ## the whole job on built-in data, minutes on two cores
 
 test: install  ## every test
 	$(BIN)/pytest --numprocesses 2 --dist worksteal tests
+
+bench: install  ## the kernels: a GPU's times into benchmarks/results, or without one a run for correctness
+	$(BIN)/python benchmarks/bench_kernels.py $$($(BIN)/python -c 'import torch; print("" if torch.cuda.is_available() else "--smoke")')
 
 lint: install
 	$(BIN)/ruff check .
