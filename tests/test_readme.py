@@ -89,3 +89,8 @@ def test_the_library_example_runs(tmp_path):
     done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "runs/d/results.json").is_file()
+
+
+def test_the_kernels_example_runs_on_a_cpu_too():
+    example = re.findall(r"```python\n(.*?)```", README, re.S)[1].replace('device="cuda"', 'device="cpu"')
+    subprocess.run([sys.executable, "-c", example], check=True, capture_output=True)
