@@ -10,8 +10,9 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "diga_hpc/__init__.py").rea
 
 # Lower bounds are what is known to be needed; the comment gives the versions the tests ran with.
 REQUIREMENTS = [
-    "torch>=2.11",  # 2.14.1
-    "torchvision>=0.26",  # 0.29.1
+    # 2.15 brings Triton 3.9, whose interpreter refuses kernels that 3.6 and 3.8 run.
+    "torch>=2.11,<2.15",  # 2.14.1
+    "torchvision>=0.26,<0.30",  # 0.29.1
     "deepspeed>=0.18",  # 0.19.8
     "numpy>=1.26",  # 2.4.6
     "pillow>=10",  # 13.0.0
