@@ -21,7 +21,7 @@ COMMANDS = [
 FEWER_STEPS = [
     "source_only.steps=1", "warm_up.steps=1", "self_training.steps=1", "warm_up.crop=[32,48]",
     "source_only.crop=[32,48]", "self_training.crop=[32,48]", "evaluation.teacher=false",
-    "data.source.images=4", "data.target.images=2", "data.validation.images=1", "data.workers=0",
+    "data.source.images=4", "data.target.images=2", "data.validation.images=1", "data.workers=0", "engine.threads=1",
 ]  # fmt: skip
 
 
