@@ -117,7 +117,8 @@ class TrainingSamples(torch.utils.data.Dataset):
             sample.image, sample.label, rng=rng, size=size, crop=crop, scale=data.scale, flip=data.flip,
             redraw=domain == "source",
         )  # fmt: skip
-        return image, label, color_statistics(sample.image)
+        # Only a stage with a target translates.
+        return image, label, color_statistics(sample.image) if self.target is not None else None
 
 
 def epoch_index(seed: int, stream: str, n: int, length: int) -> int:
