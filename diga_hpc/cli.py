@@ -44,19 +44,19 @@ def pipeline(config: ConfigPath, overrides: Overrides = None, stop_after: StopAf
     Started again with the same configuration it goes on where it stopped. On several processes:
     torchrun --nproc-per-node 2 -m diga_hpc pipeline CONFIG
     """
-    _run(config, overrides, lambda job: job.run(), stop_after, report=True)
+    _run("pipeline", config, overrides, stop_after=stop_after)
 
 
 @app.command("warm-up")
 def warm_up(config: ConfigPath, overrides: Overrides = None, stop_after: StopAfter = None) -> None:
     """Train the warm-up (and before it the source-only network, if the configuration has one)."""
-    _run(config, overrides, lambda job: job.warm_up(), stop_after)
+    _run("warm-up", config, overrides, stop_after=stop_after)
 
 
 @app.command("pseudo-labels")
 def pseudo_labels(config: ConfigPath, overrides: Overrides = None, round_number: Round = 1) -> None:
     """Label the target's training images with the network trained before a round, and compute class centroids."""
-    _run(config, overrides, lambda job: job.pseudo_labels(round_number))
+    _run("pseudo-labels", config, overrides, round_number=round_number)
 
 
 @app.command("self-train")
@@ -64,13 +64,13 @@ def self_train(
     config: ConfigPath, overrides: Overrides = None, round_number: Round = 1, stop_after: StopAfter = None
 ) -> None:
     """Train one round of self-training on the pseudo labels made for it."""
-    _run(config, overrides, lambda job: job.self_training(round_number), stop_after)
+    _run("self-train", config, overrides, round_number=round_number, stop_after=stop_after)
 
 
 @app.command()
 def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Measure every network trained so far on the validation images; writes results.json and report.html."""
-    _run(config, overrides, lambda job: job.evaluate(), report=True)
+    _run("evaluate", config, overrides)
 
 
 @app.command()
@@ -80,7 +80,7 @@ def demo(
 ) -> None:
     """Run the whole job on built-in street scenes: no files needed, minutes on two CPU cores."""
     built_in = Path(__file__).parent / "configs" / "demo.yaml"
-    _run(built_in, [f"run_dir={run_dir}", *(overrides or [])], lambda job: job.run(), report=True)
+    _run("pipeline", built_in, [f"run_dir={run_dir}", *(overrides or [])])
 
 
 @app.command()
@@ -123,23 +123,11 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The run directory.")]) 
     print(write_report(run_dir))
 
 
-def _run(
-    config: Path, overrides: list[str] | None, work, stop_after: int | None = None, report: bool = False
-) -> None:
-    resolved = configuration.load(config, overrides or [])
+def _run(stage: str, config: Path, overrides: list[str] | None, **options: int | None) -> None:
+    from diga_hpc import job
+
     _log_to_terminal()
-    from diga_hpc import distributed
-    from diga_hpc.stages.pipeline import Pipeline
-
-    job = Pipeline(resolved, stop_after)
-    work(job)
-    if report and job.context.world.is_main:
-        from diga_hpc.report import print_results, write_report
-
-        print_results(resolved.run_dir)
-        print(f"report: {write_report(resolved.run_dir)}")
-    job.context.world.barrier()
-    distributed.finish()
+    job.run(stage, config, overrides or [], **options)
 
 
 def _log_to_terminal() -> None:
