@@ -5,109 +5,175 @@
         teacher.safetensors      the same of the EMA teacher
         optimizer.safetensors    {moment}/{parameter}, whole, and the step count
         extra.safetensors        what else a stage keeps (centroids)
-        state.json               step, stage, counters, versions
+        state.json               step, stage, counters, version and commit, the configuration
         manifest.json            size and SHA-256 of every other file; written last
 
 Tensors are whole whatever the number of ranks and the ZeRO stage were, so that both may change. Random
 states are not part of it: every draw is a function of seed, stage and step or sample. A checkpoint is data:
-reading it executes nothing.
+reading it executes nothing. Importing this module loads no torch.
 """
 
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
+from diga_hpc import tensor_file
 from diga_hpc.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-Groups = dict[str, dict[str, torch.Tensor]]
+TENSORS = ".safetensors"
+# Folders under these names are not checkpoints yet, or no longer.
+WRITING, DELETING = ".writing_", ".deleting_"
+LARGEST_JSON = 16 << 20
+MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+Groups = dict[str, dict[str, "torch.Tensor"]]
 
 
-def save(folder: Path, step: int, groups: Groups, state: dict[str, Any], keep: int) -> Path:
-    """Write `step_{step}` below `folder` and drop all but the newest `keep`. One process calls it.
+def save(
+    folder: Path, step: int, groups: Groups, state: dict[str, Any], keep: int, keep_every: int | None = None
+) -> Path:
+    """Write `step_{step}` below `folder`; drop older ones but the newest `keep` and multiples of `keep_every`.
 
-    groups: file stem -> tensor name -> tensor. Raises UserError where the folder cannot be written.
+    groups: file stem -> tensor name -> tensor. One process calls it. Raises UserError where the folder cannot
+    be written; nothing is left of the attempt then.
     """
     final = folder / f"step_{step:08d}"
-    temporary = folder / f".writing_{final.name}"
+    temporary = folder / f"{WRITING}{final.name}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        for stem, tensors in groups.items():
-            contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-            save_file(contiguous, temporary / f"{stem}.safetensors")
-        (temporary / STATE).write_text(json.dumps(state | {"step": step}, indent=1))
-        _write_manifest(temporary)
+        _write(temporary, groups, state | {"step": step})
         if final.exists():  # a broken one with the same name; a valid one would have been resumed from
-            shutil.rmtree(final)
+            _remove(final)
         os.rename(temporary, final)
         _sync(folder)
     except OSError as error:
         raise UserError(
-            f"{final}: checkpoint cannot be written ({error.strerror or error}); free or change run_dir"
+            f"{final}: checkpoint cannot be written ({error.strerror or error}); free space there, or let run_dir "
+            "be a link to a folder with space, and start the same command again"
         ) from error
-    for old in _candidates(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _prune(folder, step, keep, keep_every)
     return final
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest valid checkpoint below `folder`, or None; broken ones are named in a warning and passed over."""
+def newest(folder: Path, stage: str | None = None, identity: dict[str, Any] | None = None) -> Path | None:
+    """The newest valid checkpoint below `folder`, or None; broken ones are named in a warning and passed over.
+
+    With `stage` and `identity` (config.identity) those of another stage or configuration are broken as well.
+    """
     for candidate in _candidates(folder):
-        problem = verify(candidate)
+        problem = verify(candidate, stage, identity)
         if problem is None:
             return candidate
         log.warning("%s: broken checkpoint (%s); using the one before it", candidate, problem)
     return None
 
 
-def verify(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None. Reads every byte."""
+def verify(path: Path, stage: str | None = None, identity: dict[str, Any] | None = None) -> str | None:
+    """What is wrong with a checkpoint, or None. Reads every byte, and executes none."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        entries = {str(name): (int(e["bytes"]), str(e["sha256"])) for name, e in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = read_manifest(path)
+    except MALFORMED as error:
         return f"{MANIFEST} is missing or unreadable: {error}"
     if STATE not in entries:
         return f"{STATE} is not in the manifest"
     for name, (size, digest) in entries.items():
-        file = path / name
-        if Path(name).name != name or not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes, the manifest says {size}"
-        if _sha256(file) != digest:
-            return f"{name} does not have the checksum of the manifest"
-    return None
+        # A name with a folder in it would be a file elsewhere.
+        problem = _file_problem(path / name, size, digest) if Path(name).name == name else "is missing"
+        if problem:
+            return f"{name} {problem}"
+    try:
+        return _state_problem(path, read_state(path), stage, identity)
+    except MALFORMED as error:
+        return f"{STATE} is unreadable: {error}"
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process left that was killed while it wrote or dropped a checkpoint."""
+    for prefix in (WRITING, DELETING):
+        for leftover in folder.glob(f"{prefix}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def load(path: Path) -> tuple[Groups, dict[str, Any]]:
-    """Tensor groups and state of a verified checkpoint."""
-    return {file.stem: read_tensors(file) for file in sorted(path.glob("*.safetensors"))}, read_state(path)
+    """Tensor groups and state of a verified checkpoint; files that its manifest does not name are not read."""
+    names = sorted(name for name in read_manifest(path) if name.endswith(TENSORS))
+    return {name.removesuffix(TENSORS): read_tensors(path / name) for name in names}, read_state(path)
+
+
+def read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """File name -> bytes and SHA-256. Raises one of MALFORMED."""
+    entries = _read_json(path / MANIFEST)["files"]
+    return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries.items()}
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """The step and counters of a verified checkpoint."""
-    return json.loads((path / STATE).read_text())
+    return _read_json(path / STATE)
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> dict[str, "torch.Tensor"]:
     """The tensors of a safetensors file. Raises UserError naming the file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (*MALFORMED, SafetensorError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def _read_json(path: Path) -> Any:
+    # A pipe would be waited for, and a file without end read.
+    if not path.is_file():
+        raise ValueError("no such file")
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError("too large")
+    return json.loads(path.read_bytes())
+
+
+def _file_problem(file: Path, size: int, digest: str) -> str | None:
+    if not file.is_file():
+        return "is missing"
+    if file.stat().st_size != size:
+        return f"has {file.stat().st_size} bytes, the manifest says {size}"
+    if _sha256(file) != digest:
+        return "does not have the checksum of the manifest"
+    if file.suffix == TENSORS:
+        try:
+            tensor_file.read_header(file)
+        except ValueError as error:
+            return f"is not a safetensors file: {error}"
+    return None
+
+
+def _state_problem(
+    path: Path, state: dict[str, Any], stage: str | None, identity: dict[str, Any] | None
+) -> str | None:
+    if not isinstance(state["step"], int) or path.name != f"step_{state['step']:08d}":
+        return f"{STATE} says step {state['step']!r}"
+    # Not every checkpoint has these: the first versions did not write them.
+    theirs = state.get("stage", stage)
+    if stage is not None and theirs != stage:
+        return f"it is of the stage {theirs!r}"
+    saved = state.get("config", identity)
+    if identity is not None and saved != identity:
+        keys = [key for key in saved.keys() | identity.keys() if saved.get(key) != identity.get(key)]
+        return f"it is of another configuration: {', '.join(sorted(keys)[:3])}"
+    return None
 
 
 def _candidates(folder: Path) -> list[Path]:
@@ -115,15 +181,37 @@ def _candidates(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*"), reverse=True)
 
 
-def _write_manifest(folder: Path) -> None:
+def _write(folder: Path, groups: Groups, state: dict[str, Any]) -> None:
+    """All files and the manifest, on disk."""
     files = {}
-    for file in sorted(folder.iterdir()):
-        files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-        _sync(file)
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"files": files}, indent=1))
-    _sync(manifest)
+    for stem, tensors in groups.items():
+        on_host = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        files[f"{stem}{TENSORS}"] = tensor_file.write(folder / f"{stem}{TENSORS}", on_host)
+    files[STATE] = tensor_file.write_bytes(folder / STATE, iter([json.dumps(state, indent=1).encode()]))
+    entries = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(files.items())}
+    manifest = json.dumps({"files": entries}, indent=1).encode()
+    tensor_file.write_bytes(folder / MANIFEST, iter([manifest]))
     _sync(folder)
+
+
+def _prune(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
+    """Later ones are not counted: they are broken, or the run would have gone on from them."""
+    older = []
+    for path in _candidates(folder):
+        number = re.fullmatch(r"step_(\d{8,})", path.name)
+        if number and int(number[1]) <= step:
+            older.append((int(number[1]), path))
+    for number, path in older[keep:]:
+        if keep_every is None or number % keep_every:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Under another name first, so that one killed half-way does not leave half a checkpoint."""
+    doomed = path.with_name(f"{DELETING}{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _sha256(file: Path) -> str:
@@ -132,7 +220,7 @@ def _sha256(file: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on disk."""
+    """Wait until a folder's names are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

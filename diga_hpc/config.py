@@ -349,7 +349,9 @@ class LoggingSection(Section):
     checkpoint_every: PositiveInt = 200
     """Steps between two checkpoints; a loss of power costs at most these."""
     keep: PositiveInt = 2
-    """Checkpoints kept in a stage."""
+    """Newest checkpoints kept in a stage."""
+    keep_every: PositiveInt | None = None
+    """Also keep those whose step is a multiple of this."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
 
@@ -449,6 +451,11 @@ def differences(old: Config, new: Config) -> list[str]:
 def flat(config: Config) -> dict[str, Any]:
     """Every key with dots between its parts, and its value as JSON has it."""
     return _flatten(config.model_dump(mode="json"))
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The flat keys that decide what is computed, and nothing of where and how."""
+    return {key: value for key, value in flat(config).items() if not _is_execution_key(key)}
 
 
 def _is_execution_key(key: str) -> bool:

@@ -16,10 +16,12 @@ RUN_DIR/
     report.html
 """
 
+import functools
 import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -146,11 +148,24 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+@functools.cache
+def source_commit() -> str:
+    """The commit of the source that runs, `-dirty` behind it where it was changed; empty outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        # Installed inside some other repository, the package is not one of its files.
+        subprocess.run([*command[:3], "ls-files", "--error-unmatch", Path(__file__).name],
+                       check=True, capture_output=True, timeout=20)  # fmt: skip
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def environment() -> str:
     """Versions, machine and command, one a line."""
     import torch
 
-    lines = [f"diga_hpc {__version__}", f"python {platform.python_version()}"]
+    lines = [f"diga_hpc {__version__} {source_commit()}".rstrip(), f"python {platform.python_version()}"]
     for package in VERSIONED:
         try:
             lines.append(f"{package} {metadata.version(package)}")

@@ -15,16 +15,19 @@ from typing import Any
 import torch
 
 from diga_hpc import __version__, checkpoint
+from diga_hpc import config as configuration
+from diga_hpc.checkpoint import Groups
+from diga_hpc.checkpoint_writer import CheckpointWriter
 from diga_hpc.config import Config, TrainingSection
 from diga_hpc.data.datasets import AnyDataset
 from diga_hpc.data.label_spaces import LabelSpace
 from diga_hpc.data.loader import Batch, TrainingSamples, sample_rng, training_batches
 from diga_hpc.distributed import StopFlag, World
-from diga_hpc.engine import Engine
-from diga_hpc.errors import Stopped, UserError
+from diga_hpc.engine import MOMENTS, Engine
+from diga_hpc.errors import ReportedByRank0, Stopped, UserError
 from diga_hpc.metrics import Journal, Meter, peak_memory_gib
 from diga_hpc.models import Prediction, SegmentationModel
-from diga_hpc.run import Run
+from diga_hpc.run import Run, source_commit
 from diga_hpc.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -83,11 +86,11 @@ def train(
     """Train `stage` to its last step, going on from its newest checkpoint.
 
     Returns nothing: the result is the checkpoint of the last step. Raises Stopped at a step boundary when the
-    stop flag is set, and UserError when steps are not finite several times in a row.
+    stop flag is set, and UserError when steps are not finite several times in a row or a checkpoint cannot be
+    written.
     """
     config, world, section = context.config, context.world, stage.section
-    folder = context.run.checkpoints(stage.name)
-    found = world.from_main(checkpoint.newest(folder) if world.is_main else None)
+    found = world.from_main(_newest(context, stage) if world.is_main else None)
     groups, state = checkpoint.load(found) if found else ({}, {"step": 0, "skipped": 0})
     first_step = state["step"]
     if first_step == section.steps:
@@ -95,6 +98,7 @@ def train(
     teacher = Teacher(student, config)
     teacher.model.to(world.device)
     if groups:
+        _check_fit(found, groups, student, config)
         student.load_state_dict(groups["student"])
         teacher.model.load_state_dict(groups["teacher"])
         stage.load_state(groups.get("extra", {}))
@@ -105,6 +109,30 @@ def train(
             log.info("%s goes on from step %d", stage.name, first_step)
     loop = _Loop(context, stage, engine, teacher, state)
     loop.run(source, target)
+
+
+def _newest(context: Context, stage: Stage) -> Path | None:
+    """The checkpoint to go on from; what a killed process left is removed. Rank 0 calls it."""
+    folder = context.run.checkpoints(stage.name)
+    checkpoint.sweep(folder)
+    return checkpoint.newest(folder, stage.name, configuration.identity(context.config))
+
+
+def _check_fit(path: Path, groups: Groups, student: SegmentationModel, config: Config) -> None:
+    """Raise UserError where the tensors are not those of this network and optimiser."""
+    network = {name: tuple(t.shape) for name, t in student.state_dict().items()}
+    trainable = {name: tuple(p.shape) for name, p in student.named_parameters() if p.requires_grad}
+    moments = MOMENTS[config.optimizer.name]
+    optimizer = {f"{moment}/{name}": shape for moment in moments for name, shape in trainable.items()}
+    expected = {"student": network, "teacher": network, "optimizer": optimizer | {"step": ()}}
+    for stem, shapes in expected.items():
+        found = {name: tuple(t.shape) for name, t in groups.get(stem, {}).items()}
+        strange = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+        if strange:
+            raise UserError(
+                f"{path}/{stem}.safetensors: not of this network and optimiser ({len(strange)} tensors differ: "
+                f"{', '.join(strange[:3])}); remove the folder to go on from the checkpoint before it"
+            )
 
 
 class _Loop:
@@ -119,7 +147,8 @@ class _Loop:
         self.skipped = state["skipped"]
         self.bad_in_a_row = 0
         self.meter = Meter(context.world)
-        self.folder = context.run.checkpoints(stage.name)
+        folder = context.run.checkpoints(stage.name)
+        self.writer = CheckpointWriter(folder, context.config.logging) if context.world.is_main else None
 
     def run(self, source: AnyDataset, target: AnyDataset | None) -> None:
         config, world, section = self.context.config, self.context.world, self.stage.section
@@ -138,11 +167,13 @@ class _Loop:
                 clock.data_arrived()
                 self._step(batch.to(world.device))
                 self.done += 1
+                if self.writer and self.writer.failed:
+                    self.context.stop.requested = True  # all ranks stop together, and find the error in _save
                 last, stopping = self.done == section.steps, self.context.stop.at_step_boundary()
                 if last or stopping or self.done % config.logging.every == 0:
                     journal.write(self.done, self._log_line(clock))
                 if last or stopping or self.done % config.logging.checkpoint_every == 0:
-                    self._save()
+                    self._save(wait=last or stopping)
                 if stopping and not last:
                     raise Stopped(
                         f"{self.stage.name} stopped at step {self.done} of {section.steps}",
@@ -152,6 +183,8 @@ class _Loop:
                 clock.step_done()
         finally:
             journal.close()
+            if self.writer:
+                self.writer.close()
 
     def _step(self, batch: Batch) -> None:
         step, world = self.done, self.context.world
@@ -195,25 +228,41 @@ class _Loop:
             **clock.rates(self.stage.section.batch.total),
         }
 
-    def _save(self) -> None:
-        with self.engine.gathered():
-            student = {name: t.clone() for name, t in self.engine.student.state_dict().items()}
+    def _save(self, wait: bool) -> None:
+        """Hand a checkpoint of all ranks to rank 0's writer; with `wait` until it is on disk."""
         optimizer = self.engine.optimizer_state()
-        world = self.context.world
         problem = None
-        if world.is_main:
-            groups = {"student": student, "teacher": self.teacher.model.state_dict(), "optimizer": optimizer}
-            extra = self.stage.state()
-            if extra:
-                groups["extra"] = extra
-            state = {"stage": self.stage.name, "skipped": self.skipped, "version": __version__}
-            try:
-                checkpoint.save(self.folder, self.done, groups, state, self.context.config.logging.keep)
-            except UserError as error:
-                problem = str(error)
-        problem = world.from_main(problem)  # also the barrier that no rank passes before the files are there
+        with self.engine.gathered():
+            if self.writer:
+                try:
+                    self.writer.save(self.done, self._groups(optimizer), self._state())
+                    if wait:
+                        self.writer.wait()
+                except UserError as error:
+                    problem = str(error)
+        problem = self.context.world.from_main(
+            problem
+        )  # with `wait` no rank goes on before the files are there
         if problem:
-            raise UserError(problem)
+            raise UserError(problem) if self.writer else ReportedByRank0
+
+    def _groups(self, optimizer: dict[str, torch.Tensor]) -> Groups:
+        groups = {
+            "student": self.engine.student.state_dict(),
+            "teacher": self.teacher.model.state_dict(),
+            "optimizer": optimizer,
+        }
+        extra = self.stage.state()
+        return groups | {"extra": extra} if extra else groups
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage.name,
+            "skipped": self.skipped,
+            "version": __version__,
+            "commit": source_commit(),
+            "config": configuration.identity(self.context.config),
+        }
 
 
 class _Clock:
@@ -246,7 +295,8 @@ class _Clock:
 
 def trained_weights(context: Context, stage: str, steps: int, network: str = "student") -> Path:
     """The weights' file of a finished stage: `student` or `teacher`. Raises UserError if it is not finished."""
-    found = checkpoint.newest(context.run.checkpoints(stage))
+    identity = configuration.identity(context.config)
+    found = checkpoint.newest(context.run.checkpoints(stage), stage, identity)
     step = checkpoint.read_state(found)["step"] if found else 0
     if step < steps:
         raise UserError(f"{context.run.path}: stage {stage} is at step {step} of {steps}; finish it first")

@@ -1,0 +1,79 @@
+"""Saving while training goes on: the step loop waits for a copy to host memory, a thread does the rest."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diga_hpc import checkpoint
+from diga_hpc.checkpoint import Groups
+from diga_hpc.config import LoggingSection
+from diga_hpc.errors import UserError
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a stage below `folder`, one at a time, in the background. Rank 0 has one."""
+
+    def __init__(self, folder: Path, section: LoggingSection):
+        self.folder = folder
+        self.section = section
+        # Kept from one save to the next: touching fresh memory takes several times as long as the copy.
+        self._buffers: dict[tuple[str, str], torch.Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._problem: Exception | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last write has failed already."""
+        return self._problem is not None
+
+    def save(self, step: int, groups: Groups, state: dict[str, Any]) -> None:
+        """Copy the tensors and return; they may change then. Waits for the save before, and raises as `wait`."""
+        self.wait()
+        copies = self._copy(groups)
+        self._thread = threading.Thread(target=self._write, args=(step, copies, state), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until everything is on disk. Raises the UserError of a write that failed."""
+        self.close()
+        if self._problem is not None:
+            raise self._problem
+
+    def close(self) -> None:
+        """Wait as `wait` does, without raising."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _copy(self, groups: Groups) -> Groups:
+        copies: Groups = {stem: {} for stem in groups}
+        on_gpu = False
+        for stem, tensors in groups.items():
+            for name, tensor in tensors.items():
+                buffer = self._buffer((stem, name), tensor)
+                # Pinned buffers let the copies queue up behind each other.
+                buffer.copy_(tensor.detach(), non_blocking=True)
+                copies[stem][name] = buffer
+                on_gpu |= tensor.is_cuda
+        if on_gpu:
+            torch.cuda.synchronize()
+        return copies
+
+    def _buffer(self, key: tuple[str, str], like: torch.Tensor) -> torch.Tensor:
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
+            buffer = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+            self._buffers[key] = buffer
+        return buffer
+
+    def _write(self, step: int, groups: Groups, state: dict[str, Any]) -> None:
+        try:
+            checkpoint.save(self.folder, step, groups, state, self.section.keep, self.section.keep_every)
+        except UserError as error:
+            self._problem = error
+        except Exception as error:  # whatever it is belongs to the step loop, not to the end of this thread
+            self._problem = UserError(
+                f"{self.folder}: checkpoint of step {step} cannot be written ({error!r})"
+            )
