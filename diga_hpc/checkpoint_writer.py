@@ -1,5 +1,6 @@
 """Saving while training goes on: the step loop waits for a copy to host memory, a thread does the rest."""
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ class CheckpointWriter:
     def failed(self) -> bool:
         """Whether the last write has failed already."""
         return self._problem is not None
+
+    def prepare(self, groups: Groups) -> None:
+        """Make room for tensors like these, in the background, so that the first save costs no more than others."""
+        self._thread = threading.Thread(target=self._touch, args=(groups,), name="checkpoint")
+        self._thread.start()
 
     def save(self, step: int, groups: Groups, state: dict[str, Any]) -> None:
         """Copy the tensors and return; they may change then. Waits for the save before, and raises as `wait`."""
@@ -61,6 +67,12 @@ class CheckpointWriter:
             torch.cuda.synchronize()
         return copies
 
+    def _touch(self, groups: Groups) -> None:
+        _be_nice()
+        for stem, tensors in groups.items():
+            for name, tensor in tensors.items():
+                self._buffer((stem, name), tensor).zero_()
+
     def _buffer(self, key: tuple[str, str], like: torch.Tensor) -> torch.Tensor:
         buffer = self._buffers.get(key)
         if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
@@ -69,6 +81,7 @@ class CheckpointWriter:
         return buffer
 
     def _write(self, step: int, groups: Groups, state: dict[str, Any]) -> None:
+        _be_nice()
         try:
             checkpoint.save(self.folder, step, groups, state, self.section.keep, self.section.keep_every)
         except UserError as error:
@@ -77,3 +90,8 @@ class CheckpointWriter:
             self._problem = UserError(
                 f"{self.folder}: checkpoint of step {step} cannot be written ({error!r})"
             )
+
+
+def _be_nice() -> None:
+    """This thread yields to the step loop and the loader's workers. On Linux each thread has a priority."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

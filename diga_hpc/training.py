@@ -161,6 +161,7 @@ class _Loop:
             self.context.run.metrics, config.logging, world, self.stage.name, self.done, section.steps
         )
         self.engine.student.train()
+        self._prepare_saving()
         clock = _Clock()
         try:
             for batch in batches:
@@ -227,6 +228,12 @@ class _Loop:
             "memory/peak_gib": peak_memory_gib(world.device),
             **clock.rates(self.stage.section.batch.total),
         }
+
+    def _prepare_saving(self) -> None:
+        optimizer = self.engine.optimizer_state()
+        with self.engine.gathered():
+            if self.writer:
+                self.writer.prepare(self._groups(optimizer))
 
     def _save(self, wait: bool) -> None:
         """Hand a checkpoint of all ranks to rank 0's writer; with `wait` until it is on disk."""
