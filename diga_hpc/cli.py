@@ -1,14 +1,16 @@
 """The command `diga-hpc`. Heavy modules are imported inside the commands, so that --help is instant."""
 
 import logging
+import platform
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from diga_hpc import config as configuration
-from diga_hpc import ranks
+from diga_hpc import failures, ranks
 from diga_hpc.errors import EXIT_STOPPED, EXIT_USER_ERROR, ReportedByRank0, Stopped, UserError
 
 app = typer.Typer(
@@ -152,33 +154,39 @@ def _run(stage: str, config: Path, overrides: list[str] | None, **options: int |
 def _log_to_terminal() -> None:
     """Our own messages at level INFO from rank 0 and warnings from everywhere, on standard error."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    if _rank() == 0:
+    if _ranks().rank == 0:
         logging.getLogger("diga_hpc").setLevel(logging.INFO)
 
 
-def _rank() -> int:
+def _ranks() -> ranks.Ranks:
     try:
-        return ranks.find().rank
+        return ranks.find()
     except UserError:  # said by whoever starts the ranks
-        return 0
-
-
-def _one_line(error: UserError) -> str:
-    # A loader's worker process hands its error over with its traceback in front.
-    return " ".join(str(error).rsplit("UserError: ", 1)[-1].split())
+        return ranks.Ranks()
 
 
 def main() -> None:
-    """Entry point: user errors are one line and exit code 2, a requested stop is exit code 75."""
-    where = f"rank {_rank()}: " if _rank() else ""
+    """Entry point: user errors are one line and exit code 2, a requested stop is exit code 75.
+
+    Among several ranks the last line says rank, host and cause, and nothing is waited for after it.
+    """
+    me = _ranks()
+    where = f"rank {me.rank} on {platform.node()}: " if me.size > 1 else ""
+    end = failures.leave if me.size > 1 else sys.exit
     try:
         app()
     except ReportedByRank0:
         sys.exit(EXIT_USER_ERROR)
     except UserError as error:
-        print(f"diga-hpc: {where}error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        print(f"diga-hpc: {where}error: {failures.summary(error)}", file=sys.stderr)
+        end(EXIT_USER_ERROR)
     except Stopped as stopped:
-        if not _rank():  # all ranks have agreed on it
+        if not me.rank:  # all ranks have agreed on it
             print(f"diga-hpc: {stopped}; {stopped.remedy}", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
+    except Exception as error:
+        if me.size == 1:
+            raise
+        traceback.print_exc()
+        print(f"diga-hpc: {where}failed: {failures.summary(error)}", file=sys.stderr)
+        end(failures.EXIT_FAILED)

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from diga_hpc import ranks, rendezvous, signals
+from diga_hpc import ranks, rendezvous, signals, watchdog
 from diga_hpc.config import Config, EngineSection
 from diga_hpc.errors import Stopped, UserError
 from diga_hpc.ranks import Ranks
@@ -114,11 +114,15 @@ def _join(me: Ranks, device: torch.device, config: Config) -> None:
     dist.init_process_group(
         backend, store=store, rank=me.rank, world_size=me.size, timeout=COLLECTIVE_TIMEOUT
     )
+    watchdog.start(store, me.rank, me.size)
 
 
 def finish() -> None:
-    """Leave the process group, so that the process ends without a warning."""
+    """Leave the process group, so that the process ends without a warning. All ranks call it together."""
     if dist.is_initialized():
+        watchdog.stop()
+        if dist.get_world_size() > 1:
+            dist.barrier()  # behind it no rank watches any more, so that each may leave
         dist.destroy_process_group()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from diga_hpc import config as configuration
 from diga_hpc import requeue, signals
+from diga_hpc.config import Config
 from diga_hpc.errors import Stopped, UserError
 from diga_hpc.run import read_json
 
@@ -46,24 +47,38 @@ def run(
     if stage not in STAGES:
         raise UserError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
     resolved = configuration.load(config, overrides)
+    from diga_hpc import watchdog
+
+    with watchdog.reported(resolved.run_dir):
+        return _run(stage, resolved, round_number, stop_after)
+
+
+def _run(stage: str, config: Config, round_number: int, stop_after: int | None) -> list[dict]:
     from diga_hpc import distributed
     from diga_hpc.stages.pipeline import Pipeline
 
-    job = Pipeline(resolved, stop_after)
+    job = Pipeline(config, stop_after)
     context = job.context
-    if context.world.is_main:
-        requeue.announce(context.run)
     try:
+        if context.world.is_main:
+            requeue.announce(context.run)
         STAGES[stage](job, round_number)
+        if stage in REPORTED and context.world.is_main:
+            _report(config.run_dir)
+        context.world.barrier()
     except Stopped as stopped:
         if not context.stop.counted_down:
             requeue.hand_back(stopped, context.run, context.world)
+        distributed.finish()
         raise
-    if stage in REPORTED and context.world.is_main:
-        from diga_hpc.report import print_results, write_report
-
-        print_results(resolved.run_dir)
-        print(f"report: {write_report(resolved.run_dir)}")
-    context.world.barrier()
+    finally:
+        context.run.close()
     distributed.finish()
     return read_json(context.run.results, [])
+
+
+def _report(run_dir: Path) -> None:
+    from diga_hpc.report import print_results, write_report
+
+    print_results(run_dir)
+    print(f"report: {write_report(run_dir)}")

@@ -1,6 +1,7 @@
 """The run directory: where each stage leaves its results, bound to one configuration.
 
 RUN_DIR/
+    .lock                          which process is at work here, see run_lock.py
     config.yaml                    resolved configuration
     env.txt                        versions and machine of the last start
     metrics.jsonl, tensorboard/    what training logged
@@ -23,6 +24,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import weakref
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ from diga_hpc import __version__
 from diga_hpc import config as configuration
 from diga_hpc.config import Config
 from diga_hpc.errors import ReportedByRank0, UserError
+from diga_hpc.run_lock import RunLock
 
 if TYPE_CHECKING:  # reading a run directory needs no torch
     from diga_hpc.distributed import World
@@ -44,6 +47,7 @@ class Run:
     def __init__(self, config: Config):
         self.config = config
         self.path = config.run_dir
+        self._unlock: weakref.finalize | None = None
 
     @property
     def exists(self) -> bool:
@@ -53,7 +57,8 @@ class Run:
     def open(self, world: "World") -> None:
         """Create the directory, or check that it belongs to this configuration. All ranks call it.
 
-        Raises UserError if it is not writable, or holds another experiment or foreign files.
+        It is this process's until `close`, or until nothing refers to this object any more. Raises UserError if
+        it is not writable, in use by another process, or holds another experiment or foreign files.
         """
         problem = None
         if world.is_main:
@@ -69,7 +74,22 @@ class Run:
         if problem:
             raise UserError(problem) if world.is_main else ReportedByRank0
 
+    def close(self) -> None:
+        """Let other processes use the directory."""
+        if self._unlock is not None:
+            self._unlock()
+
     def _claim(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = RunLock.acquire(self.path)
+        self._unlock = weakref.finalize(self, lock.release)
+        try:
+            self._write_start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _write_start(self) -> None:
         saved = self.path / "config.yaml"
         if saved.is_file():
             changed = configuration.differences(configuration.load(saved), self.config)
@@ -78,9 +98,9 @@ class Run:
                     f"{self.path}: belongs to another configuration ({'; '.join(changed[:3])}); "
                     "choose another run_dir, or remove this one"
                 )
-        elif self.path.is_dir() and any(path != self.logs for path in self.path.iterdir()):
+        # Names with a dot: the lock, and what a start leaves that was killed here.
+        elif any(path != self.logs and not path.name.startswith(".") for path in self.path.iterdir()):
             raise UserError(f"{self.path}: not empty and not a run directory; set run_dir to a new folder")
-        self.path.mkdir(parents=True, exist_ok=True)
         probe = self.path / ".writable"
         probe.write_text("")
         probe.unlink()

@@ -1,0 +1,244 @@
+"""Ranks watch each other, so that all end soon after one of them did, and say which one and why.
+
+Every rank counts up a number in the store that the ranks met at, over a connection of its own:
+
+    beat/RANK    counted up every second; rank 0 reads all of them, the others that of rank 0
+    who/RANK     host and process
+    failed       the first failure: rank, host, cause, exit code
+    suspect      set by a rank whose collective failed: now SUSPECTED_SILENT seconds are enough
+
+A rank whose process is gone is seen on its own host within seconds, a failure that a rank could still publish at
+the next beat, and a host that is gone after SILENT seconds, or sooner if a collective fails. Whoever sees one ends with one line and a non-zero exit
+code, whatever its own main thread is stuck in.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from diga_hpc import failures, processes
+from diga_hpc.errors import EXIT_USER_ERROR, ReportedByRank0, Stopped, UserError
+from diga_hpc.processes import Process
+
+BEAT = 1.0  # seconds between two beats
+SILENT = 40.0  # seconds after which a rank is taken as lost; what a node may stall without being dead
+SUSPECTED_SILENT = 6.0
+# Seconds between seeing a process gone or a connection closed and ending: a rank may just be done.
+GRACE = 2.0
+TELLING = 2.5  # seconds that rank 0, which may hold the store, stays for the others to read what happened
+PATIENCE = 15.0  # seconds that a failed collective waits for the rank that made it fail to be named
+STORE_TIMEOUT = timedelta(seconds=60)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first failure of a job. code: the exit code of all its ranks."""
+
+    rank: int
+    host: str
+    cause: str
+    code: int = failures.EXIT_FAILED
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host}: {self.cause}"
+
+
+class Watchdog:
+    """This rank's two threads: one talks to the store, the other never waits for anything and judges."""
+
+    def __init__(self, store: dist.Store, rank: int, size: int):
+        self.rank, self.size = rank, size
+        self._store = store.clone()
+        self._store.set_timeout(STORE_TIMEOUT)
+        self._watched = [r for r in range(size) if r != rank] if rank == 0 else [0]
+        self._who: dict[int, Process] = {}
+        self._seen: dict[int, tuple[str, float]] = {}  # rank -> beat and when it changed last
+        self._contact = time.monotonic()
+        self._lost: str | None = None
+        self._failure: Failure | None = None
+        self._mine: Failure | None = None
+        self._suspicious = False
+        self._published = threading.Event()
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        """Introduce this rank and start watching. Every rank calls it."""
+        self._store.set(f"who/{self.rank}", json.dumps(asdict(processes.this())))
+        self._store.set(f"beat/{self.rank}", "0")
+        for work in (self._talk, self._judge):
+            threading.Thread(target=work, name=f"watchdog {work.__name__}", daemon=True).start()
+
+    def stop(self) -> None:
+        """From now on other ranks may leave."""
+        self._stopping.set()
+        self._wake.set()
+
+    def publish(self, failure: Failure) -> Failure:
+        """Tell the other ranks; returns the failure that was told first, which may be another rank's."""
+        self._mine = failure
+        self._wake.set()
+        if self._lost is None:
+            self._published.wait(3)
+        return self._failure or failure
+
+    def suspect(self) -> None:
+        """A collective failed here: some rank must be gone."""
+        self._suspicious = True
+        self._wake.set()
+
+    def let_others_read(self) -> None:
+        """Before rank 0 ends."""
+        if self.rank == 0:
+            time.sleep(TELLING)
+
+    # ------------------------------------------------------------------------------------ the two threads
+
+    def _talk(self) -> None:
+        try:
+            keys = [f"who/{rank}" for rank in range(self.size)]
+            for rank, who in enumerate(self._store.multi_get(keys)):
+                self._who[rank] = Process(**json.loads(who))
+            beat = 0
+            while not self._stopping.is_set():
+                beat += 1
+                self._exchange(str(beat))
+                self._wake.wait(BEAT)
+                self._wake.clear()
+        except (dist.DistError, RuntimeError) as error:
+            self._lost = str(error).splitlines()[0]
+
+    def _exchange(self, beat: str) -> None:
+        self._store.set(f"beat/{self.rank}", beat)
+        beats = self._store.multi_get([f"beat/{rank}" for rank in self._watched])
+        now = time.monotonic()
+        for rank, value in zip(self._watched, beats, strict=True):
+            if self._seen.get(rank, ("", 0))[0] != value:
+                self._seen[rank] = (value, now)
+        self._contact = now
+        if self._suspicious:
+            self._store.set("suspect", "")
+        self._suspicious = self._store.check(["suspect"])
+        if self._mine is not None:
+            # Only the first failure is kept.
+            first = self._store.compare_set("failed", "", json.dumps(asdict(self._mine)))
+            self._failure = Failure(**json.loads(first))
+            self._published.set()
+        elif self._store.check(["failed"]):
+            self._failure = Failure(**json.loads(self._store.get("failed")))
+
+    def _judge(self) -> None:
+        suspect_since = None
+        while not self._stopping.wait(0.25):
+            if self._failure is not None:
+                self._end(self._failure)
+                continue
+            suspect = self._gone() or self._silent()
+            if suspect is None:
+                suspect_since = None
+                continue
+            suspect_since = suspect_since or time.monotonic()
+            if time.monotonic() - suspect_since >= GRACE:
+                self._end(self.publish(suspect))
+
+    def _end(self, failure: Failure) -> None:
+        # The failed rank itself is on its way out with the whole story, unless it got stuck.
+        if failure.rank == self.rank and self._stopping.wait(PATIENCE):
+            return
+        self.let_others_read()
+        if not self._stopping.is_set():
+            failures.end(f"{self._name()} ends because of {failure}", failure.code)
+
+    # ------------------------------------------------------------------------------------------- judging
+
+    def _silent(self) -> Failure | None:
+        now = time.monotonic()
+        if self._lost is not None or now - self._contact > SILENT:
+            # Under torchrun the store is not rank 0's, but on its host all the same.
+            cause = self._lost or f"no answer for {SILENT:.0f} s"
+            return self._failed(0, f"its host or process is gone ({cause})")
+        patience = SUSPECTED_SILENT if self._suspicious else SILENT
+        for rank, (_, when) in self._seen.items():
+            if now - when > patience:
+                return self._failed(
+                    rank, f"no sign of life for {patience:.0f} s: its host or process is stuck or gone"
+                )
+        return None
+
+    def _gone(self) -> Failure | None:
+        for rank, process in self._who.items():
+            if rank != self.rank and processes.is_alive(process) is False:
+                return self._failed(
+                    rank,
+                    f"process {process.pid} is gone without a word: killed, often because memory ran out (see the "
+                    "kernel's or Slurm's log of that host)",
+                )
+        return None
+
+    def _failed(self, rank: int, cause: str) -> Failure:
+        return Failure(rank, self._who[rank].host if rank in self._who else "an unknown host", cause)
+
+    def _name(self) -> str:
+        return f"rank {self.rank} on {processes.this().host}"
+
+
+_running: Watchdog | None = None
+
+
+def start(store: dist.Store, rank: int, size: int) -> None:
+    """Start watching from this process."""
+    global _running
+    _running = Watchdog(dist.PrefixStore("watchdog", store), rank, size)
+    _running.start()
+
+
+def stop() -> None:
+    """Stop watching: the ranks are about to leave."""
+    global _running
+    if _running is not None:
+        _running.stop()
+        _running = None
+
+
+@contextlib.contextmanager
+def reported(run_dir: Path) -> Iterator[None]:
+    """Tell the other ranks of an error that ends the work within, and turn it into a UserError where it can be one.
+
+    A collective that failed because another rank did is not this rank's error: the watchdog ends the process with
+    the other's.
+    """
+    try:
+        yield
+    except Stopped:
+        raise
+    except ReportedByRank0:
+        stop()
+        raise
+    except BaseException as error:
+        known = failures.explained(error, run_dir)
+        if _running is not None:
+            if known is None and _is_of_communication(error):
+                _running.suspect()
+                time.sleep(PATIENCE)
+            told = known or error
+            code = EXIT_USER_ERROR if isinstance(told, UserError) else failures.EXIT_FAILED
+            _running.publish(Failure(_running.rank, processes.this().host, failures.summary(told), code))
+            _running.let_others_read()
+        if known is None or known is error:
+            raise
+        raise known from error
+
+
+def _is_of_communication(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError)
+        and any(name in text for name in ("gloo", "NCCL", "Connection closed"))
+    )

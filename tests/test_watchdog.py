@@ -1,0 +1,79 @@
+"""When one rank fails, all end, with its exit code or 1, and say which rank on which host and why."""
+
+import json
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diga_hpc import failures
+from diga_hpc.errors import UserError
+
+HOST = re.escape(platform.node())
+GONE = r"process \d+ is gone without a word: killed"
+# Scenario: which rank fails; what the others say of it; exit codes of the failed rank and of the others.
+SCENARIOS = {
+    "raise_error": (1, "ValueError: boom$", 1, 1),
+    "raise_user_error": (1, "data/x.png: not a readable image; replace the file$", 2, 2),
+    "full_disk": (0, "/scratch/run/results.json: No space left on device; free space there", 2, 2),
+    "killed": (0, GONE, -9, 1),
+    "node_gone": (2, "no sign of life for 4 s", -9, 1),
+    "stuck": (1, "no sign of life for 4 s", -9, 1),
+    "broken_collective": (1, GONE, -9, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory) -> dict[str, list[dict]]:
+    """scenario -> what became of each rank; all run at once."""
+    script = Path(__file__).with_name("watchdog_ranks.py")
+    done = subprocess.run(
+        [sys.executable, script, *SCENARIOS, "clean"], cwd=tmp_path_factory.mktemp("ranks"),
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    return {scenario: [ranks[str(rank)] for rank in range(len(ranks))] for scenario, ranks in results.items()}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_all_end_and_name_the_one_that_failed(ends, scenario):
+    failed, cause, its_code, code = SCENARIOS[scenario]
+    ranks = ends[scenario]
+    assert ranks[failed]["code"] == its_code
+    for rank in [rank for number, rank in enumerate(ranks) if number != failed]:
+        last = rank["said"].splitlines()[-1]
+        assert re.search(
+            f"^diga-hpc: rank . on {HOST} ends because of rank {failed} on {HOST}: {cause}", last
+        )
+        assert rank["code"] == code
+        assert rank["seconds"] < 60
+
+
+def test_ranks_that_leave_one_after_the_other_alarm_nobody(ends):
+    assert [(rank["code"], rank["said"]) for rank in ends["clean"]] == [(0, "")] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("DataLoader worker (pid 42) is killed by signal: Killed. ", r"process 42.*'Killed'.*out of memory.*data.workers"),
+        ("DataLoader worker (pid(s) 42, 43) exited unexpectedly", r"process 42, 43\) ended by itself.*data.workers"),
+        (
+            "DataLoader worker (pid 42) is killed by signal: Bus error. It is possible that dataloader's workers are "
+            "out of shared memory. Please try to raise your shared memory limit.",
+            "/dev/shm was too small",
+        ),
+    ],
+)  # fmt: skip
+def test_a_loader_worker_that_died_is_explained(tmp_path, text, expected):
+    error = failures.explained(RuntimeError(text), tmp_path)
+    assert isinstance(error, UserError) and re.search(expected, str(error))
+
+
+def test_other_errors_are_not_explained_away(tmp_path):
+    assert failures.explained(RuntimeError("shape mismatch"), tmp_path) is None
+    assert failures.explained(FileNotFoundError(2, "No such file", "x"), tmp_path) is None
