@@ -1,7 +1,6 @@
 """The command `diga-hpc`. Heavy modules are imported inside the commands, so that --help is instant."""
 
 import logging
-import platform
 import sys
 import traceback
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from diga_hpc import config as configuration
-from diga_hpc import failures, ranks
+from diga_hpc import failures, processes, ranks
 from diga_hpc.errors import EXIT_STOPPED, EXIT_USER_ERROR, ReportedByRank0, Stopped, UserError
 
 app = typer.Typer(
@@ -171,7 +170,7 @@ def main() -> None:
     Among several ranks the last line says rank, host and cause, and nothing is waited for after it.
     """
     me = _ranks()
-    where = f"rank {me.rank} on {platform.node()}: " if me.size > 1 else ""
+    where = f"rank {me.rank} on {processes.host()}: " if me.size > 1 else ""
     end = failures.leave if me.size > 1 else sys.exit
     try:
         app()

@@ -111,10 +111,10 @@ def _join(me: Ranks, device: torch.device, config: Config) -> None:
         return
     store = rendezvous.join(me, rendezvous.facts(config, device))
     store.set_timeout(COLLECTIVE_TIMEOUT)
+    watchdog.start(store, me.rank, me.size)  # first: a rank may die while the others connect to it
     dist.init_process_group(
         backend, store=store, rank=me.rank, world_size=me.size, timeout=COLLECTIVE_TIMEOUT
     )
-    watchdog.start(store, me.rank, me.size)
 
 
 def finish() -> None:

@@ -22,7 +22,12 @@ class Process:
 def this() -> Process:
     """The calling process."""
     started = _started(os.getpid()) or ""
-    return Process(platform.node(), _place(), os.getpid(), started)
+    return Process(host(), _place(), os.getpid(), started)
+
+
+def host() -> str:
+    """This machine's name, in a job of Slurm that of its node."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
 def is_alive(process: Process) -> bool | None:

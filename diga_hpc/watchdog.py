@@ -59,8 +59,9 @@ class Watchdog:
         self._store.set_timeout(STORE_TIMEOUT)
         self._watched = [r for r in range(size) if r != rank] if rank == 0 else [0]
         self._who: dict[int, Process] = {}
-        self._seen: dict[int, tuple[str, float]] = {}  # rank -> beat and when it changed last
         self._contact = time.monotonic()
+        # rank -> beat and when it changed last
+        self._seen: dict[int, tuple[str, float]] = dict.fromkeys(self._watched, ("", self._contact))
         self._lost: str | None = None
         self._failure: Failure | None = None
         self._mine: Failure | None = None
@@ -71,8 +72,8 @@ class Watchdog:
 
     def start(self) -> None:
         """Introduce this rank and start watching. Every rank calls it."""
+        self._store.set(f"beat/{self.rank}", "0")  # who has introduced itself has a beat
         self._store.set(f"who/{self.rank}", json.dumps(asdict(processes.this())))
-        self._store.set(f"beat/{self.rank}", "0")
         for work in (self._talk, self._judge):
             threading.Thread(target=work, name=f"watchdog {work.__name__}", daemon=True).start()
 
@@ -103,9 +104,6 @@ class Watchdog:
 
     def _talk(self) -> None:
         try:
-            keys = [f"who/{rank}" for rank in range(self.size)]
-            for rank, who in enumerate(self._store.multi_get(keys)):
-                self._who[rank] = Process(**json.loads(who))
             beat = 0
             while not self._stopping.is_set():
                 beat += 1
@@ -117,10 +115,12 @@ class Watchdog:
 
     def _exchange(self, beat: str) -> None:
         self._store.set(f"beat/{self.rank}", beat)
-        beats = self._store.multi_get([f"beat/{rank}" for rank in self._watched])
+        self._meet()
+        introduced = [rank for rank in self._watched if rank in self._who]
+        beats = self._store.multi_get([f"beat/{rank}" for rank in introduced]) if introduced else []
         now = time.monotonic()
-        for rank, value in zip(self._watched, beats, strict=True):
-            if self._seen.get(rank, ("", 0))[0] != value:
+        for rank, value in zip(introduced, beats, strict=True):
+            if self._seen[rank][0] != value:
                 self._seen[rank] = (value, now)
         self._contact = now
         if self._suspicious:
@@ -133,6 +133,17 @@ class Watchdog:
             self._published.set()
         elif self._store.check(["failed"]):
             self._failure = Failure(**json.loads(self._store.get("failed")))
+
+    def _meet(self) -> None:
+        """Learn the hosts and processes of ranks that have introduced themselves, without waiting for the others."""
+        unknown = [rank for rank in range(self.size) if rank not in self._who]
+        if unknown and not self._store.check([f"who/{rank}" for rank in unknown]):
+            unknown = [rank for rank in unknown if self._store.check([f"who/{rank}"])]
+        if unknown:
+            for rank, who in zip(
+                unknown, self._store.multi_get([f"who/{rank}" for rank in unknown]), strict=True
+            ):
+                self._who[rank] = Process(**json.loads(who))
 
     def _judge(self) -> None:
         suspect_since = None
@@ -165,7 +176,7 @@ class Watchdog:
             cause = self._lost or f"no answer for {SILENT:.0f} s"
             return self._failed(0, f"its host or process is gone ({cause})")
         patience = SUSPECTED_SILENT if self._suspicious else SILENT
-        for rank, (_, when) in self._seen.items():
+        for rank, (_, when) in list(self._seen.items()):
             if now - when > patience:
                 return self._failed(
                     rank, f"no sign of life for {patience:.0f} s: its host or process is stuck or gone"
@@ -173,7 +184,7 @@ class Watchdog:
         return None
 
     def _gone(self) -> Failure | None:
-        for rank, process in self._who.items():
+        for rank, process in list(self._who.items()):
             if rank != self.rank and processes.is_alive(process) is False:
                 return self._failed(
                     rank,
@@ -186,7 +197,7 @@ class Watchdog:
         return Failure(rank, self._who[rank].host if rank in self._who else "an unknown host", cause)
 
     def _name(self) -> str:
-        return f"rank {self.rank} on {processes.this().host}"
+        return f"rank {self.rank} on {processes.host()}"
 
 
 _running: Watchdog | None = None
@@ -229,7 +240,7 @@ def reported(run_dir: Path) -> Iterator[None]:
                 time.sleep(PATIENCE)
             told = known or error
             code = EXIT_USER_ERROR if isinstance(told, UserError) else failures.EXIT_FAILED
-            _running.publish(Failure(_running.rank, processes.this().host, failures.summary(told), code))
+            _running.publish(Failure(_running.rank, processes.host(), failures.summary(told), code))
             _running.let_others_read()
         if known is None or known is error:
             raise

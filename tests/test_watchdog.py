@@ -21,6 +21,7 @@ SCENARIOS = {
     "full_disk": (0, "/scratch/run/results.json: No space left on device; free space there", 2, 2),
     "killed": (0, GONE, -9, 1),
     "node_gone": (2, "no sign of life for 4 s", -9, 1),
+    "gone_while_joining": (1, "no sign of life for 4 s", -9, 1),
     "stuck": (1, "no sign of life for 4 s", -9, 1),
     "broken_collective": (1, GONE, -9, 1),
 }

@@ -80,10 +80,12 @@ def become_rank(rank: int, scenario: str, port: int) -> None:
     code = 0
     try:
         store = dist.TCPStore("127.0.0.1", port, RANKS, rank == 0, timedelta(seconds=30))
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
         if scenario == "node_gone":
             processes._place = lambda: f"machine {rank}"
+        if scenario == "gone_while_joining" and rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
         watchdog.start(store, rank, RANKS)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
         dist.barrier()
         time.sleep(1.5)
         with watchdog.reported(Path("run")):
