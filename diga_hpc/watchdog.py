@@ -146,18 +146,16 @@ class Watchdog:
                 self._who[rank] = Process(**json.loads(who))
 
     def _judge(self) -> None:
-        suspect_since = None
+        # The first one found: others that are gone a moment later have ended because of it.
+        suspect: tuple[Failure, float] | None = None
         while not self._stopping.wait(0.25):
             if self._failure is not None:
                 self._end(self._failure)
                 continue
-            suspect = self._gone() or self._silent()
-            if suspect is None:
-                suspect_since = None
-                continue
-            suspect_since = suspect_since or time.monotonic()
-            if time.monotonic() - suspect_since >= GRACE:
-                self._end(self.publish(suspect))
+            found = self._gone() or self._silent()
+            suspect = None if found is None else suspect or (found, time.monotonic())
+            if suspect and time.monotonic() - suspect[1] >= GRACE:
+                self._end(self.publish(suspect[0]))
 
     def _end(self, failure: Failure) -> None:
         # The failed rank itself is on its way out with the whole story, unless it got stuck.
