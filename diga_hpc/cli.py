@@ -134,6 +134,36 @@ def show(
 
 
 @app.command()
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="A folder step_*, or a run directory: all in it."),
+    ],
+    config: Annotated[bool, typer.Option("--config", help="Show the whole configuration it is of.")] = False,
+) -> None:
+    """Say what a checkpoint holds, from which configuration, commit and step, and whether it is whole."""
+    from diga_hpc.inspection import describe
+
+    text, whole = describe(path, config)
+    print(text)
+    if not whole:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A folder step_*, or a run directory.")],
+    to: Annotated[Path, typer.Option(metavar="FILE", help="The .safetensors file to write.")],
+    network: Annotated[str, typer.Option(help="student or teacher")] = "student",
+) -> None:
+    """Write a trained network for use elsewhere; `model.weights` of another run takes it too."""
+    from diga_hpc.inspection import export as run_export
+
+    run_export(path, to, network)
+    print(f"{network} of {path}: {to}")
+
+
+@app.command()
 def report(run_dir: Annotated[Path, typer.Argument(help="The run directory.")]) -> None:
     """Write RUN_DIR/report.html: curves, results, per-class IoU, pictures."""
     from diga_hpc.report import write_report

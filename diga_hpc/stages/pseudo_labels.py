@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from diga_hpc import kernels
 from diga_hpc.centroids import Centroids, ClassMeans, image_class_means
+from diga_hpc.checkpoint import read_tensors
 from diga_hpc.data.datasets import AnyDataset
 from diga_hpc.data.label_spaces import IGNORE
 from diga_hpc.data.loader import inference_images
@@ -80,7 +81,7 @@ def save_centroids(centroids: Centroids, path: Path) -> None:
 def load_centroids(context: Context, path: Path, channels: int) -> Centroids:
     """The centroids that a round starts from."""
     centroids = Centroids(context.space.num_classes, channels, context.config.centroids, context.world.device)
-    centroids.load_state(load_file(path))
+    centroids.load_state(read_tensors(path))
     return centroids
 
 
