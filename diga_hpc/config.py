@@ -133,6 +133,8 @@ class DataSection(Section):
     """Labelled images that the results are measured on; never trained on."""
     workers: NonNegativeInt = 2
     """Loader processes a rank; the data are the same with any number."""
+    skip_errors: NonNegativeInt = 0
+    """Broken files that training may pass over, listed in RUN_DIR/skipped_data.json; one more ends the run."""
     flip: bool = True
     """Mirror half of the training images."""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.0)
@@ -341,6 +343,23 @@ class EvaluationSection(Section):
     """Validation images shown in the report."""
 
 
+class GuardSection(Section):
+    """Signs that training goes wrong, and when they end the run. May differ when a run goes on; see guards.py."""
+
+    gradient_factor: Annotated[float, Field(gt=1.0)] = 30.0
+    """A step explodes if its gradient norm is more than so many times the median of the last 100."""
+    max_exploding_steps: NonNegativeInt = 10
+    """So many exploding steps in a row end the run; 0 = never."""
+    teacher_distance: PositiveFloat = 1.0
+    """The teacher has diverged if its parameters differ from the student's by so many times their norm."""
+    max_diverged: NonNegativeInt = 5
+    """So many log points in a row with a diverged teacher end the run; 0 = never."""
+    consensus_kept: tuple[Fraction, Fraction] = (0.001, 0.999)
+    """The consensus is degenerate if it keeps less or more of the target's pixels than these parts."""
+    max_degenerate: NonNegativeInt = 20
+    """So many log points in a row with a degenerate consensus end the run; 0 = never."""
+
+
 class LoggingSection(Section):
     """What is written while a run goes on. May differ when a run goes on."""
 
@@ -382,6 +401,7 @@ class Config(Section):
     pseudo_labels: PseudoLabelSection = PseudoLabelSection()
     centroids: CentroidSection = CentroidSection()
     evaluation: EvaluationSection = EvaluationSection()
+    guards: GuardSection = GuardSection()
     logging: LoggingSection = LoggingSection()
 
     @model_validator(mode="after")
@@ -401,7 +421,9 @@ class Config(Section):
 
 
 # Keys that say how and where a run is executed, not what it computes: they may change when it goes on.
-_EXECUTION_KEYS = ("run_dir", "data.workers", "engine", "logging", "evaluation.panels")
+_EXECUTION_KEYS = (
+    "run_dir", "data.workers", "data.skip_errors", "engine", "guards", "logging", "evaluation.panels",
+)  # fmt: skip
 
 
 def load(path: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -> Config:

@@ -65,6 +65,14 @@ class World:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def union(self, texts: set[str]) -> set[str]:
+        """The texts of all ranks together."""
+        if self.size == 1:
+            return texts
+        found: list[set[str]] = [set()] * self.size
+        dist.all_gather_object(found, texts)
+        return set().union(*found)
+
     def share(self, total: int) -> list[int]:
         """The indices below `total` that this rank works on; every index belongs to exactly one rank."""
         return list(range(self.rank, total, self.size))

@@ -29,7 +29,15 @@ PANEL_BUDGET = 4_000_000  # characters of embedded pictures; further images stay
 CURVE_POINTS = 250  # a stage; longer logs are averaged
 CHART_WIDTH, CHART_HEIGHT, CHART_LEFT, CHART_BOTTOM = 360, 170, 50, 20  # SVG units
 # Keys of metrics.jsonl that become curves, in this order; TensorBoard has the others.
-CURVES = ("loss/total", "loss/", "lr/", "throughput/images_per_s", "consensus/kept")
+CURVES = (
+    "loss/total", "loss/", "lr/", "throughput/images_per_s", "consensus/kept", "guard/gradient_norm", "guard/teacher_distance",
+)  # fmt: skip
+# Counts in metrics.jsonl whose sum over a run is a fact about it.
+ALARMS = {
+    "guard/exploding_steps": "steps with an exploding gradient",
+    "guard/teacher_diverged": "log points with a diverged teacher",
+    "guard/consensus_degenerate": "log points where the consensus kept nothing or everything",
+}
 RESULT = ("student", "running")
 NETWORKS = (RESULT, ("student", "adapted"), ("teacher", "running"), ("teacher", "adapted"))
 
@@ -47,6 +55,7 @@ def write_report(run_dir: Path) -> Path:
     config = configuration.load(run_dir / "config.yaml")
     space, environment = label_space(config), _read_text(run_dir / "env.txt")
     curves, skipped_steps = read_metrics(run_dir / "metrics.jsonl")
+    alarms = [*read_alarms(run_dir / "metrics.jsonl"), *_broken_files(run_dir)]
     offsets = stage_offsets(curves)
     html = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = html.from_string(PAGE).render(
@@ -54,7 +63,7 @@ def write_report(run_dir: Path) -> Path:
         name=run_dir.resolve().name,
         last_stage=f"self_training_{config.self_training.rounds}" if config.self_training else "warm_up",
         results=Results.read(run_dir),
-        facts=run_facts(config, environment, skipped_steps),
+        facts=run_facts(config, environment, skipped_steps, alarms),
         palette=dict(zip(space.classes, space.palette, strict=True)),
         charts=[draw_chart(key, lines, offsets) for key, lines in curves.items()],
         consensus=read_json(run_dir / "consensus.json", []),
@@ -118,7 +127,7 @@ def title(name: str) -> str:
     return name.replace("self_training", "self-training").replace("warm_up", "warm-up").replace("_", " ")
 
 
-def run_facts(config: Config, environment: str, skipped_steps: int) -> dict[str, str]:
+def run_facts(config: Config, environment: str, skipped_steps: int, alarms: list[str]) -> dict[str, str]:
     """What was run, in a few words each."""
     sections = {name: getattr(config, name) for name in ("source_only", "warm_up", "self_training")}
     steps = [f"{title(name)} {section.steps}" for name, section in sections.items() if section]
@@ -132,6 +141,7 @@ def run_facts(config: Config, environment: str, skipped_steps: int) -> dict[str,
         "Seed": str(config.seed),
         "Versions": ", ".join(re.findall(r"^(?:diga_hpc|python|torch) .+$", environment, re.MULTILINE)),
         "GPU": ", ".join(re.findall(r"^cuda .*device (.+)$", environment, re.MULTILINE)),
+        "Guard rails": ", ".join(alarms),
         "Skipped steps": f"{skipped_steps}: loss or gradient was not finite" if skipped_steps else "",
     }
     return {name: text for name, text in facts.items() if text}
@@ -206,6 +216,24 @@ def read_metrics(path: Path) -> tuple[dict[str, Lines], int]:
     places = {key: next(i for i, prefix in enumerate(CURVES) if key.startswith(prefix)) for key in curves}
     ordered = sorted(curves, key=lambda key: (places[key], key))
     return {key: curves[key] for key in ordered}, sum(skipped.values())
+
+
+def read_alarms(path: Path) -> list[str]:
+    """How often the guard rails of training gave an alarm, in words; empty if they never did."""
+    counts = dict.fromkeys(ALARMS, 0)
+    for line in _read_text(path).splitlines():
+        try:
+            entry = json.loads(line)
+            for key in counts:
+                counts[key] += int(entry.get(key, 0))
+        except (ValueError, TypeError, AttributeError):
+            continue  # cut short when a process was killed
+    return [f"{count} {ALARMS[key]}" for key, count in counts.items() if count]
+
+
+def _broken_files(run_dir: Path) -> list[str]:
+    broken = read_json(run_dir / "skipped_data.json", [])
+    return [f"{len(broken)} broken files passed over (skipped_data.json)"] if broken else []
 
 
 def stage_offsets(curves: dict[str, Lines]) -> dict[str, float]:

@@ -14,6 +14,7 @@ RUN_DIR/
     logs/                          what the jobs printed, by slurm/*.sh
     consensus.json                 how much the consensus keeps of the validation images, how often rightly
     panels/IMAGE/*.png             validation images with their labels, for the report
+    skipped_data.json              broken files that training passed over (data.skip_errors)
     report.html
 """
 
@@ -136,6 +137,10 @@ class Run:
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    @property
+    def skipped_data(self) -> Path:
+        return self.path / "skipped_data.json"
 
     @property
     def results(self) -> Path:

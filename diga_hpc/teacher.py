@@ -38,6 +38,13 @@ class Teacher:
         own_stats, new_stats = float_buffers(self.model), float_buffers(student)
         torch._foreach_lerp_(own + own_stats, [t.detach().float() for t in new + new_stats], 1 - alpha)
 
+    @torch.no_grad()
+    def distance(self, student: nn.Module) -> float:
+        """|teacher - student| / |student| over all parameters; waits for the device."""
+        pairs = list(zip(self.model.parameters(), student.parameters(), strict=True))
+        apart = sum((own - new.detach().float()).square().sum() for own, new in pairs)
+        return float((apart / sum(new.detach().float().square().sum() for _, new in pairs)).sqrt())
+
 
 def float_buffers(module: nn.Module) -> list[torch.Tensor]:
     """Running statistics: the floating-point buffers that are part of a network's state."""

@@ -25,9 +25,10 @@ from diga_hpc.data.loader import Batch, TrainingSamples, sample_rng, training_ba
 from diga_hpc.distributed import StopFlag, World
 from diga_hpc.engine import MOMENTS, Engine
 from diga_hpc.errors import ReportedByRank0, Stopped, UserError
+from diga_hpc.guards import Guards
 from diga_hpc.metrics import Journal, Meter, peak_memory_gib
 from diga_hpc.models import Prediction, SegmentationModel
-from diga_hpc.run import Run, source_commit
+from diga_hpc.run import Run, read_json, source_commit, write_json
 from diga_hpc.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -147,6 +148,8 @@ class _Loop:
         self.skipped = state["skipped"]
         self.bad_in_a_row = 0
         self.meter = Meter(context.world)
+        self.guards = Guards(context.config.guards, stage.name)
+        self.broken_files = _BrokenFiles(context)
         folder = context.run.checkpoints(stage.name)
         self.writer = CheckpointWriter(folder, context.config.logging) if context.world.is_main else None
 
@@ -166,6 +169,7 @@ class _Loop:
         try:
             for batch in batches:
                 clock.data_arrived()
+                self.broken_files.add(batch.skipped)
                 self._step(batch.to(world.device))
                 self.done += 1
                 if self.writer and self.writer.failed:
@@ -203,6 +207,7 @@ class _Loop:
         result = self.engine.step(step)
         if result.applied:
             self.bad_in_a_row = 0
+            self.guards.step(step, result.gradient_norm)
             self.stage.absorb(statistics)
         else:
             self._count_bad_step(step, result.gradient_norm)
@@ -221,13 +226,21 @@ class _Loop:
     def _log_line(self, clock: "_Clock") -> dict[str, float]:
         rates = self.engine.rates(self.done - 1)
         world = self.context.world
-        return self.meter.flush() | {
-            "lr/backbone": rates["backbone"],
-            "lr/head": rates["head"],
-            "guard/skipped_steps": self.skipped,
-            "memory/peak_gib": peak_memory_gib(world.device),
-            **clock.rates(self.stage.section.batch.total),
-        }
+        self.broken_files.write()
+        means = self.meter.flush()
+        with self.engine.gathered():
+            distance = self.teacher.distance(self.engine.student)
+        return (
+            means
+            | self.guards.log_point(means, distance)
+            | {
+                "lr/backbone": rates["backbone"],
+                "lr/head": rates["head"],
+                "guard/skipped_steps": self.skipped,
+                "memory/peak_gib": peak_memory_gib(world.device),
+                **clock.rates(self.stage.section.batch.total),
+            }
+        )
 
     def _prepare_saving(self) -> None:
         optimizer = self.engine.optimizer_state()
@@ -270,6 +283,44 @@ class _Loop:
             "commit": source_commit(),
             "config": configuration.identity(self.context.config),
         }
+
+
+class _BrokenFiles:
+    """What was wrong with files that were passed over, of all ranks and starts; at most data.skip_errors of them."""
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.limit = context.config.data.skip_errors
+        path = context.run.skipped_data
+        self.known = set(context.world.from_main(read_json(path, []) if context.world.is_main else None))
+        self.mine = set(self.known)
+
+    def add(self, problems: tuple[str, ...]) -> None:
+        """Those of a batch. Raises UserError as soon as this rank alone has found too many."""
+        if problems:
+            self.mine.update(problems)
+            self._check(self.mine)
+
+    def write(self) -> None:
+        """Bring the ranks together, if any may be passed over, and list them. All ranks call it."""
+        if not self.limit:
+            return
+        found = self.context.world.union(self.mine)
+        if found == self.known:
+            return
+        if self.context.world.is_main:
+            path = self.context.run.skipped_data
+            log.warning("broken files passed over so far: %d, listed in %s", len(found), path)
+            write_json(path, sorted(found))
+        self._check(found)
+        self.known, self.mine = found, set(found)
+
+    def _check(self, found: set[str]) -> None:
+        if len(found) > self.limit:
+            raise UserError(
+                f"{min(found - self.known)}; with it {len(found)} files are broken and data.skip_errors is "
+                f"{self.limit}: mend them, or raise data.skip_errors"
+            )
 
 
 class _Clock:

@@ -37,6 +37,7 @@ class Batch:
     target_labels: torch.Tensor | None = None  # uint8 [B,H,W], pseudo labels
     target_color: torch.Tensor | None = None  # float32 [B,7]
     style: torch.Tensor | None = None  # float32 [B,2,2,3]: translator.color_statistics of source and target
+    skipped: tuple[str, ...] = ()  # what was wrong with files that were passed over (data.skip_errors)
 
     def __len__(self) -> int:
         return len(self.source_images)
@@ -44,7 +45,9 @@ class Batch:
     def map(self, function) -> "Batch":
         """The batch with `function` applied to each of its tensors."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{name: None if t is None else function(t) for name, t in values.items()})
+        return Batch(
+            **{name: function(v) if isinstance(v, torch.Tensor) else v for name, v in values.items()}
+        )
 
     def to(self, device: torch.device) -> "Batch":
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -89,8 +92,9 @@ class TrainingSamples(torch.utils.data.Dataset):
 
     def __getitem__(self, n: int) -> Batch:
         rng = sample_rng(self.config.seed, self.stage, n)
+        skipped: list[str] = []
         half = n % self.section.batch.total >= self.section.batch.full
-        image, label, style = self._crop(self.source, "source", n, half, rng)
+        image, label, style = self._crop(self.source, "source", n, half, rng, skipped)
         values = {
             "source_images": image,
             "source_labels": label,
@@ -99,17 +103,25 @@ class TrainingSamples(torch.utils.data.Dataset):
             "paste_table": draw_class_table(rng, label),
         }
         if self.target is not None:
-            image, label, target_style = self._crop(self.target, "target", n, half, rng)
+            image, label, target_style = self._crop(self.target, "target", n, half, rng, skipped)
             values |= {
                 "target_images": image,
                 "target_labels": label,
                 "target_color": draw_color_change(rng),
                 "style": torch.stack([style, target_style]),
             }
-        return Batch(**values)
+        return Batch(**values, skipped=tuple(skipped))
 
-    def _crop(self, dataset: AnyDataset, domain: str, n: int, half: bool, rng: np.random.Generator):
-        sample = dataset.load(epoch_index(self.config.seed, f"{self.stage}/{domain}", n, len(dataset)))
+    def _crop(
+        self,
+        dataset: AnyDataset,
+        domain: str,
+        n: int,
+        half: bool,
+        rng: np.random.Generator,
+        skipped: list[str],
+    ):
+        sample = self._load(dataset, f"{self.stage}/{domain}", n, skipped)
         size = full_size(dataset, sample)
         if half:
             size = dataset.section.half_size or (size[0] // 2, size[1] // 2)
@@ -120,6 +132,18 @@ class TrainingSamples(torch.utils.data.Dataset):
         )  # fmt: skip
         # Only a stage with a target translates.
         return image, label, color_statistics(sample.image) if self.target is not None else None
+
+    def _load(self, dataset: AnyDataset, stream: str, n: int, skipped: list[str]) -> Sample:
+        """The image of sample n. For a broken file, another one that depends on (seed, stream, n) alone."""
+        index = epoch_index(self.config.seed, stream, n, len(dataset))
+        replacements = sample_rng(self.config.seed, f"replacement/{stream}", n)
+        for _ in range(self.config.data.skip_errors):
+            try:
+                return dataset.load(index)
+            except UserError as error:
+                skipped.append(str(error))
+                index = int(replacements.integers(len(dataset)))
+        return dataset.load(index)
 
 
 def epoch_index(seed: int, stream: str, n: int, length: int) -> int:
@@ -140,9 +164,9 @@ def draw_class_table(rng: np.random.Generator, label: torch.Tensor) -> torch.Ten
 def collate(samples: list[Batch]) -> Batch:
     """Stack single samples into a batch."""
     columns = {f.name: [getattr(sample, f.name) for sample in samples] for f in fields(Batch)}
-    return Batch(
-        **{name: None if column[0] is None else torch.stack(column) for name, column in columns.items()}
-    )
+    skipped = sum(columns.pop("skipped"), ())
+    stacked = {name: None if column[0] is None else torch.stack(column) for name, column in columns.items()}
+    return Batch(**stacked, skipped=skipped)
 
 
 def rank_share(total: int, rank: int, world_size: int) -> int:
