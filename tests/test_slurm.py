@@ -83,22 +83,32 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return final_files(folder / "run")
 
 
-def test_requeued_twice_by_an_operator_ends_bit_identical(cluster, tiny_yaml, tmp_path, uninterrupted):
+def test_requeued_twice_and_a_node_lost_ends_bit_identical(cluster, tiny_yaml, tmp_path, uninterrupted):
     """scontrol requeue ends every process of the job, loader workers too; it goes on where it stopped."""
     run = tmp_path / "run"
     job = cluster.submit(*TWO_NODES, SLURM / "warmup.sh", tiny_yaml, *LONG, "data.workers=1")
-    for restart in (0, 1):
+    node2 = ("scontrol", "update", "NodeName=node2")
+    interruptions = [
+        [("scontrol", "requeue", job)],
+        [("scontrol", "requeue", job)],
+        [(*node2, "State=DOWN", "Reason=test"), (*node2, "State=RESUME")],
+    ]
+    for restart, commands in enumerate(interruptions):
         # The journal of a restart begins with the lines of before.
         before = steps_done(run)
-        started = f"restart {restart}"
-        until(lambda: list(run.glob("logs/*")) and started in log_of(run, job), 120, started)  # noqa: B023
+        wait_for_log(run, job, f"restart {restart}")
         until(lambda: steps_done(run) > before + 3, 120, "steps")  # noqa: B023
-        cluster.run("scontrol", "requeue", job)
+        for command in commands:
+            cluster.run(*command, check=False)
     assert cluster.wait(job) == "COMPLETED", log_of(run, job)
     log = log_of(run, job)
-    assert log.count("warm_up goes on from step") == 2 and log.count("warm_up stopped at step") == 2, log
+    assert log.count("warm_up goes on from step") == 3 and log.count("warm_up stopped at step") == 3, log
     assert final_files(run) == uninterrupted
-    assert [r["by"] for r in json.loads((run / "requeues.json").read_text())] == ["slurm", "slurm"]
+    assert [r["by"] for r in json.loads((run / "requeues.json").read_text())] == ["slurm"] * 3
+
+
+def wait_for_log(run: Path, job: str, text: str) -> None:
+    until(lambda: list(run.glob("logs/*")) and text in log_of(run, job), 120, text)
 
 
 def test_at_its_time_limit_a_job_requeues_itself_and_ends_bit_identical(
