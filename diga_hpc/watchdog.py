@@ -148,7 +148,10 @@ class Watchdog:
     def _judge(self) -> None:
         # The first one found: others that are gone a moment later have ended because of it.
         suspect: tuple[Failure, float] | None = None
+        last = time.monotonic()
         while not self._stopping.wait(0.25):
+            self._forgive_sleep(time.monotonic() - last)
+            last = time.monotonic()
             if self._failure is not None:
                 self._end(self._failure)
                 continue
@@ -166,6 +169,12 @@ class Watchdog:
             failures.end(f"{self._name()} ends because of {failure}", failure.code)
 
     # ------------------------------------------------------------------------------------------- judging
+
+    def _forgive_sleep(self, seconds: float) -> None:
+        """After this process did not run itself (`scontrol suspend`), the others have not been silent."""
+        if seconds > 2 * GRACE:
+            self._contact += seconds
+            self._seen = {rank: (beat, when + seconds) for rank, (beat, when) in self._seen.items()}
 
     def _silent(self) -> Failure | None:
         now = time.monotonic()

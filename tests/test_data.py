@@ -245,7 +245,7 @@ def batches_of(samples, rank=0, world_size=1, workers=0, first_step=0):
 
 def same(a, b) -> bool:
     return all(
-        (x is None and y is None) or torch.equal(x, y)
+        torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
         for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
     )
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import diga
+from conftest import diga, write_tiny_yaml
 from slurm_cluster import until
 from test_training import TWO_RANK_JOB, final_files, load, losses
 
@@ -111,6 +111,65 @@ def test_a_full_disk_ends_the_run_and_with_space_it_goes_on(tiny_yaml, tmp_path,
     assert final_files(run_dir) == final_files(whole.run_dir)
 
 
+def processes_of(node: str, job: str) -> list[int]:
+    """The tasks of a job on a node, and what started them there."""
+    tasks = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if {f"SLURMD_NODENAME={node}".encode(), f"SLURM_JOB_ID={job}".encode()} <= set(environment):
+            tasks.append(int(folder.name))
+    return tasks + [parent for task in tasks if (parent := parent_of(task)) not in (0, 1, *tasks)]
+
+
+def python_tasks(job: str) -> list[int]:
+    """Ranks of a job on node1 that are still there."""
+    return [pid for pid in processes_of("node1", job) if b"diga-hpc\0warm-up" in cmdline(pid)]
+
+
+def cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def parent_of(pid: int) -> int:
+    """0 if the process has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def test_a_node_that_dies_ends_the_job_and_the_next_one_goes_on(cluster, tiny_yaml, tmp_path):
+    """slurmd, its steps and its tasks are killed at once, as a power failure does."""
+    options = ["source_only=null", "warm_up.start=model", "warm_up.steps=40"]
+    script = Path(__file__).parent.parent / "slurm/warmup.sh"
+    submit = ("--nodes=2", "--ntasks-per-node=1", "--no-requeue", script, tiny_yaml, *options)
+    run_dir = tmp_path / "run"
+    job = cluster.submit(*submit)
+    until(lambda: steps_logged(run_dir) > 5, 120, "steps")
+    slurmd = cluster.dir / "slurmd-node2.pid"
+    for pid in [int(slurmd.read_text()), *processes_of("node2", job)]:
+        os.kill(pid, signal.SIGKILL)
+    # srun itself waits until Slurm has noticed that the node is gone (SlurmdTimeout, minutes).
+    until(lambda: not python_tasks(job), 60, "the other rank to end")
+    log = (run_dir / f"logs/warmup-{job}.log").read_text()
+    assert "rank 0 on node1 ends because of rank 1 on node2: process" in log
+    assert "task 0: Exited with exit code 1" in log
+    cluster.run("scancel", job)
+    cluster.run("bash", "-c", f"PATH=$PATH:/usr/sbin; cd {cluster.dir}; slurmd -N node2 -f $SLURM_CONF")
+    cluster.run("scontrol", "update", "NodeName=node2", "State=RESUME", check=False)
+    again = cluster.submit(*submit)
+    assert cluster.wait(again) == "COMPLETED", (run_dir / f"logs/warmup-{again}.log").read_text()
+    assert "goes on from step" in (run_dir / f"logs/warmup-{again}.log").read_text()
+    assert diga("warm-up", tiny_yaml, *options, f"run_dir={tmp_path / 'whole'}", ranks=2).returncode == 0
+    assert final_files(run_dir) == final_files(tmp_path / "whole")
+
+
 FROZEN = [
     "source_only=null", "warm_up.start=model", "warm_up.steps=10", "model.batch_norm=frozen", "model.dropout=0",
     "optimizer.name=adamw", "optimizer.lr_head=1e-4", "optimizer.lr_backbone=1e-4",
@@ -120,11 +179,8 @@ FROZEN = [
 @pytest.fixture(scope="module")
 def half_way(tmp_path_factory):
     """tiny.yaml, a run stopped at step 5 on 2 ranks under ZeRO 1, and the losses of one that was not."""
-    from conftest import TINY
-
     folder = tmp_path_factory.mktemp("half_way")
-    text = TINY.format(run_dir="unused").replace("images: 12,", "images: 12, half_size: [40, 64],")
-    (folder / "tiny.yaml").write_text(text.replace("first: 100,", "first: 100, half_size: [40, 64],"))
+    write_tiny_yaml(folder)
     whole = load(folder / "tiny.yaml", folder / "whole", *FROZEN)
     Pipeline(whole).warm_up()
     done = diga("warm-up", folder / "tiny.yaml", f"run_dir={folder / 'half'}", *FROZEN,
