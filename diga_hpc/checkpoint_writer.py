@@ -1,5 +1,6 @@
 """Saving while training goes on: the step loop waits for a copy to host memory, a thread does the rest."""
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -94,4 +95,5 @@ class CheckpointWriter:
 
 def _be_nice() -> None:
     """This thread yields to the step loop and the loader's workers. On Linux each thread has a priority."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

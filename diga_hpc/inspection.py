@@ -6,13 +6,13 @@ export(path, to, network)              one network as a .safetensors file
 
 import contextlib
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from diga_hpc import checkpoint, tensor_file
 from diga_hpc.errors import UserError
+from diga_hpc.files import whole
 
 # Of the configuration's keys, those that say most about a network.
 MAIN_KEYS = ("model.name", "label_space", "seed", "data.source.kind", "data.target.kind", "optimizer.name")
@@ -56,15 +56,13 @@ def export(path: Path, to: Path, network: str) -> None:
     if to.suffix != checkpoint.TENSORS:
         raise UserError(f"--to {to}: expected a name that ends in {checkpoint.TENSORS}")
     _, found = find_checkpoint(path)
-    source, temporary = found / f"{network}{checkpoint.TENSORS}", to.with_name(f".{to.name}.writing")
+    source = found / f"{network}{checkpoint.TENSORS}"
     try:
         header, begin = tensor_file.read_header(source)
         header[tensor_file.METADATA] = _origin(checkpoint.read_state(found), network)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        tensor_file.write_bytes(temporary, _with_header(header, source, begin))
-        os.replace(temporary, to)
+        with whole(to) as temporary:
+            tensor_file.write_bytes(temporary, _with_header(header, source, begin))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(
             f"{to}: cannot be written ({error.strerror}); free space or choose another place"
         ) from error

@@ -10,6 +10,7 @@ import torch
 
 from diga_hpc.config import LoggingSection
 from diga_hpc.distributed import World
+from diga_hpc.files import whole
 
 
 class Meter:
@@ -87,9 +88,8 @@ def keep_before(metrics: Path, stage: str, step: int) -> None:
     lines = metrics.read_text().splitlines(keepends=True)
     kept = [line for line in lines if not _is_after(line, stage, step)]
     if len(kept) < len(lines):
-        temporary = metrics.with_name(".metrics.jsonl.writing")
-        temporary.write_text("".join(kept))
-        temporary.replace(metrics)
+        with whole(metrics) as temporary:
+            temporary.write_text("".join(kept))
 
 
 def _is_after(line: str, stage: str, step: int) -> bool:

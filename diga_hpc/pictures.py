@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from diga_hpc.data.label_spaces import LabelSpace
+from diga_hpc.files import whole
 
 OVERLAY_OPACITY = 0.55
 
@@ -20,10 +21,8 @@ def write_labels(path: Path, labels: torch.Tensor, space: LabelSpace) -> None:
 
 def write_picture(path: Path, picture: Image.Image) -> None:
     """Under a temporary name first, so that a file with the final name is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    picture.save(temporary, format="JPEG" if path.suffix == ".jpg" else "PNG", **_options(path))
-    temporary.replace(path)
+    with whole(path) as temporary:
+        picture.save(temporary, format="JPEG" if path.suffix == ".jpg" else "PNG", **_options(path))
 
 
 def _options(path: Path) -> dict:

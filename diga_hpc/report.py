@@ -22,6 +22,7 @@ from diga_hpc._report_page import PAGE, STYLE
 from diga_hpc.config import Config
 from diga_hpc.data.label_spaces import label_space
 from diga_hpc.errors import UserError
+from diga_hpc.files import whole
 from diga_hpc.run import read_json
 
 PANEL_WIDTH = 480  # pixels
@@ -76,10 +77,10 @@ def write_report(run_dir: Path) -> Path:
         color=lambda stage: f"s{position(stage) % 6}",  # of six in the style sheet; a fifth round begins anew
         title=title,
     )
-    path, temporary = run_dir / "report.html", run_dir / ".report.html.writing"
+    path = run_dir / "report.html"
     try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
+        with whole(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
     except OSError as error:
         problem = f"report cannot be written ({error.strerror})"
         raise UserError(f"{path}: {problem}; free space, or make its folder writable") from error

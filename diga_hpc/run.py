@@ -34,6 +34,7 @@ from diga_hpc import __version__
 from diga_hpc import config as configuration
 from diga_hpc.config import Config
 from diga_hpc.errors import ReportedByRank0, UserError
+from diga_hpc.files import whole
 from diga_hpc.run_lock import RunLock
 
 if TYPE_CHECKING:  # reading a run directory needs no torch
@@ -167,10 +168,8 @@ def read_json(path: Path, default: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
 @functools.cache

@@ -187,9 +187,9 @@ class _Loop:
                     )
                 clock.step_done()
         finally:
-            journal.close()
             if self.writer:
                 self.writer.close()
+            journal.close()
 
     def _step(self, batch: Batch) -> None:
         step, world = self.done, self.context.world

@@ -1,5 +1,6 @@
 """Whatever dies, the same command goes on from the last checkpoint and ends with the same bits."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -111,29 +112,16 @@ def test_a_full_disk_ends_the_run_and_with_space_it_goes_on(tiny_yaml, tmp_path,
     assert final_files(run_dir) == final_files(whole.run_dir)
 
 
-def processes_of(node: str, job: str) -> list[int]:
-    """The tasks of a job on a node, and what started them there."""
-    tasks = []
+def ranks_on(node: str, job: str) -> list[int]:
+    """The processes of a job's ranks on a node; srun and the batch script are of no step."""
+    found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
+        with contextlib.suppress(OSError):
             environment = (folder / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if {f"SLURMD_NODENAME={node}".encode(), f"SLURM_JOB_ID={job}".encode()} <= set(environment):
-            tasks.append(int(folder.name))
-    return tasks + [parent for task in tasks if (parent := parent_of(task)) not in (0, 1, *tasks)]
-
-
-def python_tasks(job: str) -> list[int]:
-    """Ranks of a job on node1 that are still there."""
-    return [pid for pid in processes_of("node1", job) if b"diga-hpc\0warm-up" in cmdline(pid)]
-
-
-def cmdline(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+            expected = {f"SLURMD_NODENAME={node}", f"SLURM_JOB_ID={job}", "SLURM_STEP_ID=0"}
+            if {text.encode() for text in expected} <= set(environment):
+                found.append(int(folder.name))
+    return found
 
 
 def parent_of(pid: int) -> int:
@@ -153,10 +141,11 @@ def test_a_node_that_dies_ends_the_job_and_the_next_one_goes_on(cluster, tiny_ya
     job = cluster.submit(*submit)
     until(lambda: steps_logged(run_dir) > 5, 120, "steps")
     slurmd = cluster.dir / "slurmd-node2.pid"
-    for pid in [int(slurmd.read_text()), *processes_of("node2", job)]:
+    ranks = ranks_on("node2", job)
+    for pid in {int(slurmd.read_text()), *ranks, *map(parent_of, ranks)} - {0, 1}:
         os.kill(pid, signal.SIGKILL)
     # srun itself waits until Slurm has noticed that the node is gone (SlurmdTimeout, minutes).
-    until(lambda: not python_tasks(job), 60, "the other rank to end")
+    until(lambda: not ranks_on("node1", job), 60, "the other rank to end")
     log = (run_dir / f"logs/warmup-{job}.log").read_text()
     assert "rank 0 on node1 ends because of rank 1 on node2: process" in log
     assert "task 0: Exited with exit code 1" in log

@@ -16,6 +16,7 @@ from diga_hpc.checkpoint import read_tensors
 from diga_hpc.data.datasets import AnyDataset
 from diga_hpc.data.label_spaces import IGNORE
 from diga_hpc.data.loader import inference_images
+from diga_hpc.files import whole
 from diga_hpc.inference import Labeler, features_and_labels, rescale
 from diga_hpc.models import SegmentationModel
 from diga_hpc.pictures import write_labels
@@ -72,10 +73,8 @@ def initial_centroids(
 
 def save_centroids(centroids: Centroids, path: Path) -> None:
     """Written whole or not at all; its existence says that the round's labels are all there too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    save_file({name: t.cpu().contiguous() for name, t in centroids.state().items()}, temporary)
-    temporary.replace(path)
+    with whole(path) as temporary:
+        save_file({name: t.cpu().contiguous() for name, t in centroids.state().items()}, temporary)
 
 
 def load_centroids(context: Context, path: Path, channels: int) -> Centroids:
