@@ -125,7 +125,8 @@ class Watchdog:
         self._contact = now
         if self._suspicious:
             self._store.set("suspect", "")
-        self._suspicious = self._store.check(["suspect"])
+        elif self._store.check(["suspect"]):
+            self._suspicious = True
         if self._mine is not None:
             # Only the first failure is kept.
             first = self._store.compare_set("failed", "", json.dumps(asdict(self._mine)))
