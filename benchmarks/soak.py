@@ -196,11 +196,17 @@ class Soak:
         self.kills: list[Kill] = []
         self.runs_compared = 0
         self.problems: list[str] = []
-        reference = Ranks(self.config, folder / "undisturbed", 0, folder / "undisturbed.log")
-        if not reference.wait(600) or set(reference.codes.values()) != {0}:
-            raise SystemExit(f"the undisturbed run failed: {reference.last_line(0)}")
-        self.duration = time.monotonic() - reference.started
-        self.expected = results(folder / "undisturbed")
+        first, second = (self._undisturbed(folder / f"undisturbed_{i}") for i in range(2))
+        if first[0] != second[0]:
+            raise SystemExit("two undisturbed runs differ: nothing can be compared with them")
+        self.expected, self.duration = second  # the first one filled the caches
+
+    def _undisturbed(self, run_dir: Path) -> tuple[dict[str, bytes], float]:
+        """Results, and seconds that it took."""
+        ranks = Ranks(self.config, run_dir, 0, run_dir.with_suffix(".log"))
+        if not ranks.wait(600) or set(ranks.codes.values()) != {0}:
+            raise SystemExit(f"the undisturbed run failed: {ranks.last_line(0)}")
+        return results(run_dir), time.monotonic() - ranks.started
 
     def run(self, kills: int, until: float) -> None:
         """Runs, one after the other, until so many kills or that time (monotonic seconds)."""
@@ -219,14 +225,14 @@ class Soak:
         """False if the run came to its end before."""
         workers = int(self.random.random() < 0.25)
         log = self.folder / f"log_{len(self.kills)}"
-        steps = logged_steps(run_dir)
+        steps = len(metrics(run_dir))
         ranks = Ranks(self.config, run_dir, workers, log)
         rank, saving = self.random.randrange(RANKS), self.random.random() < 0.3
         moment = ranks.started + self.random.uniform(0, 0.8 * self.duration)
         progress = None
         while not ranks.poll():
             now = time.monotonic()
-            if progress is None and logged_steps(run_dir) != steps:
+            if progress is None and len(metrics(run_dir)) != steps:
                 progress = now - ranks.started
             if now >= moment and (not saving or is_saving(run_dir)):
                 break
@@ -298,10 +304,6 @@ def metrics(run_dir: Path) -> list[dict]:
     path = run_dir / "metrics.jsonl"
     text = path.read_text() if path.is_file() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def logged_steps(run_dir: Path) -> int:
-    return len(metrics(run_dir))
 
 
 def steps_lost(run_dir: Path) -> int:

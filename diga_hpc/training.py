@@ -164,7 +164,7 @@ class _Loop:
             self.context.run.metrics, config.logging, world, self.stage.name, self.done, section.steps
         )
         self.engine.student.train()
-        self._prepare_saving()
+        first = self.done + 1
         clock = _Clock()
         try:
             for batch in batches:
@@ -172,6 +172,8 @@ class _Loop:
                 self.broken_files.add(batch.skipped)
                 self._step(batch.to(world.device))
                 self.done += 1
+                if self.done == first:
+                    self._prepare_saving()
                 if self.writer and self.writer.failed:
                     self.context.stop.requested = True  # all ranks stop together, and find the error in _save
                 last, stopping = self.done == section.steps, self.context.stop.at_step_boundary()
@@ -243,6 +245,7 @@ class _Loop:
         )
 
     def _prepare_saving(self) -> None:
+        """Behind the first step of this start: ZeRO-3 has no optimiser state before."""
         optimizer = self.engine.optimizer_state()
         with self.engine.gathered():
             if self.writer:
