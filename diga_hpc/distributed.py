@@ -8,6 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from diga_hpc import signals
 from diga_hpc.config import EngineSection
 from diga_hpc.errors import Stopped, UserError
 
@@ -110,9 +111,10 @@ class StopFlag:
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
 
     def listen(self) -> None:
-        """Handle the signals; a second SIGINT interrupts at once."""
+        """Handle the signals, and the one that came before this; a second SIGINT interrupts at once."""
         for number in self.SIGNALS:
             signal.signal(number, self._handle)
+        self.requested |= signals.was_received()
 
     def _handle(self, number: int, frame) -> None:
         if number == signal.SIGINT and self.requested:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diga_hpc import config as configuration
+from diga_hpc import signals
 from diga_hpc.errors import UserError
 from diga_hpc.run import read_json
 
@@ -42,6 +43,7 @@ def run(
     """
     if stage not in STAGES:
         raise UserError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
+    signals.hold()
     resolved = configuration.load(config, overrides)
     from diga_hpc import distributed
     from diga_hpc.stages.pipeline import Pipeline

@@ -18,7 +18,6 @@ from diga_hpc.config import Config, TrainingSection
 from diga_hpc.data import transforms
 from diga_hpc.data.datasets import AnyDataset, Sample
 from diga_hpc.data.label_spaces import IGNORE
-from diga_hpc.errors import UserError
 from diga_hpc.translator import color_statistics
 from diga_hpc.views import draw_color_change
 
