@@ -114,7 +114,7 @@ class StopFlag:
         """Handle the signals, and the one that came before this; a second SIGINT interrupts at once."""
         for number in self.SIGNALS:
             signal.signal(number, self._handle)
-        self.requested |= signals.was_received()
+        self.requested |= signals.take()
 
     def _handle(self, number: int, frame) -> None:
         if number == signal.SIGINT and self.requested:

@@ -43,7 +43,7 @@ def run(
     """
     if stage not in STAGES:
         raise UserError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
-    signals.hold()
+    signals.listen()
     resolved = configuration.load(config, overrides)
     from diga_hpc import distributed
     from diga_hpc.stages.pipeline import Pipeline

@@ -64,7 +64,8 @@ class Run:
         if problem:
             raise UserError(problem)
 
-    def _claim(self) -> None:
+    def check(self) -> None:
+        """Raise UserError if the directory holds another experiment or foreign files; it need not exist."""
         saved = self.path / "config.yaml"
         if saved.is_file():
             changed = configuration.differences(configuration.load(saved), self.config)
@@ -73,15 +74,18 @@ class Run:
                     f"{self.path}: belongs to another configuration ({'; '.join(changed[:3])}); "
                     "choose another run_dir, or remove this one"
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(file.name != "logs" for file in self.path.iterdir()):
             raise UserError(f"{self.path}: not empty and not a run directory; set run_dir to a new folder")
+
+    def _claim(self) -> None:
+        self.check()
         self.path.mkdir(parents=True, exist_ok=True)
         probe = self.path / ".writable"
         probe.write_text("")
         probe.unlink()
         temporary = self.path / ".config.yaml"
         configuration.save(self.config, temporary)
-        temporary.replace(saved)
+        temporary.replace(self.path / "config.yaml")
         (self.path / "env.txt").write_text(environment())
 
     def checkpoints(self, stage: str) -> Path:

@@ -1,29 +1,26 @@
-"""The signals that ask a run to stop, from its first moment on.
+"""Signals that ask a job to stop, from its first moment on: importing what trains takes seconds.
 
-Importing torch and opening the data take seconds, in which the default action of SIGUSR2 and SIGTERM would end
-the process. A job calls `hold` first; the StopFlag that it makes later asks `was_received`. Whoever starts the
-process may block the signals until then (`env --block-signal=USR2,TERM`): a blocked signal waits, and survives exec.
+Without a handler SIGUSR2, by which Slurm announces the time limit, ends a process. Loads no torch.
 """
 
 import signal
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-
+# SIGINT is not among them: before training starts, Ctrl-C should end the command at once.
+EARLY = (signal.SIGTERM, signal.SIGUSR2)
 _received = False
 
 
-def hold() -> None:
-    """From now on a signal is remembered; one that was blocked until now is too. In the main thread only."""
-    for number in SIGNALS:
+def listen() -> None:
+    """Remember the signals from now on."""
+    for number in EARLY:
         signal.signal(number, _remember)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def was_received() -> bool:
-    """Whether a signal came since `hold`; asked once, by what handles the signals from here on."""
+def take() -> bool:
+    """Whether one came since `listen`; it is forgotten by this."""
     global _received
-    answer, _received = _received, False
-    return answer
+    received, _received = _received, False
+    return received
 
 
 def _remember(number: int, frame) -> None:
