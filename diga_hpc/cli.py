@@ -1,7 +1,6 @@
 """The command `diga-hpc`. Heavy modules are imported inside the commands, so that --help is instant."""
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -9,7 +8,8 @@ from typing import Annotated, Optional
 import typer
 
 from diga_hpc import config as configuration
-from diga_hpc.errors import EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError
+from diga_hpc import ranks
+from diga_hpc.errors import EXIT_STOPPED, EXIT_USER_ERROR, ReportedByRank0, Stopped, UserError
 
 app = typer.Typer(
     help="Adapt a segmentation network from labelled source images to unlabelled target images (DiGA, CVPR 2023).",
@@ -114,6 +114,25 @@ def check(
 
 
 @app.command()
+def show(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    key: Annotated[
+        Optional[str], typer.Option(help="Only the value of this key, for example run_dir.")
+    ] = None,
+) -> None:
+    """Print the resolved configuration: the file, its overrides and every default."""
+    resolved = configuration.load(config, overrides or [])
+    if key is None:
+        print(configuration.as_yaml(resolved), end="")
+        return
+    values = configuration.flat(resolved)
+    if key not in values:
+        raise UserError(f"no key `{key}` in the configuration; `diga-hpc show {config}` prints all")
+    print(values[key])
+
+
+@app.command()
 def report(run_dir: Annotated[Path, typer.Argument(help="The run directory.")]) -> None:
     """Write RUN_DIR/report.html: curves, results, per-class IoU, pictures."""
     from diga_hpc.report import write_report
@@ -212,7 +231,10 @@ def log_to_terminal() -> None:
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", 0))
+    try:
+        return ranks.find().rank
+    except UserError:  # said by whoever starts the ranks
+        return 0
 
 
 def _one_line(error: UserError) -> str:
@@ -225,9 +247,12 @@ def main() -> None:
     where = f"rank {_rank()}: " if _rank() else ""
     try:
         app()
+    except ReportedByRank0:
+        sys.exit(EXIT_USER_ERROR)
     except UserError as error:
         print(f"diga-hpc: {where}error: {_one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except Stopped as stopped:
-        print(f"diga-hpc: {where}{stopped}; start the same command again to go on", file=sys.stderr)
+        if not _rank():  # all ranks have agreed on it
+            print(f"diga-hpc: {stopped}; {stopped.remedy}", file=sys.stderr)
         sys.exit(EXIT_STOPPED)

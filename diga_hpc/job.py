@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diga_hpc import config as configuration
-from diga_hpc import signals
-from diga_hpc.errors import UserError
+from diga_hpc import requeue, signals
+from diga_hpc.errors import Stopped, UserError
 from diga_hpc.run import read_json
 
 if TYPE_CHECKING:
@@ -39,22 +39,31 @@ def run(
     """Run a stage of STAGES with the configuration file `config` and its `key=value` overrides.
 
     round_number: which round, for pseudo-labels and self-train. stop_after: stop cleanly after so many training
-    steps. Returns the rows of results.json, on every rank. Raises UserError, and Stopped when asked to stop.
+    steps. Returns the rows of results.json, on every rank. Raises UserError, and Stopped when asked to stop: by
+    a signal in a job of Slurm, the job is requeued then.
     """
+    signals.listen()
     if stage not in STAGES:
         raise UserError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
-    signals.listen()
     resolved = configuration.load(config, overrides)
     from diga_hpc import distributed
     from diga_hpc.stages.pipeline import Pipeline
 
     job = Pipeline(resolved, stop_after)
-    STAGES[stage](job, round_number)
-    if stage in REPORTED and job.context.world.is_main:
+    context = job.context
+    if context.world.is_main:
+        requeue.announce(context.run)
+    try:
+        STAGES[stage](job, round_number)
+    except Stopped as stopped:
+        if not context.stop.counted_down:
+            requeue.hand_back(stopped, context.run, context.world)
+        raise
+    if stage in REPORTED and context.world.is_main:
         from diga_hpc.report import print_results, write_report
 
         print_results(resolved.run_dir)
         print(f"report: {write_report(resolved.run_dir)}")
-    job.context.world.barrier()
+    context.world.barrier()
     distributed.finish()
-    return read_json(job.context.run.results, [])
+    return read_json(context.run.results, [])

@@ -27,9 +27,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diga_hpc import cluster, job, report, status
+from diga_hpc import cluster, job, report, requeue, status
 from diga_hpc import sweep as sweeps
-from diga_hpc.errors import EXIT_STOPPED, Stopped, UserError
+from diga_hpc.errors import EXIT_STOPPED, ReportedByRank0, Stopped, UserError
 from diga_hpc.plan import Plan
 from diga_hpc.run import read_json
 
@@ -68,10 +68,10 @@ class Job:
         try:
             return job.run(self.stage, self.config, round_number=self.round_number)
         except Stopped as stopped:
-            if "SLURM_JOB_ID" not in os.environ:
+            log.warning("%s; %s", stopped, stopped.remedy)
+            if requeue.job_name(os.environ) is None:
                 raise
             # No exception for submitit: it would write a result, and a job that has one counts as over.
-            log.warning("%s", stopped)
             raise SystemExit(EXIT_STOPPED) from stopped
 
     def _set_local_rank(self) -> None:
@@ -311,7 +311,7 @@ def print_results(submission: Submission) -> None:
             log.error("%s: %s", name, problem)
     for problem in problems.values():
         raise problem
-    if not submission.is_sweep:
+    if not submission.is_sweep and submission.job_ids:  # without a job they have been printed by this process
         report.print_results(submission.folder)
 
 
@@ -352,12 +352,15 @@ def _problem(handle: submitit.Job) -> Exception | None:
         (task for task in tasks if task.paths.result_pickle.is_file()),
         key=lambda task: task.paths.result_pickle.stat().st_mtime,
     )
-    problems = [_as_raised(task, str(error)) for task in left if (error := task.exception()) is not None]
+    raised = [(task, str(error)) for task in left if (error := task.exception()) is not None]
+    problems = [_as_raised(*each) for each in raised if ReportedByRank0.__qualname__ not in each[1]]
     for problem in problems:
         if isinstance(problem, UserError | Stopped):
             return problem
-    if problems or len(left) == len(tasks):
-        return problems[0] if problems else None
+    if problems:
+        return problems[0]
+    if len(left) == len(tasks) and not raised:
+        return None
     state = cluster.states([handle.job_id]).get(handle.job_id)
     return UserError(
         f"job {handle.job_id} ended ({state.state if state else 'unknown to Slurm'}) without a result; see `diga-hpc "
@@ -369,8 +372,9 @@ def _as_raised(task: submitit.Job, text: str) -> Exception:
     """The exception that a rank raised, from submitit's report of it, which holds the trace between two rules."""
     trace = text.split("-" * 22)[1].strip()
     kind, _, message = trace.splitlines()[-1].partition(": ")
-    for known in (UserError, Stopped):
-        if kind == f"{known.__module__}.{known.__qualname__}":
-            return known(message)
+    if kind == f"{Stopped.__module__}.{Stopped.__qualname__}":
+        return Stopped(message, stage="", done=0)
+    if kind == f"{UserError.__module__}.{UserError.__qualname__}":
+        return UserError(message)
     where = f"job {task.job_id}, rank {task.paths.task_id} on {status.node_of(task.paths.stdout)}"
     return RuntimeError(f"{where}: {kind}: {message}\n{trace}\nlog: {task.paths.stdout}")

@@ -16,7 +16,7 @@ from diga_hpc import cluster
 from diga_hpc import config as configuration
 from diga_hpc.cluster import JobState
 from diga_hpc.config import Config
-from diga_hpc.errors import UserError
+from diga_hpc.errors import ReportedByRank0, UserError
 from diga_hpc.run import read_json
 
 JOBS_FILE = "jobs.jsonl"
@@ -207,7 +207,8 @@ def failures(jobs: list[Job], lines: int) -> list[Failure]:
 
 
 def _raised(log: Path) -> bool:
-    return RAISED in _last_start(log)
+    text = _last_start(log)
+    return RAISED in text and ReportedByRank0.__qualname__ not in text
 
 
 def node_of(log: Path) -> str:
