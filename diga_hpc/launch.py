@@ -64,6 +64,7 @@ class Job:
 
         if os.environ.get("SUBMITIT_EXECUTOR") == "local":
             self._set_local_rank()
+        logging.getLogger("submitit").propagate = False  # it prints its lines by itself
         log_to_terminal()
         try:
             return job.run(self.stage, self.config, round_number=self.round_number)

@@ -318,7 +318,11 @@ def show(run_dir: Path, lines: int = 10) -> None:
     if report.stages:
         console.print(_stage_table(report.stages))
     if report.requeues:
-        console.print(f"{len(report.requeues)} requeues, the last {_age(report.requeues[-1].get('time'))}")
+        last = report.requeues[-1]
+        console.print(
+            f"requeued {len(report.requeues)} times, last by job {last['job']} at {last['time']}, {last['stage']} at "
+            f"{last['done']}"
+        )
     failed = failures(report.jobs, lines)
     for failure in failed[:SHOWN_RANKS]:
         console.print(
