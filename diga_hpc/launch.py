@@ -164,7 +164,6 @@ _SIGNAL_SETUP = (
 def _slurm_executor(plan: Plan) -> _SlurmExecutor:
     asked = plan.resources
     executor = _SlurmExecutor(plan.folder / "logs", python=f'"${{hold[@]}}" {shlex.quote(sys.executable)}')
-    facts = Path(__file__).parent.parent / "slurm/env.sh"
     srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
     if asked.cpus_per_task:
         srun.append(f"--cpus-per-task={asked.cpus_per_task}")  # since Slurm 22.05 not taken over from sbatch
@@ -182,11 +181,23 @@ def _slurm_executor(plan: Plan) -> _SlurmExecutor:
         wckey=None,  # submitit's own would be refused where such keys are tracked
         signal_delay_s=asked.signal_delay,
         stderr_to_stdout=True,
-        setup=[*([f"source {shlex.quote(str(facts))}"] if facts.is_file() else []), *_SIGNAL_SETUP],
+        setup=[*_cluster_setup(), *_SIGNAL_SETUP],
         srun_args=srun,
         additional_parameters={"requeue": True, **asked.sbatch},
     )
     return executor
+
+
+def _cluster_setup() -> list[str]:
+    """The cluster's facts, where this is a checkout and has them; an installed package relies on the user's shell."""
+    checkout = Path(__file__).parent.parent
+    if not (checkout / "slurm/env.sh").is_file():
+        return []
+    return [
+        f"repository={shlex.quote(str(checkout))}",
+        'source "$repository/slurm/env.sh"',
+        'srun() { command srun "${srun_options[@]}" "$@"; }',
+    ]
 
 
 def _submit_slurm(plan: Plan) -> dict[str, submitit.Job]:

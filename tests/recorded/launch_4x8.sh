@@ -18,6 +18,9 @@
 #SBATCH --time=720
 
 # setup
+repository=CHECKOUT
+source "$repository/slurm/env.sh"
+srun() { command srun "${srun_options[@]}" "$@"; }
 trap : TERM USR2
 hold=(env --block-signal=TERM,USR2)  # until the task is ready for them (coreutils 8.31)
 "${hold[@]}" true 2>/dev/null || hold=()

@@ -12,6 +12,9 @@
 #SBATCH --signal=USR2@60
 
 # setup
+repository=CHECKOUT
+source "$repository/slurm/env.sh"
+srun() { command srun "${srun_options[@]}" "$@"; }
 trap : TERM USR2
 hold=(env --block-signal=TERM,USR2)  # until the task is ready for them (coreutils 8.31)
 "${hold[@]}" true 2>/dev/null || hold=()
