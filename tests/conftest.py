@@ -77,3 +77,16 @@ def diga(
         env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
         cwd=cwd,
     )
+
+
+def final_files(run_dir: Path) -> dict[str, bytes]:
+    """The content of the last checkpoint of every stage, and of pseudo labels and centroids."""
+    from diga_hpc import checkpoint
+
+    files = {}
+    for stage in sorted((run_dir / "checkpoints").iterdir()):
+        last = checkpoint.newest(stage)
+        files |= {f"{stage.name}/{file.name}": file.read_bytes() for file in last.iterdir()}
+    for file in [*run_dir.glob("pseudo_labels/*/*.png"), *run_dir.glob("centroids/*")]:
+        files[str(file.relative_to(run_dir))] = file.read_bytes()
+    return files

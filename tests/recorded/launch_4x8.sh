@@ -2,7 +2,6 @@
 
 # Parameters
 #SBATCH --account=vision
-#SBATCH --constraint=h100
 #SBATCH --cpus-per-task=8
 #SBATCH --exclusive
 #SBATCH --gpus-per-node=8

@@ -2,6 +2,7 @@
 
 # Parameters
 #SBATCH --array=0-3%4
+#SBATCH --constraint=icelake
 #SBATCH --dependency=afterok:12
 #SBATCH --job-name=diga-pipeline
 #SBATCH --nodes=2
