@@ -1,7 +1,8 @@
 """Having Slurm start a job again after it was asked to stop: a preemption, or its time limit drawing near.
 
-RUN_DIR/requeues.json has a line for each time: job, time, stage, done (how much of the stage was finished).
-Loads no torch.
+RUN_DIR/requeues.json has an entry for each time: job, time, by (`job`: the job asked for it; `slurm`: an operator,
+a preemption or a node that failed), and of the first kind stage and done (how much of it was finished). Loads no
+torch.
 """
 
 import logging
@@ -22,11 +23,15 @@ log = logging.getLogger(__name__)
 
 
 def announce(run: Run, environment: Mapping[str, str] = os.environ) -> None:
-    """Log that this is a restart. Rank 0 calls it."""
+    """Log that this is a restart, and count those that the job did not ask for. Rank 0 calls it."""
     job, restarts = job_name(environment), int(environment.get("SLURM_RESTART_COUNT", 0))
-    if job and restarts:
-        ours = sum(entry["job"] == job for entry in read_json(run.requeues, []))
-        log.info("job %s: restart %d by Slurm, %d of them asked for by the job itself", job, restarts, ours)
+    if job is None or not restarts:
+        return
+    entries = read_json(run.requeues, [])
+    unasked = restarts - sum(entry["job"] == job for entry in entries)
+    if unasked > 0:
+        write_json(run.requeues, entries + [{"job": job, "time": _now(), "by": "slurm"}] * unasked)
+    log.info("job %s: restart %d", job, restarts)
 
 
 def hand_back(stopped: Stopped, run: Run, world: "World") -> None:
@@ -68,26 +73,25 @@ def _requeue(stopped: Stopped, run: Run, job: str) -> str:
         # Cancelled by its user, or already requeued by Slurm: not ours to change.
         return f"Slurm itself is ending job {job} ({found[1].lower()})"
     entries = read_json(run.requeues, [])
-    before = next((entry for entry in reversed(entries) if entry["job"] == job), None)
+    mine = [entry for entry in entries if entry["job"] == job]
+    before = next((entry for entry in reversed(mine) if entry["by"] == "job"), None)
     if before and (before["stage"], before["done"]) == (stopped.stage, stopped.done):
         raise UserError(
             f"{run.path}: job {job} made no progress since it was last requeued (both times {stopped.stage} at "
             f"{stopped.done}), so it is not requeued again; give it more time (sbatch --time), or find what ends it early"
         )
-    entry = {
-        "job": job,
-        "time": datetime.now().isoformat(timespec="seconds"),
-        "stage": stopped.stage,
-        "done": stopped.done,
-    }
+    entry = {"job": job, "time": _now(), "by": "job", "stage": stopped.stage, "done": stopped.done}
     # Written first: Slurm ends this process as soon as it has agreed.
     write_json(run.requeues, [*entries, entry])
     refusal = _scontrol("requeue", job)
     if refusal:
         write_json(run.requeues, entries)
         return f"job {job} was not requeued ({refusal}); submit the same command again to go on"
-    count = sum(e["job"] == job for e in entries) + 1
-    return f"job {job} is requeued (number {count}) and goes on by itself"
+    return f"job {job} is requeued (number {len(mine) + 1}) and goes on by itself"
+
+
+def _now() -> str:
+    return datetime.now().isoformat(timespec="seconds")
 
 
 def _scontrol(*arguments: str) -> str:
