@@ -9,7 +9,7 @@ import typer
 
 from diga_hpc import config as configuration
 from diga_hpc import ranks
-from diga_hpc.errors import EXIT_STOPPED, EXIT_USER_ERROR, ReportedByRank0, Stopped, UserError
+from diga_hpc.errors import EXIT_STOPPED, EXIT_USER_ERROR, JobFailed, ReportedByRank0, Stopped, UserError
 
 app = typer.Typer(
     help="Adapt a segmentation network from labelled source images to unlabelled target images (DiGA, CVPR 2023).",
@@ -252,6 +252,9 @@ def main() -> None:
     except UserError as error:
         print(f"diga-hpc: {where}error: {_one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+    except JobFailed as failed:
+        print(f"diga-hpc: {failed}", file=sys.stderr)
+        sys.exit(1)
     except Stopped as stopped:
         if not _rank():  # all ranks have agreed on it
             print(f"diga-hpc: {stopped}; {stopped.remedy}", file=sys.stderr)

@@ -27,9 +27,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diga_hpc import cluster, job, report, requeue, status
+from diga_hpc import cluster, job, report, requeue
 from diga_hpc import sweep as sweeps
-from diga_hpc.errors import EXIT_STOPPED, ReportedByRank0, Stopped, UserError
+from diga_hpc.errors import EXIT_STOPPED, JobFailed, Stopped, UserError
+from diga_hpc.logs import RankLogs
 from diga_hpc.plan import Plan
 from diga_hpc.run import read_json
 
@@ -44,7 +45,9 @@ log = logging.getLogger(__name__)
 EXECUTORS = ("slurm", "local", "debug")
 WITHOUT_LIMIT = 365 * 24 * 60  # minutes; submitit's local executor has no "unlimited"
 QUEUE_POLL = 10.0  # seconds between two questions to Slurm
-GRACE = 20.0  # seconds from a job's end to where its results must be visible on this machine
+GRACE = 20.0  # seconds from the end of a job to where its results must be visible on this machine
+FAILED_GRACE = 4.0  # the same where some of its ranks will never have one
+SHOWN_LINES = 20  # of the log of the rank that failed
 UNKNOWN_FOR = 600.0  # seconds that Slurm may know nothing of a job, as when its controller is restarted
 
 
@@ -298,7 +301,7 @@ class Submission:
     def results(self) -> list[dict]:
         """Wait; the rows of results.json, or of a sweep its table (see sweep.collect), with failed runs in it.
 
-        Raises what ended the job of a single run: UserError, Stopped, or RuntimeError with the trace.
+        Raises what ended the job of a single run: UserError or Stopped as on its ranks, else JobFailed.
         """
         problems = self.problems()
         if self.is_sweep:
@@ -353,40 +356,40 @@ def _is_over(
         )
         seen[handle.job_id] = word, time.monotonic()
         return False
-    patience = UNKNOWN_FOR if state is None else GRACE if state.ended else float("inf")
+    if state is None:
+        patience = UNKNOWN_FOR
+    elif state.ended:
+        patience = FAILED_GRACE if state.failed else GRACE
+    else:
+        patience = float("inf")
     return time.monotonic() - since > patience
 
 
 def _problem(handle: submitit.Job) -> Exception | None:
-    """Why an ended job failed: what a user can mend rather than its echo on other ranks, else what came first."""
+    """Why an ended job failed: what a user can mend rather than its echo on other ranks, else the first rank to fail."""
     tasks = [handle.task(rank) for rank in range(handle.num_tasks)]
-    left = sorted(
-        (task for task in tasks if task.paths.result_pickle.is_file()),
-        key=lambda task: task.paths.result_pickle.stat().st_mtime,
-    )
-    raised = [(task, str(error)) for task in left if (error := task.exception()) is not None]
-    problems = [_as_raised(*each) for each in raised if ReportedByRank0.__qualname__ not in each[1]]
-    for problem in problems:
-        if isinstance(problem, UserError | Stopped):
-            return problem
-    if problems:
-        return problems[0]
-    if len(left) == len(tasks) and not raised:
+    left = [task for task in tasks if task.paths.result_pickle.is_file()]
+    errors = [error for task in left if (error := task.exception()) is not None]
+    if len(left) == len(tasks) and not errors:
         return None
+    for error in errors:
+        expected = _expected(str(error))
+        if expected is not None:
+            return expected
+    failures = RankLogs.of_submitit(handle.paths.folder, handle.job_id).failures(SHOWN_LINES)
+    if failures:
+        first = failures[0]
+        return JobFailed(f"job {handle.job_id}, {first}; end of {first.log}:\n" + "\n".join(first.lines))
     state = cluster.states([handle.job_id]).get(handle.job_id)
-    return UserError(
-        f"job {handle.job_id} ended ({state.state if state else 'unknown to Slurm'}) without a result; see `diga-hpc "
-        f"status` and {handle.paths.folder}; the same launch again goes on"
+    return JobFailed(
+        f"job {handle.job_id} ended ({state.state if state else 'unknown to Slurm'}) without a result; its logs are in "
+        f"{handle.paths.folder}; the same launch again goes on"
     )
 
 
-def _as_raised(task: submitit.Job, text: str) -> Exception:
-    """The exception that a rank raised, from submitit's report of it, which holds the trace between two rules."""
-    trace = text.split("-" * 22)[1].strip()
-    kind, _, message = trace.splitlines()[-1].partition(": ")
+def _expected(text: str) -> UserError | Stopped | None:
+    """A UserError or Stopped that a rank raised, from submitit's report, which holds the trace between two rules."""
+    kind, _, message = text.split("-" * 22)[1].strip().splitlines()[-1].partition(": ")
     if kind == f"{Stopped.__module__}.{Stopped.__qualname__}":
         return Stopped(message, stage="", done=0)
-    if kind == f"{UserError.__module__}.{UserError.__qualname__}":
-        return UserError(message)
-    where = f"job {task.job_id}, rank {task.paths.task_id} on {status.node_of(task.paths.stdout)}"
-    return RuntimeError(f"{where}: {kind}: {message}\n{trace}\nlog: {task.paths.stdout}")
+    return UserError(message) if kind == f"{UserError.__module__}.{UserError.__qualname__}" else None

@@ -4,11 +4,11 @@ Everything is read from files and from Slurm (where there is one): no torch, no 
 """
 
 import json
-import re
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,18 @@ from diga_hpc import cluster
 from diga_hpc import config as configuration
 from diga_hpc.cluster import JobState
 from diga_hpc.config import Config
-from diga_hpc.errors import ReportedByRank0, UserError
+from diga_hpc.errors import UserError
+from diga_hpc.logs import Failure, RankLogs
 from diga_hpc.run import read_json
 
 JOBS_FILE = "jobs.jsonl"
-TAIL_BYTES = 64 * 1024  # of a log, from its end
 SHOWN_RANKS = 4
-# What submitit writes into the log of a rank at each start, and when its job raised.
-STARTED = re.compile(r"Starting with JobEnvironment\(.*hostname=(\S+?),")
-RAISED = "Submitted job triggered an exception"
+# What slurm/*.sh write when a start ends, and what it means; nothing of it: the job still runs, or was killed.
+SCRIPT_ENDS = {
+    " is done": "COMPLETED",
+    " FAILED with exit code": "FAILED",
+    " stopped before its end": "STOPPED",
+}
 
 
 @dataclass(frozen=True)
@@ -36,18 +39,22 @@ class Job:
     executor: str
     """slurm, or local: processes of `host`, of which `id` is the parent's process id."""
     ranks: int
+    """0: not known."""
     host: str
-    submitted: float
-    """Seconds since 1970."""
+    since: float
+    """When it was submitted, of a script when it first started; seconds since 1970."""
     logs: Path
+    """Folder of the logs of its ranks; of a script its one log."""
     state: JobState
 
     @property
     def live(self) -> bool:
         return self.state.state != "UNKNOWN" and not self.state.ended
 
-    def log_of(self, rank: int) -> Path:
-        return self.logs / f"{self.id}_{rank}_log.out"
+    def rank_logs(self) -> RankLogs:
+        return (
+            RankLogs.of_submitit(self.logs, self.id) if self.logs.is_dir() else RankLogs.of_script(self.logs)
+        )
 
 
 @dataclass(frozen=True)
@@ -67,16 +74,6 @@ class Progress:
         if self.finished and self.total is None:
             return f"{self.done} {self.unit}, all"
         return f"{self.done}/{self.total or '?'} {self.unit}"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The end of a failed rank's log."""
-
-    rank: int
-    node: str
-    log: Path
-    lines: list[str]
 
 
 @dataclass(frozen=True)
@@ -134,8 +131,15 @@ def live_jobs(run_dirs: Iterable[Path]) -> list[tuple[Path, Job]]:
 
 
 def _job_entries(run_dir: Path) -> list[dict[str, Any]]:
-    """One for each job, oldest first: jobs.jsonl, and the logs of jobs that are not in it."""
+    """One for each job, oldest first: the lines of jobs.jsonl, and the logs of slurm/*.sh."""
     entries = {}
+    for path in run_dir.glob("logs/*-*.log"):
+        stage, _, job = path.stem.rpartition("-")
+        if job.isdigit():
+            entries[job] = {
+                "job": job, "stage": stage, "executor": "slurm", "ranks": 0, "host": "", "logs": path.name,
+                "submitted": _first_start(path),
+            }  # fmt: skip
     for line in _text(run_dir / "logs" / JOBS_FILE).splitlines():
         try:
             entry = json.loads(line)
@@ -145,36 +149,38 @@ def _job_entries(run_dir: Path) -> list[dict[str, Any]]:
     return sorted(entries.values(), key=lambda entry: entry["submitted"])
 
 
+def _first_start(log: Path) -> float:
+    with log.open(errors="replace") as stream:
+        try:
+            return datetime.fromisoformat(stream.readline().split(" ")[0]).timestamp()
+        except ValueError:
+            return log.stat().st_mtime
+
+
 def _known(entries: Iterable[Mapping[str, Any]]) -> dict[str, JobState]:
     return cluster.states(entry["job"] for entry in entries if entry["executor"] == "slurm")
 
 
 def _job(run_dir: Path, entry: Mapping[str, Any], known: Mapping[str, JobState]) -> Job:
-    name = entry["job"]
+    name, stage, executor, ranks, host, since = (
+        entry[key] for key in ("job", "stage", "executor", "ranks", "host", "submitted")
+    )
     logs = run_dir / "logs" / entry["logs"]
     state = known.get(name) or JobState(name, "UNKNOWN")
-    job = Job(
-        name,
-        entry["stage"],
-        entry["executor"],
-        entry["ranks"],
-        entry["host"],
-        entry["submitted"],
-        logs,
-        state,
-    )
-    return job if name in known else _with_state_from_files(job)
+    job = Job(name, stage, executor, ranks, host, since, logs, state)
+    return job if name in known else replace(job, state=JobState(name, _state_from_files(job)))
 
 
-def _with_state_from_files(job: Job) -> Job:
-    """For a job that Slurm does not know (any more), and for local ones."""
+def _state_from_files(job: Job) -> str:
+    """Of a job that Slurm does not know (any more), and of local ones."""
+    if not job.logs.is_dir():
+        last = _text(job.logs).rstrip().rpartition("\n")[2]
+        return next((state for end, state in SCRIPT_ENDS.items() if end in last), "UNKNOWN")
     if job.executor == "local" and job.host == socket.gethostname() and _is_alive(int(job.id)):
-        state = "RUNNING"
-    elif all((job.logs / f"{job.id}_{rank}_result.pkl").is_file() for rank in range(job.ranks)):
-        state = "FAILED" if any(_raised(job.log_of(rank)) for rank in range(job.ranks)) else "COMPLETED"
-    else:
-        state = "FAILED" if job.executor == "local" else "UNKNOWN"
-    return Job(**{**vars(job), "state": JobState(job.id, state)})
+        return "RUNNING"
+    if all((job.logs / f"{job.id}_{rank}_result.pkl").is_file() for rank in range(job.ranks)):
+        return "FAILED" if job.rank_logs().raised else "COMPLETED"
+    return "FAILED" if job.executor == "local" else "UNKNOWN"
 
 
 def _is_alive(process: int) -> bool:
@@ -185,48 +191,13 @@ def _is_alive(process: int) -> bool:
         return False
 
 
-# -------------------------------------------------------------------------------------------------- logs
-
-
 def failures(jobs: list[Job], lines: int) -> list[Failure]:
-    """The ends of the logs of the newest job, if it failed: of the ranks that raised, or of rank 0 if none did.
-
-    A job that was cancelled before it ran has no logs; the one before it is looked at then.
-    """
+    """The ranks that ended the newest job, if it failed; what was cancelled before it ran is passed over."""
     for job in reversed(jobs):
-        logs = [(rank, job.log_of(rank)) for rank in range(job.ranks) if job.log_of(rank).is_file()]
-        if logs and not job.state.failed:
-            return []
-        if logs:
-            raised = [(rank, log) for rank, log in logs if _raised(log)]
-            return [
-                Failure(rank, node_of(log), log, _last_start(log).splitlines()[-lines:])
-                for rank, log in (raised or logs[:1])
-            ]
+        logs = job.rank_logs()
+        if logs.ranks:
+            return logs.failures(lines) if job.state.failed else []
     return []
-
-
-def _raised(log: Path) -> bool:
-    text = _last_start(log)
-    return RAISED in text and ReportedByRank0.__qualname__ not in text
-
-
-def node_of(log: Path) -> str:
-    """The node of the rank that wrote a log."""
-    found = STARTED.search(_last_start(log))
-    return found[1] if found else "unknown node"
-
-
-def _last_start(log: Path) -> str:
-    """A log's end, without what an earlier start of a requeued job wrote."""
-    try:
-        with log.open("rb") as stream:
-            stream.seek(max(0, log.stat().st_size - TAIL_BYTES))
-            text = stream.read().decode(errors="replace")
-    except OSError:
-        return ""
-    starts = [match.start() for match in STARTED.finditer(text)]
-    return text[starts[-1] :] if starts else text
 
 
 # ---------------------------------------------------------------------------------------------- progress
@@ -325,9 +296,7 @@ def show(run_dir: Path, lines: int = 10) -> None:
         )
     failed = failures(report.jobs, lines)
     for failure in failed[:SHOWN_RANKS]:
-        console.print(
-            f"rank {failure.rank} on {failure.node} failed, end of {failure.log}:", style="bold red"
-        )
+        console.print(f"{failure}, end of {failure.log}:", style="bold red", soft_wrap=True)
         # As they are: a log may hold what rich takes for markup.
         console.print("\n".join(f"  {line}" for line in failure.lines), markup=False, soft_wrap=True)
     if len(failed) > SHOWN_RANKS:
@@ -335,12 +304,12 @@ def show(run_dir: Path, lines: int = 10) -> None:
 
 
 def _job_table(jobs: list[Job]):
-    table = _table("job", "stage", "state", "nodes", "ranks", "running for", "submitted")
+    table = _table("job", "stage", "state", "nodes", "ranks", "running for", "since")
     for job in jobs:
         state = f"{job.state.state} ({job.state.reason})" if job.state.reason else job.state.state
         nodes = job.state.nodes or (job.host if job.executor == "local" else "")
         elapsed = "" if job.state.ended else job.state.elapsed
-        table.add_row(job.id, job.stage, state, nodes, str(job.ranks), elapsed, _age(job.submitted))
+        table.add_row(job.id, job.stage, state, nodes, str(job.ranks or ""), elapsed, _age(job.since))
     return table
 
 

@@ -10,6 +10,7 @@ import pytest
 from conftest import diga, final_files
 
 from diga_hpc import launch, status
+from diga_hpc.errors import JobFailed
 
 ROOT = Path(__file__).parent.parent
 RECORDED = Path(__file__).parent / "recorded"
@@ -91,10 +92,10 @@ def test_a_killed_rank_ends_the_job_and_is_named_with_its_node(tiny_yaml, tmp_pa
               environment.get("SLURM_JOB_ID") == submission.job_ids[0] and "SUBMITIT_EXECUTOR" in environment]  # fmt: skip
     for pid in killed:
         os.kill(pid, 9)
-    (problem,) = submission.problems().values()
-    assert f"job {submission.job_ids[0]} ended (FAILED) without a result" in str(problem)
+    with pytest.raises(JobFailed, match=rf"^job {submission.job_ids[0]}, rank 1 on node2: Killed; end of "):
+        submission.results()
     text = diga("status", tmp_path / "run", environment={"COLUMNS": "200"}).stdout
-    assert "FAILED" in text and "rank 1 on node2 failed" in text and "Killed" in text
+    assert "FAILED" in text and "rank 1 on node2: Killed, end of " in text
 
 
 def processes() -> list[tuple[int, dict[str, str]]]:
