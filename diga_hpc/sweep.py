@@ -32,13 +32,13 @@ def parse(texts: Iterable[str]) -> dict[str, list[str]]:
     """
     values: dict[str, list[str]] = {}
     for text in texts:
-        key, separator, listed = text.partition("=")
-        parts = [part.strip() for part in re.findall(r"""(?:\[.*?\]|\{.*?\}|".*?"|'.*?'|[^,])+""", listed)]
-        if not separator or not key or not all(parts) or not parts:
+        key, _, listed = text.partition("=")
+        parts = re.findall(r"""(?:\[.*?\]|\{.*?\}|".*?"|'.*?'|[^,])+""", listed)
+        if not key or not parts or ",".join(parts) != listed:
             raise UserError(f"--sweep {text!r}: expected key=value,value, for example seed=0,1,2")
         if key in values:
             raise UserError(f"--sweep {text!r}: `{key}` is swept twice; give all its values at once")
-        values[key] = parts
+        values[key] = [part.strip() for part in parts]
     return values
 
 

@@ -23,6 +23,8 @@ COMMANDS = [
     "check",
     "show",
     "report",
+    "launch",
+    "status",
 ]
 
 
