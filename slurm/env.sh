@@ -3,11 +3,11 @@
 # Nodes, GPUs, partition, account and time are not here: they are options of sbatch, or its variables
 # (SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT) in your ~/.bashrc.
 
-# ---- Software: what makes the command `diga-hpc` available. A .venv beside slurm/ is found by itself.
+# ---- Software: what makes the command `diga-hpc` available. Else a .venv beside slurm/ is used.
 # module purge
 # module load python/3.11 cuda/12.4
 # source /project/me/venv/bin/activate
-if [[ -d $repository/.venv/bin ]]; then PATH=$repository/.venv/bin:$PATH; fi
+command -v diga-hpc >/dev/null || PATH=$repository/.venv/bin:$PATH
 
 # ---- Network: the interface that connects the nodes, if NCCL or Gloo choose the wrong one (`ip link` names them).
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0

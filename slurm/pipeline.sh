@@ -48,15 +48,15 @@ echo "output: $run_dir/logs"
 
 # Slurm forgets ended jobs after some minutes: the last state seen is kept.
 declare -A state
-running=yes
-while [[ $running == yes ]]; do
-  sleep 2
-  running=no
+ended=0
+while ((ended < 3)); do # times in a row: a job on its way to be requeued is in other states for a moment
+  sleep 1
+  ended=$((ended + 1))
   for job in "${jobs[@]}"; do
     now=$(squeue --noheader --states=all --job "$job" --format=%T 2>/dev/null || true)
     [[ -z $now ]] || state[$job]=$now
     case ${now:-gone} in
-      PENDING | RUNNING | COMPLETING | CONFIGURING | REQUEUED | SUSPENDED | PREEMPTED) running=yes ;;
+      PENDING | RUNNING | COMPLETING | CONFIGURING | REQUEUED | SUSPENDED | PREEMPTED) ended=0 ;;
     esac
   done
 done
