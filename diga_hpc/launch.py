@@ -84,6 +84,7 @@ class Job:
             "RANK": str(here.global_rank),
             "LOCAL_RANK": str(here.local_rank),
             "WORLD_SIZE": str(here.num_tasks),
+            "LOCAL_WORLD_SIZE": str(here.num_tasks),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(self.port),
         }
@@ -107,7 +108,7 @@ def submit(
     overrides: `key=value`, as on the command line. round_number: of pseudo-labels and self-train. sweep: key ->
     values; one run for every combination, as one job array. resources: the fields of plan.Resources. executor: `slurm`;
     `local`, processes on this machine (runs of a sweep one after the other, waited for here); `debug`, within this
-    process and done when this returns.
+    process, done when this returns, and once only: DeepSpeed cannot start twice in a process.
 
     Raises UserError, before anything is submitted, for a configuration that is not valid, a batch that the ranks
     cannot share, or a run directory that is in use or not its own; and for a job that Slurm refuses.

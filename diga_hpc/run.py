@@ -10,7 +10,7 @@ RUN_DIR/
     results.json                   rows of the evaluation
     partial/*.json                 counts of an evaluation that was asked to stop
     requeues.json                  when Slurm was asked to start the job again, and after how much work
-    logs/                          what the jobs printed, by slurm/*.sh
+    logs/                          jobs of slurm/*.sh and of launch.py: what they printed
     consensus.json                 how much the consensus keeps of the validation images, how often rightly
     panels/IMAGE/*.png             validation images with their labels, for the report
     report.html

@@ -2,17 +2,15 @@
 
 import json
 import os
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from conftest import diga, final_files
+from slurm_cluster import ROOT, until
 
 from diga_hpc import launch, status
 from diga_hpc.errors import JobFailed
 
-ROOT = Path(__file__).parent.parent
 RECORDED = Path(__file__).parent / "recorded"
 ONE_STAGE = [
     "source_only=null", "warm_up.start=model", "self_training=null", "evaluation.adapt_normalization=false",
@@ -20,13 +18,12 @@ ONE_STAGE = [
 ]  # fmt: skip
 
 
-def wait_until(condition, what: str, seconds: float = 120):
-    """The first true value of `condition()`."""
-    until = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < until, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
-    return value
+@pytest.fixture
+def two_nodes(cluster, monkeypatch):
+    """This process is on the cluster's login node."""
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    return cluster
 
 
 def last_step(run_dir: Path) -> int:
@@ -36,7 +33,7 @@ def last_step(run_dir: Path) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def test_interrupted_twice_it_resumes_twice_and_ends_with_the_same_bits(tiny_yaml, tmp_path, cluster):
+def test_interrupted_twice_it_resumes_twice_and_ends_with_the_same_bits(tiny_yaml, tmp_path, two_nodes):
     """Two nodes; told to stop once while it imports torch, and once in the middle of training."""
     overrides = [*ONE_STAGE, "warm_up.steps=24", "logging.checkpoint_every=1000"]
     options = dict(nodes=2, time=10)
@@ -47,13 +44,13 @@ def test_interrupted_twice_it_resumes_twice_and_ends_with_the_same_bits(tiny_yam
     parts = launch.submit("pipeline", tiny_yaml, [*overrides, f"run_dir={tmp_path / 'parts'}"], **options)
     (job,) = parts.job_ids
     logs = [tmp_path / f"parts/logs/{job}_{rank}_log.out" for rank in range(2)]
-    wait_until(lambda: all(log.is_file() and log.read_text() for log in logs), "both ranks to start")
+    until(lambda: all(log.is_file() and log.read_text() for log in logs), 120, "both ranks to start")
     assert last_step(tmp_path / "parts") == 0
-    subprocess.run(["scancel", "--signal=USR2", job], check=True)
-    stopped = wait_until(lambda: requeues(tmp_path / "parts"), "the first requeue")[0]["done"]
+    two_nodes.run("scancel", "--signal=USR2", job)
+    stopped = until(lambda: requeues(tmp_path / "parts"), 120, "the first requeue")[0]["done"]
     assert stopped < 12
-    wait_until(lambda: last_step(tmp_path / "parts") > max(stopped, 12), "training to go on")
-    subprocess.run(["scancel", "--signal=USR2", job], check=True)
+    until(lambda: last_step(tmp_path / "parts") > max(stopped, 12), 120, "training to go on")
+    two_nodes.run("scancel", "--signal=USR2", job)
     assert parts.results() == rows
 
     assert [entry["job"] for entry in requeues(tmp_path / "parts")] == [job, job]
@@ -68,7 +65,7 @@ def requeues(run_dir: Path) -> list[dict]:
     return json.loads(file.read_text()) if file.is_file() else []
 
 
-def test_a_sweep_of_four_runs_collects_one_table(tiny_yaml, tmp_path, cluster):
+def test_a_sweep_of_four_runs_collects_one_table(tiny_yaml, tmp_path, two_nodes):
     done = diga(
         "launch", "pipeline", tiny_yaml, *ONE_STAGE, "--time=10", "--wait", "--sweep=seed=0,1",
         "--sweep=warm_up.distillation_weight=0.25,0.5",
@@ -85,9 +82,9 @@ def test_a_sweep_of_four_runs_collects_one_table(tiny_yaml, tmp_path, cluster):
     assert jobs == [f"{jobs[0].split('_')[0]}_{number}" for number in range(4)]
 
 
-def test_a_killed_rank_ends_the_job_and_is_named_with_its_node(tiny_yaml, tmp_path, cluster):
+def test_a_killed_rank_ends_the_job_and_is_named_with_its_node(tiny_yaml, tmp_path, two_nodes):
     submission = launch.submit("warm-up", tiny_yaml, [*ONE_STAGE, "warm_up.steps=1000"], nodes=2, time=10)
-    wait_until(lambda: last_step(tmp_path / "run") > 2, "training")
+    until(lambda: last_step(tmp_path / "run") > 2, 120, "training")
     killed = [pid for pid, environment in processes() if environment.get("SLURM_PROCID") == "1" and
               environment.get("SLURM_JOB_ID") == submission.job_ids[0] and "SUBMITIT_EXECUTOR" in environment]  # fmt: skip
     for pid in killed:
@@ -111,7 +108,7 @@ def processes() -> list[tuple[int, dict[str, str]]]:
     return found
 
 
-def test_the_recorded_text_starts_its_32_tasks_on_4_nodes_of_8_gpus(tmp_path, cluster_of_gpus):
+def test_the_recorded_text_starts_its_32_tasks_on_4_nodes_of_8_gpus(tmp_path, gpu_cluster):
     """What takes the place of Python writes down what each task was given."""
     python = tmp_path / "python"
     python.write_text(
@@ -123,9 +120,7 @@ def test_the_recorded_text_starts_its_32_tasks_on_4_nodes_of_8_gpus(tmp_path, cl
         text = text.replace(name, str(path))
     (tmp_path / "run/logs").mkdir(parents=True)
     (tmp_path / "job.sh").write_text(text)
-    subprocess.run(
-        ["sbatch", "--wait", "--partition=main", str(tmp_path / "job.sh")], check=True, timeout=120
-    )
+    gpu_cluster.submit("--wait", "--partition=main", tmp_path / "job.sh")
     tasks = {path.name: path.read_text().split() for path in tmp_path.glob("task-*")}
     assert tasks.keys() == {f"task-{rank}" for rank in range(32)}
     assert sorted(task[1] for task in tasks.values()) == sorted(4 * list("01234567"))
@@ -133,13 +128,3 @@ def test_the_recorded_text_starts_its_32_tasks_on_4_nodes_of_8_gpus(tmp_path, cl
     assert {" ".join(task[3:]) for task in tasks.values()} == {
         f"-u -m submitit.core._submit {tmp_path}/run/logs"
     }
-
-
-@pytest.fixture
-def cluster(monkeypatch):
-    monkeypatch.setenv("SLURM_CONF", os.environ["TEMP_CONF"])
-
-
-@pytest.fixture
-def cluster_of_gpus(monkeypatch):
-    monkeypatch.setenv("SLURM_CONF", os.environ["TEMP_GPU_CONF"])
