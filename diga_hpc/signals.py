@@ -4,6 +4,7 @@ Without a handler SIGUSR2, by which Slurm announces the time limit, ends a proce
 block the signals until then (`env --block-signal=TERM,USR2`): they wait, also through an exec. Loads no torch.
 """
 
+import atexit
 import signal
 
 # SIGINT is not among them: before training starts, Ctrl-C should end the command at once.
@@ -12,10 +13,15 @@ _received = False
 
 
 def listen() -> None:
-    """Remember the signals from now on, and one that was blocked until now."""
+    """Remember the signals from now on, and one that was blocked until now.
+
+    In the process's last moments, with all work done, they are ignored.
+    """
     for number in EARLY:
         signal.signal(number, _remember)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY)
+    # Python takes its handlers away before it ends, and a job that is complete would count as failed.
+    atexit.register(_ignore)
 
 
 def take() -> bool:
@@ -23,6 +29,11 @@ def take() -> bool:
     global _received
     received, _received = _received, False
     return received
+
+
+def _ignore() -> None:
+    for number in EARLY:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _remember(number: int, frame) -> None:

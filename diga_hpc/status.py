@@ -146,7 +146,7 @@ def _job_entries(run_dir: Path) -> list[dict[str, Any]]:
             entries[entry["job"]] = entry
         except (ValueError, KeyError, TypeError):
             continue  # cut short when a disk was full
-    return sorted(entries.values(), key=lambda entry: entry["submitted"])
+    return sorted(entries.values(), key=lambda e: (e["submitted"], *map(int, e["job"].split("_"))))
 
 
 def _first_start(log: Path) -> float:
@@ -308,7 +308,7 @@ def _job_table(jobs: list[Job]):
     for job in jobs:
         state = f"{job.state.state} ({job.state.reason})" if job.state.reason else job.state.state
         nodes = job.state.nodes or (job.host if job.executor == "local" else "")
-        elapsed = "" if job.state.ended else job.state.elapsed
+        elapsed = job.state.elapsed if job.state.state == "RUNNING" else ""
         table.add_row(job.id, job.stage, state, nodes, str(job.ranks or ""), elapsed, _age(job.since))
     return table
 

@@ -218,7 +218,7 @@ stop() {
   if alive "$dir/slurmctld.pid"; then
     squeue -h -o %A | sort -u | xargs -r scancel --full --signal=KILL 2>/dev/null || true
     squeue -h -o %A | sort -u | xargs -r scancel 2>/dev/null || true
-    wait_for 30 no_jobs || true
+    wait_for 10 no_jobs || true
   fi
   for pid in "$dir"/slurmd-*.pid "$dir"/slurmctld.pid "$dir"/slurmdbd.pid "$dir"/mariadbd.pid "$dir"/munge/pid; do
     end_process "$pid"

@@ -111,12 +111,15 @@ def test_at_its_time_limit_a_job_requeues_itself_and_ends_bit_identical(
     while time.monotonic() < start + 35 and not (run / "requeues.json").is_file():
         time.sleep(0.5)
     cluster.run("scancel", "--signal=CONT", job, check=False)
+    until((run / "requeues.json").is_file, 60, "the requeue")
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")  # enough for what is left
     assert cluster.wait(job) == "COMPLETED", log_of(run, job)
     requeues = json.loads((run / "requeues.json").read_text())
     assert requeues and all(r["by"] == "job" and r["stage"] == "warm_up" for r in requeues)
     log = log_of(run, job)
-    assert f"warm_up stopped at step {requeues[0]['done']} of 60; job {job} is requeued (number 1)" in log
-    assert f"warm_up goes on from step {requeues[0]['done']}" in log
+    for number, requeue in enumerate(requeues, 1):
+        assert f"at step {requeue['done']} of 60; job {job} is requeued (number {number})" in log
+        assert f"warm_up goes on from step {requeue['done']}" in log
     assert final_files(run) == uninterrupted
 
 
