@@ -37,6 +37,9 @@ class JobState:
     elapsed: str = ""
     """Time it has run since its last start, [days-]hours:minutes:seconds."""
 
+    def __str__(self) -> str:
+        return f"{self.state} ({self.reason})" if self.reason else self.state
+
     @property
     def ended(self) -> bool:
         return self.state in ENDED
@@ -51,15 +54,24 @@ def states(jobs: Iterable[str]) -> dict[str, JobState]:
     wanted = set(jobs)
     if not wanted:
         return {}
-    # A question for one element of an array is a question for the array: fewer jobs, shorter command.
-    whole = ",".join(sorted({job.split("_")[0] for job in wanted}, key=int))
-    found = _read(["sacct", "--noheader", "--parsable2", "--allocations", "--jobs", whole,
-                   "--format=JobID,State,Reason,NodeList,Elapsed"])  # fmt: skip
-    # The controller's word is newer than the accounting's.
-    found |= _read(
-        ["squeue", "--noheader", "--array", "--states=all", "--jobs", whole, "--format=%i|%T|%r|%N|%M"]
-    )
+    queue = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%M"]
+    found = _read([*queue, "--jobs", _whole(wanted)])
+    forgotten = wanted - found.keys()
+    if forgotten:
+        past = [
+            "sacct",
+            "--noheader",
+            "--parsable2",
+            "--allocations",
+            "--format=JobID,State,Reason,NodeList,Elapsed",
+        ]
+        found |= _read([*past, "--jobs", _whole(forgotten)])
     return {job: found[job] for job in wanted if job in found}
+
+
+def _whole(jobs: Iterable[str]) -> str:
+    """A question for one element of an array is a question for the array."""
+    return ",".join(sorted({job.split("_")[0] for job in jobs}, key=int))
 
 
 def _read(command: list[str]) -> dict[str, JobState]:

@@ -44,9 +44,9 @@ log = logging.getLogger(__name__)
 
 EXECUTORS = ("slurm", "local", "debug")
 WITHOUT_LIMIT = 365 * 24 * 60  # minutes; submitit's local executor has no "unlimited"
-QUEUE_POLL = 10.0  # seconds between two questions to Slurm
+QUEUE_POLL = 5.0  # seconds between two questions to Slurm
 GRACE = 20.0  # seconds from the end of a job to where its results must be visible on this machine
-FAILED_GRACE = 4.0  # the same where some of its ranks will never have one
+FAILED_GRACE = 6.0  # the same where some ranks will never have one; two answers, as a requeued job is failed for a moment
 SHOWN_LINES = 20  # of the log of the rank that failed
 UNKNOWN_FOR = 600.0  # seconds that Slurm may know nothing of a job, as when its controller is restarted
 
@@ -65,8 +65,8 @@ class Job:
         """The rows of results.json, on every rank."""
         from diga_hpc.cli import log_to_terminal
 
-        if os.environ.get("SUBMITIT_EXECUTOR") == "local":
-            self._set_local_rank()
+        if "SUBMITIT_EXECUTOR" in os.environ:
+            self._enter(submitit.JobEnvironment())
         logging.getLogger("submitit").propagate = False  # it prints its lines by itself
         log_to_terminal()
         try:
@@ -78,16 +78,21 @@ class Job:
             # No exception for submitit: it would write a result, and a job that has one counts as over.
             raise SystemExit(EXIT_STOPPED) from stopped
 
-    def _set_local_rank(self) -> None:
-        here = submitit.JobEnvironment()
-        os.environ |= {
-            "RANK": str(here.global_rank),
-            "LOCAL_RANK": str(here.local_rank),
-            "WORLD_SIZE": str(here.num_tasks),
-            "LOCAL_WORLD_SIZE": str(here.num_tasks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(self.port),
-        }
+    def _enter(self, here: submitit.JobEnvironment) -> None:
+        result = here.paths.result_pickle
+        for stale in (result, result.with_name(f"{result.name}.save_tmp")):
+            stale.unlink(
+                missing_ok=True
+            )  # of a start that failed: whoever waits would take it for this one's
+        if here.cluster == "local":
+            os.environ |= {
+                "RANK": str(here.global_rank),
+                "LOCAL_RANK": str(here.local_rank),
+                "WORLD_SIZE": str(here.num_tasks),
+                "LOCAL_WORLD_SIZE": str(here.num_tasks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(self.port),
+            }
 
 
 # ------------------------------------------------------------------------------------------- submissions
@@ -259,10 +264,11 @@ def _run_here(plan: Plan) -> "Submission":
             f"{plan.resources.ranks} tasks: the executor `debug` is this process alone; ask for one"
         )
     if plan.is_sweep:
-        sweeps.record(plan.folder, plan.stage, plan.chosen, dict.fromkeys(plan.runs, "debug"))
-    for run in _jobs(plan).values():
-        run()
-    return Submission(plan.folder, {}, is_sweep=plan.is_sweep)
+        raise UserError(
+            "the executor `debug` runs one job, not a sweep; use --executor local on this machine"
+        )
+    _jobs(plan)[""]()
+    return Submission(plan.folder, {}, is_sweep=False)
 
 
 # ----------------------------------------------------------------------------------------------- results
@@ -344,17 +350,14 @@ def _is_over(
     """
     if _is_local(handle):
         return handle.done()
-    present = {
-        path.name for path in handle.paths.folder.iterdir()
-    }  # a listing is never as stale as a cached miss
+    # A listing: on a network file system the answer "not there" for a single file may be an old one.
+    present = {path.name for path in handle.paths.folder.iterdir()}
     if all(handle.task(rank).paths.result_pickle.name in present for rank in range(handle.num_tasks)):
         return True
     word = "UNKNOWN" if state is None else state.state
     before, since = seen.get(handle.job_id, ("", 0.0))
     if word != before:
-        log.info(
-            "job %s: %s", handle.job_id, word if not (state and state.reason) else f"{word} ({state.reason})"
-        )
+        log.info("job %s: %s", handle.job_id, state or word)
         seen[handle.job_id] = word, time.monotonic()
         return False
     if state is None:

@@ -306,10 +306,11 @@ def show(run_dir: Path, lines: int = 10) -> None:
 def _job_table(jobs: list[Job]):
     table = _table("job", "stage", "state", "nodes", "ranks", "running for", "since")
     for job in jobs:
-        state = f"{job.state.state} ({job.state.reason})" if job.state.reason else job.state.state
         nodes = job.state.nodes or (job.host if job.executor == "local" else "")
         elapsed = job.state.elapsed if job.state.state == "RUNNING" else ""
-        table.add_row(job.id, job.stage, state, nodes, str(job.ranks or ""), elapsed, _age(job.since))
+        table.add_row(
+            job.id, job.stage, str(job.state), nodes, str(job.ranks or ""), elapsed, _age(job.since)
+        )
     return table
 
 

@@ -112,6 +112,7 @@ REFUSED = {
     "swept and set": ("warm-up", ["seed=1"], {"sweep": {"seed": [0, 1]}}, "it is also set behind the configuration"),
     "swept directory": ("warm-up", [], {"sweep": {"run_dir": ["a", "b"]}}, "each run gets its own"),
     "nodes here": ("warm-up", [], {"nodes": 2, "executor": "local"}, "this machine only; set nodes=1"),
+    "sweep in this process": ("warm-up", [], {"sweep": {"seed": [0]}, "executor": "debug"}, "one job, not a sweep"),
     "ranks in this process": ("warm-up", [], {"nodes": 2, "executor": "debug"}, "this process alone"),
 }  # fmt: skip
 
@@ -228,3 +229,22 @@ def test_a_sweep_on_this_machine_collects_one_table(tiny_yaml, tmp_path):
         rows = json.loads((tmp_path / "run" / row["run"] / "results.json").read_text())
         assert row["state"] == "done" and row["warm_up/student/running"] == rows[0]["miou"]
     assert table[0]["warm_up/student/running"] != table[1]["warm_up/student/running"]
+
+
+def test_a_start_takes_its_rank_and_removes_what_an_earlier_one_left(tmp_path, monkeypatch):
+    """A result that a failed start has left would be taken for this one's."""
+    given = {"FOLDER": str(tmp_path), "EXECUTOR": "local", "LOCAL_JOB_ID": "7", "LOCAL_NTASKS": "4"}
+    for name, value in (given | {"LOCAL_GLOBALID": "3", "LOCAL_LOCALID": "3"}).items():
+        monkeypatch.setenv(f"SUBMITIT_{name}", value)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "to be set")
+    for name in ("7_3_result.pkl", "7_3_result.pkl.save_tmp", "7_2_result.pkl"):
+        (tmp_path / name).touch()
+    called = []
+    monkeypatch.setattr(
+        launch.job, "run", lambda *arguments, **options: called.append((arguments, options)) or []
+    )
+    assert launch.Job("self-train", "config.yaml", round_number=2, port=4321)() == []
+    assert called == [(("self-train", "config.yaml"), {"round_number": 2})]
+    assert [path.name for path in tmp_path.iterdir()] == ["7_2_result.pkl"]
+    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")] == ["3", "4", "4321"]

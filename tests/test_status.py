@@ -49,19 +49,20 @@ def shown(run_dir, *options):
 # ----------------------------------------------------------------------------------------- what Slurm says
 
 
-def test_the_queue_is_asked_before_the_accounting_and_both_once(slurm):
+def test_the_queue_is_asked_and_the_accounting_for_what_it_has_forgotten(slurm):
     (slurm / "squeue.txt").write_text("12|RUNNING|None|node[1-2]|1:02:03\n13_1|PENDING|Resources||0:00\n")
     (slurm / "sacct.txt").write_text(
-        "12|PENDING|None|None assigned|00:00:00\n13_0|CANCELLED by 1000|None|node3|00:01:00\n"
-        "13_[2-4,7%2]|PENDING|Priority|None assigned|00:00:00\n"
+        "13_0|CANCELLED by 1000|None|node3|00:01:00\n13_[2-4,7%2]|PENDING|Priority|None assigned|00:00:00\n"
     )
     found = cluster.states(["12", "13_0", "13_1", "13_3", "13_7", "99"])
     assert {job: (state.state, state.reason, state.nodes) for job, state in found.items()} == {
         "12": ("RUNNING", "", "node[1-2]"), "13_0": ("CANCELLED", "", "node3"), "13_1": ("PENDING", "Resources", ""),
         "13_3": ("PENDING", "Priority", ""), "13_7": ("PENDING", "Priority", ""),
     }  # fmt: skip
-    asked = (slurm / "asked").read_text().splitlines()
-    assert len(asked) == 2 and all("--jobs 12,13,99 " in line for line in asked)
+    first, second = (slurm / "asked").read_text().splitlines()
+    assert first.endswith("--jobs 12,13,99") and second.endswith("--jobs 13,99")
+    cluster.states(["12"])
+    assert len((slurm / "asked").read_text().splitlines()) == 3  # the accounting was not asked
 
 
 def test_without_slurm_or_its_answer_nothing_is_known(slurm, monkeypatch):
