@@ -290,9 +290,11 @@ def show(run_dir: Path, lines: int = 10) -> None:
         console.print(_stage_table(report.stages))
     if report.requeues:
         last = report.requeues[-1]
+        where = (
+            f", {last['stage']} at {last['done']}" if "stage" in last else ""
+        )  # Slurm's own do not know it
         console.print(
-            f"requeued {len(report.requeues)} times, last by job {last['job']} at {last['time']}, {last['stage']} at "
-            f"{last['done']}"
+            f"requeued {len(report.requeues)} times, last job {last['job']} at {last['time']}{where}"
         )
     failed = failures(report.jobs, lines)
     for failure in failed[:SHOWN_RANKS]:

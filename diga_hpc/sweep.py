@@ -102,10 +102,7 @@ def show(folder: Path) -> None:
 
     rows = collect(folder)
     scores = [column for column in _columns(rows) if "/student/" in column]
-    table = Table(
-        box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption="mIoU in % of the students, with running "
-        f"and with adapted statistics; all numbers: {folder / 'results.csv'}",
-    )  # fmt: skip
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("run", overflow="fold")
     table.add_column("state")
     for column in scores:
@@ -114,7 +111,12 @@ def show(folder: Path) -> None:
     for row in rows:
         texts = ["–" if row.get(column) is None else f"{row[column]:.2f}" for column in scores]
         table.add_row(row["run"], row["state"], *texts)
-    Console().print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        "mIoU in % of the students, with running and with adapted statistics; all numbers:", soft_wrap=True
+    )
+    console.print(folder / "results.csv", soft_wrap=True)
 
 
 def _scores(run_dir: Path) -> dict[str, float]:

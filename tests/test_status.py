@@ -98,9 +98,13 @@ def test_progress_of_every_stage(run_dir):
 
 
 def test_requeues_are_told(run_dir):
-    requeue = {"job": "12", "time": "2026-01-02T03:04:05", "stage": "warm_up", "done": 2}
-    (run_dir / "requeues.json").write_text(json.dumps([requeue, requeue | {"done": 3}]))
-    assert "requeued 2 times, last by job 12 at 2026-01-02T03:04:05, warm_up at 3" in shown(run_dir)
+    requeue = {"job": "12", "time": "2026-01-02T03:04:05", "by": "slurm"}
+    (run_dir / "requeues.json").write_text(json.dumps([requeue]))
+    assert "requeued 1 times, last job 12 at 2026-01-02T03:04:05\n" in shown(run_dir)
+    (run_dir / "requeues.json").write_text(
+        json.dumps([requeue, requeue | {"by": "job", "stage": "warm_up", "done": 3}])
+    )
+    assert "requeued 2 times, last job 12 at 2026-01-02T03:04:05, warm_up at 3\n" in shown(run_dir)
 
 
 def test_what_is_no_run_directory_is_an_error(tmp_path):
