@@ -220,9 +220,9 @@ stop() {
     squeue -h -o %A | sort -u | xargs -r scancel 2>/dev/null || true
     wait_for 10 no_jobs || true
   fi
-  for pid in "$dir"/slurmd-*.pid "$dir"/slurmctld.pid "$dir"/slurmdbd.pid "$dir"/mariadbd.pid "$dir"/munge/pid; do
-    end_process "$pid"
-  done
+  end_processes "$dir"/slurmd-*.pid "$dir"/slurmctld.pid
+  end_processes "$dir/slurmdbd.pid"
+  end_processes "$dir/mariadbd.pid" "$dir/munge/pid"
   left_behind | xargs -r kill -KILL 2>/dev/null || true
   rm -rf "$dir"
   echo "stopped: $dir" >&2
@@ -231,16 +231,18 @@ stop() {
 alive() { [[ -s $1 ]] && kill -0 "$(<"$1")" 2>/dev/null; }
 no_jobs() { [[ -z $(squeue -h -o %A) ]]; }
 
-end_process() { # pid file
-  alive "$1" || return 0
-  local pid
-  pid=$(<"$1")
-  kill "$pid"
+end_processes() { # pid files
+  local file pids=()
+  for file in "$@"; do
+    if alive "$file"; then pids+=("$(<"$file")"); fi
+  done
+  ((${#pids[@]})) || return 0
+  kill "${pids[@]}" 2>/dev/null || true
   for _ in $(seq 10); do # their state is thrown away: no need to wait longer
-    kill -0 "$pid" 2>/dev/null || return 0
+    kill -0 "${pids[@]}" 2>/dev/null || break
     sleep 0.1
   done
-  kill -KILL "$pid" 2>/dev/null || true
+  kill -KILL "${pids[@]}" 2>/dev/null || true
 }
 
 left_behind() { # processes of this cluster's jobs that outlived it

@@ -11,7 +11,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from slurm_cluster import cluster, gpu_cluster  # noqa: F401  fixtures for every test module
+from slurm_cluster import cluster, gpu_cluster, large_cluster  # noqa: F401  fixtures for every test module
 
 # Without a GPU the Triton kernels run in Triton's interpreter, chosen before they are imported. Kernels are only
 # run where a test asks for them, so other tests do not notice.

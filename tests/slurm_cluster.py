@@ -58,7 +58,7 @@ class Cluster:
         words = self.run("scontrol", "show", "job", "--oneliner", job).split()
         return next(w for w in words if w.startswith("JobState=")).partition("=")[2]
 
-    def wait(self, job: str, timeout: int = 180) -> str:
+    def wait(self, job: str, timeout: int = 300) -> str:
         """The state in which the job ended."""
         going_on = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "PREEMPTED")
         seen = []
@@ -115,3 +115,10 @@ def gpu_cluster(tmp_path_factory: pytest.TempPathFactory):
     """Four nodes of 64 CPUs and 8 played GPUs."""
     options = ("--nodes", "4", "--cpus-per-node", "64", "--gpus-per-node", "8")
     yield from _cluster(tmp_path_factory.mktemp("gpu_cluster"), *options)
+
+
+@pytest.fixture(scope="session")
+def large_cluster(tmp_path_factory: pytest.TempPathFactory):
+    """The same with 64 nodes: too many daemons to run jobs, enough to ask whether they would start."""
+    options = ("--nodes", "64", "--cpus-per-node", "64", "--gpus-per-node", "8")
+    yield from _cluster(tmp_path_factory.mktemp("large_cluster"), *options)

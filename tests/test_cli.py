@@ -159,6 +159,31 @@ def test_foreign_folder_is_refused(tiny_yaml, tmp_path, monkeypatch, capsys):
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
+def test_a_folder_that_holds_only_logs_is_a_new_run_directory(tiny_yaml, tmp_path):
+    """Jobs of Slurm write there before the run begins."""
+    from diga_hpc import config as configuration
+    from diga_hpc.distributed import start
+    from diga_hpc.run import Run
+
+    (tmp_path / "run/logs").mkdir(parents=True)
+    config = configuration.load(tiny_yaml)
+    Run(config).open(start(config))
+    assert configuration.load(tmp_path / "run/config.yaml") == config
+
+
+def test_show_prints_what_a_run_would_use(tiny_yaml, tmp_path):
+    """The file, the overrides and the defaults, or one value; what it prints is a configuration again."""
+    from diga_hpc import config as configuration
+
+    run = CliRunner().invoke
+    (tmp_path / "shown.yaml").write_text(run(cli.app, ["show", str(tiny_yaml), "seed=7"]).output)
+    assert configuration.load(tmp_path / "shown.yaml") == configuration.load(tiny_yaml, ["seed=7"])
+    one = run(cli.app, ["show", str(tiny_yaml), "warm_up.steps=9", "--key", "warm_up.steps"])
+    assert one.output == "9\n"
+    unknown = run(cli.app, ["show", str(tiny_yaml), "--key", "warm_up.stepz"])
+    assert isinstance(unknown.exception, UserError) and "no key `warm_up.stepz`" in str(unknown.exception)
+
+
 def test_pipeline_on_two_ranks_writes_the_results_of_one(tiny_yaml, tmp_path):
     """The whole job under torchrun; without batch statistics both give the same numbers."""
     import json

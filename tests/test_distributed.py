@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import write_tiny_yaml
+from conftest import diga, write_tiny_yaml
 from test_training import final_files, keep_signal_handlers, load  # noqa: F401
 
 from diga_hpc import config as configuration
@@ -206,7 +206,8 @@ FEW = ["source_only=null", "warm_up.start=model", "evaluation.teacher=false", "s
 def uninterrupted(tmp_path_factory):
     """The run directory of FEW."""
     folder = tmp_path_factory.mktemp("whole")
-    Pipeline(configuration.load(write_tiny_yaml(folder), FEW)).run()
+    done = diga("pipeline", write_tiny_yaml(folder), *FEW)
+    assert done.returncode == 0, done.stderr
     return folder / "run"
 
 

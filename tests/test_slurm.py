@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import stat
 import sys
@@ -12,6 +14,8 @@ import pytest
 from conftest import diga
 from slurm_cluster import ROOT, Cluster, need, until
 from test_training import STEPS, final_files, losses
+
+from diga_hpc import config as configuration
 
 SLURM = ROOT / "slurm"
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
@@ -79,22 +83,32 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return final_files(folder / "run")
 
 
-def test_requeued_twice_by_an_operator_ends_bit_identical(cluster, tiny_yaml, tmp_path, uninterrupted):
+def test_requeued_twice_and_a_node_lost_ends_bit_identical(cluster, tiny_yaml, tmp_path, uninterrupted):
     """scontrol requeue ends every process of the job, loader workers too; it goes on where it stopped."""
     run = tmp_path / "run"
     job = cluster.submit(*TWO_NODES, SLURM / "warmup.sh", tiny_yaml, *LONG, "data.workers=1")
-    for restart in (0, 1):
+    node2 = ("scontrol", "update", "NodeName=node2")
+    interruptions = [
+        [("scontrol", "requeue", job)],
+        [("scontrol", "requeue", job)],
+        [(*node2, "State=DOWN", "Reason=test"), (*node2, "State=RESUME")],
+    ]
+    for restart, commands in enumerate(interruptions):
         # The journal of a restart begins with the lines of before.
         before = steps_done(run)
-        started = f"restart {restart}"
-        until(lambda: list(run.glob("logs/*")) and started in log_of(run, job), 60, started)  # noqa: B023
-        until(lambda: steps_done(run) > before + 3, 60, "steps")  # noqa: B023
-        cluster.run("scontrol", "requeue", job)
+        wait_for_log(run, job, f"restart {restart}")
+        until(lambda: steps_done(run) > before + 3, 120, "steps")  # noqa: B023
+        for command in commands:
+            cluster.run(*command, check=False)
     assert cluster.wait(job) == "COMPLETED", log_of(run, job)
     log = log_of(run, job)
-    assert log.count("warm_up goes on from step") == 2 and log.count("warm_up stopped at step") == 2, log
+    assert log.count("warm_up goes on from step") == 3 and log.count("warm_up stopped at step") == 3, log
     assert final_files(run) == uninterrupted
-    assert [r["by"] for r in json.loads((run / "requeues.json").read_text())] == ["slurm", "slurm"]
+    assert [r["by"] for r in json.loads((run / "requeues.json").read_text())] == ["slurm"] * 3
+
+
+def wait_for_log(run: Path, job: str, text: str) -> None:
+    until(lambda: list(run.glob("logs/*")) and text in log_of(run, job), 120, text)
 
 
 def test_at_its_time_limit_a_job_requeues_itself_and_ends_bit_identical(
@@ -104,14 +118,14 @@ def test_at_its_time_limit_a_job_requeues_itself_and_ends_bit_identical(
     run = tmp_path / "run"
     limit = ("--time=1", "--signal=USR2@58")
     job = cluster.submit(*TWO_NODES, *limit, SLURM / "warmup.sh", tiny_yaml, *LONG)
-    until(lambda: cluster.state(job) == "RUNNING", 30, "the job to start")
+    until(lambda: cluster.state(job) == "RUNNING", 60, "the job to start")
     start = time.monotonic()
-    until(lambda: steps_done(run) > 3 or (run / "requeues.json").is_file(), 60, "steps")
+    until(lambda: steps_done(run) > 3 or (run / "requeues.json").is_file(), 120, "steps")
     cluster.run("scancel", "--signal=STOP", job, check=False)
     while time.monotonic() < start + 35 and not (run / "requeues.json").is_file():
         time.sleep(0.5)
     cluster.run("scancel", "--signal=CONT", job, check=False)
-    until((run / "requeues.json").is_file, 60, "the requeue")
+    until((run / "requeues.json").is_file, 120, "the requeue")
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")  # enough for what is left
     assert cluster.wait(job) == "COMPLETED", log_of(run, job)
     requeues = json.loads((run / "requeues.json").read_text())
@@ -157,6 +171,37 @@ def test_tasks_that_are_not_the_gpus_are_an_error(gpu_cluster, tiny_yaml, tmp_pa
     assert gpu_cluster.wait(job) == "FAILED"
     log = log_of(tmp_path / "run", job)
     assert "error: 1 tasks but 8 GPUs on a node" in log and "--ntasks-per-node=8" in log and "sees" not in log
+
+
+COMMANDS = [
+    shlex.split(line)
+    for block in re.findall(r"```bash\n(.*?)```", (SLURM / "README.md").read_text(), re.S)
+    for line in block.splitlines()
+]
+
+
+def test_ten_commands_lead_to_64_nodes():
+    assert len(COMMANDS) == 10
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "configs/" in " ".join(c)], ids=" ".join)
+def test_the_commands_of_the_readme_are_true(large_cluster, command):
+    """Each names scripts that exist and settings that are valid, and a cluster of 64 x 8 would start its job."""
+    position = next(i for i, word in enumerate(command) if word.startswith("configs/"))
+    recipe, overrides = command[position], command[position + 1 :]
+    config = configuration.load(ROOT / recipe, overrides)
+    if command[0] == "diga-hpc":
+        return
+    # pipeline.sh hands its options to the same sbatch for every stage.
+    script = "slurm/warmup.sh" if command[0] == "slurm/pipeline.sh" else command[position - 1]
+    options = [word for word in command[1:position] if word not in ("--", script)]
+    text = large_cluster.run("sbatch", "--test-only", *options, ROOT / script, recipe, *overrides)
+    assert "to start at" in text
+    shape = dict(zip(options[::2], options[1::2], strict=True))
+    count = int(shape.get("--nodes", 1)) * int(shape["--ntasks-per-node"])
+    assert config.warm_up.batch.total % count == 0
+    if "pipeline" in command[0]:
+        assert config.self_training.batch.total % count == 0
 
 
 # --------------------------------------------------------------------------------- the cluster itself
