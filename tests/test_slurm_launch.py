@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 from conftest import diga, final_files
 from slurm_cluster import ROOT, until
+from typer.testing import CliRunner
 
-from diga_hpc import launch, status
+from diga_hpc import cli, launch, status
 from diga_hpc.errors import JobFailed
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -128,3 +131,13 @@ def test_the_recorded_text_starts_its_32_tasks_on_4_nodes_of_8_gpus(tmp_path, gp
     assert {" ".join(task[3:]) for task in tasks.values()} == {
         f"-u -m submitit.core._submit {tmp_path}/run/logs"
     }
+
+
+LAUNCHES = re.findall(r"^diga-hpc (launch .*)$", (ROOT / "slurm/README.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", LAUNCHES)
+def test_the_launches_of_the_readme_are_valid(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    result = CliRunner().invoke(cli.app, [*shlex.split(command), "--dry-run"])
+    assert result.exit_code == 0 and result.output.startswith("#!/bin/bash"), result.exception
