@@ -1,7 +1,6 @@
 """The command `diga-hpc`. Heavy modules are imported inside the commands, so that --help is instant."""
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -9,7 +8,8 @@ from typing import Annotated, Optional
 import typer
 
 from diga_hpc import config as configuration
-from diga_hpc.errors import EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError
+from diga_hpc import ranks
+from diga_hpc.errors import EXIT_STOPPED, EXIT_USER_ERROR, ReportedByRank0, Stopped, UserError
 
 app = typer.Typer(
     help="Adapt a segmentation network from labelled source images to unlabelled target images (DiGA, CVPR 2023).",
@@ -44,19 +44,19 @@ def pipeline(config: ConfigPath, overrides: Overrides = None, stop_after: StopAf
     Started again with the same configuration it goes on where it stopped. On several processes:
     torchrun --nproc-per-node 2 -m diga_hpc pipeline CONFIG
     """
-    _run(config, overrides, lambda job: job.run(), stop_after, report=True)
+    _run("pipeline", config, overrides, stop_after=stop_after)
 
 
 @app.command("warm-up")
 def warm_up(config: ConfigPath, overrides: Overrides = None, stop_after: StopAfter = None) -> None:
     """Train the warm-up (and before it the source-only network, if the configuration has one)."""
-    _run(config, overrides, lambda job: job.warm_up(), stop_after)
+    _run("warm-up", config, overrides, stop_after=stop_after)
 
 
 @app.command("pseudo-labels")
 def pseudo_labels(config: ConfigPath, overrides: Overrides = None, round_number: Round = 1) -> None:
     """Label the target's training images with the network trained before a round, and compute class centroids."""
-    _run(config, overrides, lambda job: job.pseudo_labels(round_number))
+    _run("pseudo-labels", config, overrides, round_number=round_number)
 
 
 @app.command("self-train")
@@ -64,13 +64,13 @@ def self_train(
     config: ConfigPath, overrides: Overrides = None, round_number: Round = 1, stop_after: StopAfter = None
 ) -> None:
     """Train one round of self-training on the pseudo labels made for it."""
-    _run(config, overrides, lambda job: job.self_training(round_number), stop_after)
+    _run("self-train", config, overrides, round_number=round_number, stop_after=stop_after)
 
 
 @app.command()
 def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Measure every network trained so far on the validation images; writes results.json and report.html."""
-    _run(config, overrides, lambda job: job.evaluate(), report=True)
+    _run("evaluate", config, overrides)
 
 
 @app.command()
@@ -80,7 +80,7 @@ def demo(
 ) -> None:
     """Run the whole job on built-in street scenes: no files needed, minutes on two CPU cores."""
     built_in = Path(__file__).parent / "configs" / "demo.yaml"
-    _run(built_in, [f"run_dir={run_dir}", *(overrides or [])], lambda job: job.run(), report=True)
+    _run("pipeline", built_in, [f"run_dir={run_dir}", *(overrides or [])])
 
 
 @app.command()
@@ -114,6 +114,25 @@ def check(
 
 
 @app.command()
+def show(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    key: Annotated[
+        Optional[str], typer.Option(help="Only the value of this key, for example run_dir.")
+    ] = None,
+) -> None:
+    """Print the resolved configuration: the file, its overrides and every default."""
+    resolved = configuration.load(config, overrides or [])
+    if key is None:
+        print(configuration.as_yaml(resolved), end="")
+        return
+    values = configuration.flat(resolved)
+    if key not in values:
+        raise UserError(f"no key `{key}` in the configuration; `diga-hpc show {config}` prints all")
+    print(values[key])
+
+
+@app.command()
 def report(run_dir: Annotated[Path, typer.Argument(help="The run directory.")]) -> None:
     """Write RUN_DIR/report.html: curves, results, per-class IoU, pictures."""
     from diga_hpc.report import write_report
@@ -123,23 +142,11 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The run directory.")]) 
     print(write_report(run_dir))
 
 
-def _run(
-    config: Path, overrides: list[str] | None, work, stop_after: int | None = None, report: bool = False
-) -> None:
-    resolved = configuration.load(config, overrides or [])
+def _run(stage: str, config: Path, overrides: list[str] | None, **options: int | None) -> None:
+    from diga_hpc import job
+
     _log_to_terminal()
-    from diga_hpc import distributed
-    from diga_hpc.stages.pipeline import Pipeline
-
-    job = Pipeline(resolved, stop_after)
-    work(job)
-    if report and job.context.world.is_main:
-        from diga_hpc.report import print_results, write_report
-
-        print_results(resolved.run_dir)
-        print(f"report: {write_report(resolved.run_dir)}")
-    job.context.world.barrier()
-    distributed.finish()
+    job.run(stage, config, overrides or [], **options)
 
 
 def _log_to_terminal() -> None:
@@ -150,7 +157,10 @@ def _log_to_terminal() -> None:
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", 0))
+    try:
+        return ranks.find().rank
+    except UserError:  # said by whoever starts the ranks
+        return 0
 
 
 def _one_line(error: UserError) -> str:
@@ -163,9 +173,12 @@ def main() -> None:
     where = f"rank {_rank()}: " if _rank() else ""
     try:
         app()
+    except ReportedByRank0:
+        sys.exit(EXIT_USER_ERROR)
     except UserError as error:
         print(f"diga-hpc: {where}error: {_one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except Stopped as stopped:
-        print(f"diga-hpc: {where}{stopped}; start the same command again to go on", file=sys.stderr)
+        if not _rank():  # all ranks have agreed on it
+            print(f"diga-hpc: {stopped}; {stopped.remedy}", file=sys.stderr)
         sys.exit(EXIT_STOPPED)

@@ -428,17 +428,27 @@ def load(path: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -
 
 def save(config: Config, path: Path) -> None:
     """Write the resolved configuration; `load` reads it back equal."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    path.write_text(as_yaml(config))
+
+
+def as_yaml(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def differences(old: Config, new: Config) -> list[str]:
     """Lines `key: old value there, new value now` for the keys that change what is computed."""
-    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    before, after = flat(old), flat(new)
     return [
         f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not _is_execution_key(key)
     ]
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every key with dots between its parts, and its value as JSON has it."""
+    return _flatten(config.model_dump(mode="json"))
 
 
 def _is_execution_key(key: str) -> bool:

@@ -1,17 +1,27 @@
-"""Ranks: where they come from, what they agree on, and reductions that are no-ops for a process alone."""
+"""Ranks at work: reductions that are no-ops for a process alone, and the stop that all ranks agree on.
+
+Where ranks come from is in ranks.py, how they meet in rendezvous.py.
+"""
 
 import os
 import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from diga_hpc.config import EngineSection
+from diga_hpc import ranks, rendezvous, signals
+from diga_hpc.config import Config, EngineSection
 from diga_hpc.errors import Stopped, UserError
+from diga_hpc.ranks import Ranks
 
+# A rank that died is noticed by the others after this time at the latest. It covers what a rank may do alone,
+# such as writing a checkpoint to a slow file system.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,32 +70,50 @@ class World:
         return list(range(self.rank, total, self.size))
 
 
-def start(engine: EngineSection) -> World:
-    """Join the ranks started by torchrun, or run alone. Raises UserError for a device that is not there."""
-    cuda = torch.cuda.is_available()
-    if engine.device == "cuda" and not cuda:
+def start(config: Config) -> World:
+    """Join the ranks that torchrun or srun started, or run alone.
+
+    Raises UserError for a device that is not there and for ranks that do not meet (see rendezvous.join).
+    """
+    me = ranks.find()
+    device = _device(config.engine, me)
+    if config.engine.threads:
+        torch.set_num_threads(config.engine.threads)
+    if not dist.is_initialized():
+        _join(me, device, config)
+    return World(dist.get_rank(), dist.get_world_size(), me.local_rank, device)
+
+
+def _device(engine: EngineSection, me: Ranks) -> torch.device:
+    os.environ["LOCAL_RANK"] = str(me.local_rank)  # DeepSpeed insists on the variable
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if engine.device == "cuda" and not gpus:
         raise UserError("`engine.device` = 'cuda', but torch finds no GPU; set engine.device=cpu or auto")
-    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))  # DeepSpeed insists on the variable
-    if cuda and engine.device != "cpu":
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
+    if not gpus or engine.device == "cpu":
         # DeepSpeed reads this when it is imported.
         os.environ["DS_ACCELERATOR"] = "cpu"
-    if engine.threads:
-        torch.set_num_threads(engine.threads)
-    if not dist.is_initialized():
-        _join(device)
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
+        return torch.device("cpu")
+    # One GPU may be all that Slurm shows to each task; several must be enough for all tasks.
+    if 1 < gpus < me.local_size:
+        raise UserError(
+            f"{me.local_size} ranks on this host, but only {gpus} GPUs: start one rank for each GPU "
+            "(--ntasks-per-node equal to --gpus-per-node)"
+        )
+    device = torch.device("cuda", me.local_rank % gpus)
+    torch.cuda.set_device(device)
+    return device
 
 
-def _join(device: torch.device) -> None:
+def _join(me: Ranks, device: torch.device, config: Config) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
-    if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
-    else:
+    if me.size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return
+    store = rendezvous.join(me, rendezvous.facts(config, device))
+    store.set_timeout(COLLECTIVE_TIMEOUT)
+    dist.init_process_group(
+        backend, store=store, rank=me.rank, world_size=me.size, timeout=COLLECTIVE_TIMEOUT
+    )
 
 
 def finish() -> None:
@@ -106,25 +134,34 @@ class StopFlag:
         self.world = world
         self.remaining = stop_after
         self.requested = False
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if world.size > 1 else None
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
 
     def listen(self) -> None:
-        """Handle the signals; a second SIGINT interrupts at once."""
+        """Handle the signals, also one that came before this; a second SIGINT interrupts at once."""
         for number in self.SIGNALS:
             signal.signal(number, self._handle)
+        self.requested = signals.take() or self.requested
 
     def _handle(self, number: int, frame) -> None:
         if number == signal.SIGINT and self.requested:
             raise KeyboardInterrupt
         self.requested = True
 
+    @property
+    def counted_down(self) -> bool:
+        """Whether the wanted number of steps is done: this stop is no signal's."""
+        return self.remaining is not None and self.remaining <= 0
+
     def at_step_boundary(self) -> bool:
         """Whether all ranks stop here. Every rank must call it once a step."""
         if self.remaining is not None:
             self.remaining -= 1
-            if self.remaining <= 0:
+            if self.counted_down:
                 return True
+        return self._agreed()
+
+    def _agreed(self) -> bool:
         if self._group is None:
             return self.requested
         agreed = False
@@ -136,10 +173,28 @@ class StopFlag:
         self._pending = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return agreed
 
-    def raise_if_any(self, what: str) -> None:
-        """Wait for all ranks, and raise Stopped on each if one was asked to stop before `what` was complete."""
+    def watch(
+        self, items: Iterator[T], what: str, count: int, *, stage: str, done: Callable[[], int]
+    ) -> Iterator[T]:
+        """The `count` items of this rank, until any rank is asked to stop; then Stopped is raised on each.
+
+        All ranks must iterate, each over its own number of items; they wait for each other at the end.
+        `done` says how much of `stage` is finished (see Stopped); all ranks call it together.
+        """
+        boundaries = torch.tensor(count)
+        if self._group is not None:
+            dist.all_reduce(boundaries, dist.ReduceOp.MAX, group=self._group)
+        for boundary in range(int(boundaries)):
+            if boundary < count:
+                yield next(items)
+            if self._agreed():
+                break
+        if self._anywhere():
+            raise Stopped(f"{what} stopped before all images were done", stage=stage, done=done())
+
+    def _anywhere(self) -> bool:
+        """Whether any rank was asked to stop; waits for all ranks."""
         flag = torch.tensor(int(self.requested))
         if self._group is not None:
             dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
-        if flag:
-            raise Stopped(f"{what}: stopped before all images were done")
+        return bool(flag)

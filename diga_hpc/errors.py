@@ -12,5 +12,21 @@ class UserError(ValueError):
     """
 
 
+class ReportedByRank0(UserError):
+    """What stops this rank is told by rank 0, so that a job of many ranks says it once."""
+
+    def __init__(self):
+        super().__init__("rank 0 says why")
+
+
 class Stopped(Exception):
-    """A stage stopped at a step boundary because it was asked to; its state is on disk."""
+    """A stage stopped where all ranks agreed because it was asked to; its state is on disk.
+
+    stage: its name in logs and checkpoints. done: how much of it is finished, in units of its own that only grow.
+    """
+
+    def __init__(self, message: str, *, stage: str, done: int):
+        super().__init__(message)
+        self.stage = stage
+        self.done = done
+        self.remedy = "start the same command again to go on"

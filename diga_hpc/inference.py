@@ -1,6 +1,7 @@
 """Networks looked at rather than trained: labels of whole images, and normalisation statistics of a domain."""
 
 import itertools
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -96,11 +97,18 @@ def rescale(images: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def adapt_normalization(model: SegmentationModel, dataset: AnyDataset, world: World, workers: int) -> None:
+def adapt_normalization(
+    model: SegmentationModel,
+    dataset: AnyDataset,
+    world: World,
+    workers: int,
+    watch: Callable[[Iterator[torch.Tensor], str, int], Iterator[torch.Tensor]] | None = None,
+) -> None:
     """Replace the running statistics of `model` by those of a data set's images (AdaBN, Li et al., 2016).
 
     Images pass in groups of 8 consecutive ones, normalised by their own group; mean and second moment are
-    averaged over all groups and ranks, so the result does not depend on the number of ranks.
+    averaged over all groups and ranks, so the result does not depend on the number of ranks. `watch` may end
+    it by raising Stopped (StopFlag.watch); the model is of no use then.
     """
     layers = [m for m in model.modules() if isinstance(m, BatchNorm)]
     moments = {layer: torch.zeros(2, layer.num_features, device=world.device) for layer in layers}
@@ -116,7 +124,11 @@ def adapt_normalization(model: SegmentationModel, dataset: AnyDataset, world: Wo
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.momentum = 0.0
-    for images in _groups(dataset, world, workers):
+    groups = _groups(dataset, world)
+    batches = _batches(dataset, groups, workers)
+    if watch is not None:
+        batches = watch(batches, "adapting normalisation statistics", len(groups))
+    for images in itertools.chain.from_iterable(batches):
         model(unit_range(images.to(world.device)))
         count += 1
     for hook in hooks:
@@ -130,15 +142,18 @@ def adapt_normalization(model: SegmentationModel, dataset: AnyDataset, world: Wo
     model.eval()
 
 
-def _groups(dataset: AnyDataset, world: World, workers: int):
-    """This rank's groups of consecutive images as uint8 [n,3,H,W]; a group ends early where the size changes."""
+def _groups(dataset: AnyDataset, world: World) -> list[range]:
+    """This rank's groups of consecutive images."""
     starts = world.share(-(-len(dataset) // ADAPTATION_BATCH))
-    groups = [range(g * ADAPTATION_BATCH, min((g + 1) * ADAPTATION_BATCH, len(dataset))) for g in starts]
+    return [range(g * ADAPTATION_BATCH, min((g + 1) * ADAPTATION_BATCH, len(dataset))) for g in starts]
+
+
+def _batches(dataset: AnyDataset, groups: list[range], workers: int) -> Iterator[list[torch.Tensor]]:
+    """Each group as uint8 [n,3,H,W], in parts where the size changes."""
     samples = inference_images(dataset, [i for group in groups for i in group], workers)
     for group in groups:
         images = [next(samples).image for _ in group]
-        for _, same in itertools.groupby(images, key=lambda image: image.shape):
-            yield torch.stack(list(same))
+        yield [torch.stack(list(same)) for _, same in itertools.groupby(images, key=lambda i: i.shape)]
 
 
 def features_and_labels(model, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

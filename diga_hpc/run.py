@@ -8,6 +8,9 @@ RUN_DIR/
     pseudo_labels/round_1/*.png    labels of the target's training images
     centroids/round_1.safetensors  class centroids of the same network
     results.json                   rows of the evaluation
+    partial/*.json                 counts of an evaluation that was asked to stop
+    requeues.json                  when Slurm was asked to start the job again, and after how much work
+    logs/                          what the jobs printed, by slurm/*.sh
     consensus.json                 how much the consensus keeps of the validation images, how often rightly
     panels/IMAGE/*.png             validation images with their labels, for the report
     report.html
@@ -25,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from diga_hpc import __version__
 from diga_hpc import config as configuration
 from diga_hpc.config import Config
-from diga_hpc.errors import UserError
+from diga_hpc.errors import ReportedByRank0, UserError
 
 if TYPE_CHECKING:  # reading a run directory needs no torch
     from diga_hpc.distributed import World
@@ -62,7 +65,7 @@ class Run:
                 )
         problem = world.from_main(problem)
         if problem:
-            raise UserError(problem)
+            raise UserError(problem) if world.is_main else ReportedByRank0
 
     def _claim(self) -> None:
         saved = self.path / "config.yaml"
@@ -73,7 +76,7 @@ class Run:
                     f"{self.path}: belongs to another configuration ({'; '.join(changed[:3])}); "
                     "choose another run_dir, or remove this one"
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(path != self.logs for path in self.path.iterdir()):
             raise UserError(f"{self.path}: not empty and not a run directory; set run_dir to a new folder")
         self.path.mkdir(parents=True, exist_ok=True)
         probe = self.path / ".writable"
@@ -100,6 +103,17 @@ class Run:
     @property
     def consensus(self) -> Path:
         return self.path / "consensus.json"
+
+    def partial_evaluation(self, name: str) -> Path:
+        return self.path / "partial" / f"{name}.json"
+
+    @property
+    def requeues(self) -> Path:
+        return self.path / "requeues.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
 
     @property
     def results(self) -> Path:

@@ -144,7 +144,11 @@ class _Loop:
                 if last or stopping or self.done % config.logging.checkpoint_every == 0:
                     self._save()
                 if stopping and not last:
-                    raise Stopped(f"{self.stage.name} stopped at step {self.done} of {section.steps}")
+                    raise Stopped(
+                        f"{self.stage.name} stopped at step {self.done} of {section.steps}",
+                        stage=self.stage.name,
+                        done=self.done,
+                    )
                 clock.step_done()
         finally:
             journal.close()

@@ -11,6 +11,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from slurm_cluster import cluster, gpu_cluster, large_cluster  # noqa: F401  fixtures for every test module
 
 # Without a GPU the Triton kernels run in Triton's interpreter, chosen before they are imported. Kernels are only
 # run where a test asks for them, so other tests do not notice.
@@ -44,8 +45,13 @@ logging: {{every: 1, checkpoint_every: 2}}
 @pytest.fixture
 def tiny_yaml(tmp_path: Path) -> Path:
     """A configuration file of a whole run on the built-in data; its run_dir is tmp_path/run."""
-    path = tmp_path / "tiny.yaml"
-    text = TINY.format(run_dir=tmp_path / "run")
+    return write_tiny_yaml(tmp_path)
+
+
+def write_tiny_yaml(folder: Path) -> Path:
+    """The same in any folder."""
+    path = folder / "tiny.yaml"
+    text = TINY.format(run_dir=folder / "run")
     # Half-size crops need half-size images at least as large as the crop.
     path.write_text(
         text.replace("images: 12,", "images: 12, half_size: [40, 64],").replace(

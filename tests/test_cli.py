@@ -21,6 +21,7 @@ COMMANDS = [
     "pipeline",
     "demo",
     "check",
+    "show",
     "report",
 ]
 

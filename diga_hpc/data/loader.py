@@ -6,6 +6,7 @@ any number of loader workers and ranks, and a resumed run goes on in it by arith
 samples [s*G, (s+1)*G) of the global batch G, and rank r of R the r-th of R equal parts of them.
 """
 
+import signal
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -167,7 +168,7 @@ def training_batches(
     ]
     loader = DataLoader(
         samples, batch_sampler=numbers, num_workers=workers, collate_fn=collate, pin_memory=pin_memory,
-        persistent_workers=False, prefetch_factor=4 if workers else None,
+        persistent_workers=False, prefetch_factor=4 if workers else None, worker_init_fn=_ignore_signals,
     )  # fmt: skip
     return iter(loader)
 
@@ -189,4 +190,11 @@ class InferenceImages(torch.utils.data.Dataset):
 
 def inference_images(dataset: AnyDataset, indices: list[int], workers: int) -> Iterator[Sample]:
     """One Sample at a time, decoded by the workers ahead of use."""
-    return iter(DataLoader(InferenceImages(dataset, indices), batch_size=None, num_workers=workers))
+    images = InferenceImages(dataset, indices)
+    return iter(DataLoader(images, batch_size=None, num_workers=workers, worker_init_fn=_ignore_signals))
+
+
+def _ignore_signals(worker: int) -> None:
+    """Slurm signals every process of a job; a worker that died of it would end a rank before its checkpoint."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,6 @@
 """Evaluation: one confusion matrix over all ranks, every image counted once (method.md section 10)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -61,8 +61,13 @@ def scores(counts: torch.Tensor, space: LabelSpace) -> dict:
     return result | {name: mean_over(members) for name, members in space.protocols.items()}
 
 
-def measure(context: Context, model: SegmentationModel, validation: AnyDataset, panel: str | None) -> dict:
-    """Scores of a network in evaluation mode on the validation images; with `panel` some predictions are kept."""
+def measure(
+    context: Context, model: SegmentationModel, validation: AnyDataset, name: str, panel: str | None
+) -> dict:
+    """Scores of a network in evaluation mode on the validation images; with `panel` some predictions are kept.
+
+    When it is asked to stop, what was counted so far is kept under `name`, and the next call goes on from it.
+    """
     world, section = context.world, context.config.evaluation
     label = Labeler(
         model,
@@ -71,19 +76,49 @@ def measure(context: Context, model: SegmentationModel, validation: AnyDataset, 
         sliding_window=section.sliding_window,
         bf16=context.bf16,
     )
+    partial = context.run.partial_evaluation(name)
+    seen, counts = world.from_main(read_json(partial, ([0] * len(validation), None)))
+    todo = [index for index, is_seen in enumerate(seen) if not is_seen]
+    mine = [todo[i] for i in world.share(len(todo))]
+    # What an earlier start counted enters the sums over ranks once, by rank 0.
     matrix = ConfusionMatrix(context.space.num_classes, world.device)
-    indices = world.share(len(validation))
-    for index, sample in zip(
-        indices, inference_images(validation, indices, context.config.data.workers), strict=True
-    ):
+    seen = torch.tensor(seen, device=world.device) * world.is_main
+    if counts is not None and world.is_main:
+        matrix.counts.copy_(torch.tensor(counts))
+
+    def keep() -> int:
+        total, images = world.sum(matrix.counts.clone()), world.sum(seen)
+        if world.is_main:
+            write_json(partial, (images.tolist(), total.tolist()))
+        return int(images.sum())
+
+    images = zip(mine, inference_images(validation, mine, context.config.data.workers), strict=True)
+    for index, sample in watched(context, len(validation), images, "evaluation", len(mine), keep):
         predicted = label(sample.image.to(world.device), sample.label.shape)
         matrix.add(sample.label.to(world.device), predicted)
+        seen[index] = 1
         if panel is not None and index < section.panels:
             write_labels(context.run.panel(sample.name, panel), predicted, context.space)
-        if context.stop.requested:
-            break
-    context.stop.raise_if_any("evaluation")
-    return scores(world.sum(matrix.counts), context.space) | {"images": len(validation)}
+    result = scores(world.sum(matrix.counts), context.space) | {"images": len(validation)}
+    if world.is_main:
+        partial.unlink(missing_ok=True)
+    return result
+
+
+def watched(
+    context: Context,
+    validation_images: int,
+    images: Iterator,
+    what: str,
+    count: int,
+    keep: Callable[[], int] = lambda: 0,
+) -> Iterator:
+    """`images` until a stop (StopFlag.watch); finished are the rows of results.json and what `keep` keeps."""
+
+    def done() -> int:
+        return len(read_json(context.run.results, [])) * validation_images + keep()
+
+    return context.stop.watch(images, what, count, stage="evaluation", done=done)
 
 
 def write_truth_panels(context: Context, validation: AnyDataset) -> None:

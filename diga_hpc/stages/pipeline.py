@@ -4,6 +4,7 @@ source_only -> warm_up -> for each round: pseudo_labels (and centroids) -> self_
 """
 
 import copy
+import functools
 import logging
 
 import torch
@@ -34,7 +35,7 @@ class Pipeline:
 
     def __init__(self, config: Config, stop_after: int | None = None):
         self.config = config
-        world = distributed.start(config.engine)
+        world = distributed.start(config)
         stop = StopFlag(world, stop_after)
         stop.listen()
         self.source = datasets.open_source(config)
@@ -85,14 +86,16 @@ class Pipeline:
         context, run = self.context, self.context.run
         if run.centroids(round_number).is_file():
             return
+        folder = run.pseudo_labels(round_number)
         student = self._network(self._before(round_number), "student")
         labeler = copy.deepcopy(student)
         if self.config.pseudo_labels.adapt_normalization:
-            adapt_normalization(labeler, self.target, context.world, self.config.data.workers)
-        pseudo_labels.write_pseudo_labels(context, labeler, self.target, run.pseudo_labels(round_number))
-        centroids = pseudo_labels.initial_centroids(context, labeler, self.target)
+            watch = functools.partial(pseudo_labels.watched, context, folder)
+            adapt_normalization(labeler, self.target, context.world, self.config.data.workers, watch)
+        pseudo_labels.write_pseudo_labels(context, labeler, self.target, folder)
+        centroids = pseudo_labels.initial_centroids(context, labeler, self.target, folder)
         quality = pseudo_labels.consensus_quality(
-            context, labeler, student, centroids, self.validation, f"consensus_{round_number}"
+            context, labeler, student, centroids, self.validation, folder, f"consensus_{round_number}"
         )
         if context.world.is_main:
             rows = [row for row in read_json(run.consensus, []) if row["round"] != round_number]
@@ -136,11 +139,13 @@ class Pipeline:
                 continue
             model = model or self._network(stage, network)
             if normalization == "adapted":
-                adapt_normalization(model, self.target, context.world, self.config.data.workers)
+                watch = functools.partial(evaluation.watched, context, len(self.validation))
+                adapt_normalization(model, self.target, context.world, self.config.data.workers, watch)
             panel = stage if (network, normalization) == ("student", "running") else None
-            row = (
-                key | {"seed": self.config.seed} | evaluation.measure(context, model, self.validation, panel)
+            measured = evaluation.measure(
+                context, model, self.validation, f"{stage}_{network}_{normalization}", panel
             )
+            row = key | {"seed": self.config.seed} | measured
             if context.world.is_main:
                 evaluation.add_result(context, row)
                 log.info("%s %s %s: mIoU %.2f", stage, network, normalization, row["miou"])

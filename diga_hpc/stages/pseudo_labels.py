@@ -4,6 +4,7 @@ Each label file is written as soon as it is computed, under a temporary name tha
 that goes on keeps the complete ones; memory does not grow with the number of images.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -31,16 +32,25 @@ def write_pseudo_labels(context: Context, model: SegmentationModel, target: AnyD
         i for i in context.world.share(len(target)) if not (folder / f"{target.name(i)}.png").is_file()
     ]
     label = Labeler(model, scales=context.config.pseudo_labels.scales, bf16=context.bf16)
-    for sample in inference_images(target, missing, context.config.data.workers):
+    images = inference_images(target, missing, context.config.data.workers)
+    for sample in watched(context, folder, images, "pseudo labels", len(missing)):
         labels = label(sample.image.to(context.world.device), sample.image.shape[-2:])
         write_labels(folder / f"{sample.name}.png", labels, context.space)
-        if context.stop.requested:
-            break
-    context.stop.raise_if_any("pseudo labels")
+
+
+def watched(context: Context, folder: Path, images: Iterator, what: str, count: int) -> Iterator:
+    """`images` until a stop (StopFlag.watch). Finished work is what is in `folder`: the rest starts afresh."""
+
+    def done() -> int:
+        return len(list(folder.glob("*.png")))
+
+    return context.stop.watch(images, what, count, stage=f"pseudo_labels_{folder.name}", done=done)
 
 
 @torch.inference_mode()
-def initial_centroids(context: Context, model: SegmentationModel, target: AnyDataset) -> Centroids:
+def initial_centroids(
+    context: Context, model: SegmentationModel, target: AnyDataset, folder: Path
+) -> Centroids:
     """Class means of the features over the target's training images, every image weighing the same."""
     section, device = context.config.centroids, context.world.device
     num_classes = context.space.num_classes
@@ -48,13 +58,12 @@ def initial_centroids(context: Context, model: SegmentationModel, target: AnyDat
         torch.zeros(num_classes, model.feature_channels, device=device),
         torch.zeros(num_classes, device=device),
     )
-    for sample in inference_images(target, context.world.share(len(target)), context.config.data.workers):
+    mine = context.world.share(len(target))
+    images = inference_images(target, mine, context.config.data.workers)
+    for sample in watched(context, folder, images, "centroids", len(mine)):
         image = rescale(unit_range(sample.image[None].to(device)), section.scale)
         features, predicted = features_and_labels(model, image)
         total = total + image_class_means(features, predicted, num_classes, section.minimum_pixels)
-        if context.stop.requested:
-            break
-    context.stop.raise_if_any("centroids")
     centroids = Centroids(num_classes, model.feature_channels, section, device)
     centroids.initialize(total, context.world)
     return centroids
@@ -82,6 +91,7 @@ def consensus_quality(
     student: SegmentationModel,
     centroids: Centroids,
     validation: AnyDataset,
+    folder: Path,
     panel_name: str,
 ) -> dict[str, float]:
     """How much the consensus keeps of the validation images, and how often rightly: a diagnosis, used for nothing.
@@ -95,11 +105,9 @@ def consensus_quality(
     counts = torch.zeros(
         4, dtype=torch.int64, device=world.device
     )  # labelled, kept, kept right, offline right
-    for index, sample in zip(
-        world.share(len(validation)),
-        inference_images(validation, world.share(len(validation)), config.data.workers),
-        strict=True,
-    ):
+    mine = world.share(len(validation))
+    images = zip(mine, inference_images(validation, mine, config.data.workers), strict=True)
+    for index, sample in watched(context, folder, images, "consensus on validation images", len(mine)):
         image, truth = sample.image.to(world.device), sample.label.to(world.device)
         offline = label(image, truth.shape)
         consensus, _ = kernels.consensus_labels(

@@ -1,0 +1,103 @@
+"""Having Slurm start a job again after it was asked to stop: a preemption, or its time limit drawing near.
+
+RUN_DIR/requeues.json has an entry for each time: job, time, by (`job`: the job asked for it; `slurm`: an operator,
+a preemption or a node that failed), and of the first kind stage and done (how much of it was finished). Loads no
+torch.
+"""
+
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from diga_hpc.errors import ReportedByRank0, Stopped, UserError
+from diga_hpc.run import Run, read_json, write_json
+
+if TYPE_CHECKING:
+    from diga_hpc.distributed import World
+
+log = logging.getLogger(__name__)
+
+
+def announce(run: Run, environment: Mapping[str, str] = os.environ) -> None:
+    """Log that this is a restart, and count those that the job did not ask for. Rank 0 calls it."""
+    job, restarts = job_name(environment), int(environment.get("SLURM_RESTART_COUNT", 0))
+    if job is None or not restarts:
+        return
+    entries = read_json(run.requeues, [])
+    unasked = restarts - sum(entry["job"] == job for entry in entries)
+    if unasked > 0:
+        write_json(run.requeues, entries + [{"job": job, "time": _now(), "by": "slurm"}] * unasked)
+    log.info("job %s: restart %d", job, restarts)
+
+
+def hand_back(stopped: Stopped, run: Run, world: "World") -> None:
+    """Ask Slurm to start this job again, now that all ranks have stopped; `stopped.remedy` says what came of it.
+
+    Every rank calls it; outside a job it does nothing. Raises UserError if the job was asked to stop twice
+    without progress in between: it would loop.
+    """
+    job = job_name(os.environ)
+    if job is None:
+        return
+    world.barrier()
+    answer = problem = None
+    if world.is_main:
+        try:
+            answer = _requeue(stopped, run, job)
+        except UserError as error:
+            problem = str(error)
+    answer, problem = world.from_main((answer, problem))
+    if problem:
+        raise UserError(problem) if world.is_main else ReportedByRank0
+    stopped.remedy = answer
+
+
+def job_name(environment: Mapping[str, str]) -> str | None:
+    """What scontrol calls the job that this process is a step of; None outside a step."""
+    if "SLURM_STEP_ID" not in environment:
+        return None
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        # The number of an array's last task is also that of the whole array.
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment.get("SLURM_JOB_ID")
+
+
+def _requeue(stopped: Stopped, run: Run, job: str) -> str:
+    state = _scontrol("show", "job", "--oneliner", job)
+    found = re.search(r"JobState=(\w+)", state)
+    if found and found[1] != "RUNNING":
+        # Cancelled by its user, or already requeued by Slurm: not ours to change.
+        return f"Slurm itself is ending job {job} ({found[1].lower()})"
+    entries = read_json(run.requeues, [])
+    mine = [entry for entry in entries if entry["job"] == job]
+    before = next((entry for entry in reversed(mine) if entry["by"] == "job"), None)
+    if before and (before["stage"], before["done"]) == (stopped.stage, stopped.done):
+        raise UserError(
+            f"{run.path}: job {job} made no progress since it was last requeued (both times {stopped.stage} at "
+            f"{stopped.done}), so it is not requeued again; give it more time (sbatch --time), or find what ends it early"
+        )
+    entry = {"job": job, "time": _now(), "by": "job", "stage": stopped.stage, "done": stopped.done}
+    # Written first: Slurm ends this process as soon as it has agreed.
+    write_json(run.requeues, [*entries, entry])
+    refusal = _scontrol("requeue", job)
+    if refusal:
+        write_json(run.requeues, entries)
+        return f"job {job} was not requeued ({refusal}); submit the same command again to go on"
+    return f"job {job} is requeued (number {len(mine) + 1}) and goes on by itself"
+
+
+def _now() -> str:
+    return datetime.now().isoformat(timespec="seconds")
+
+
+def _scontrol(*arguments: str) -> str:
+    """What scontrol prints; of a requeue, nothing where it succeeds."""
+    try:
+        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return " ".join((done.stdout + done.stderr).split())

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# The whole method as a chain of jobs: warm-up, then for each round pseudo labels and self-training, then evaluation.
+#
+#   slurm/pipeline.sh [--wait] [options of sbatch] -- CONFIG [key=value ...]
+#   slurm/pipeline.sh --nodes 4 --gpus-per-node 8 --ntasks-per-node 8 --cpus-per-task 8 -- configs/gta5_to_cityscapes.yaml
+#
+# Run it on a login node: it submits and returns. Each job starts when the one before it has succeeded; when one
+# fails, Slurm cancels those after it. --wait stays until the last job has ended and says how each ended; its exit
+# code is then 1 if one failed. All output is in RUN_DIR/logs.
+set -euo pipefail
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$repository/slurm/env.sh"
+
+usage() { sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+
+wait=no options=()
+while (($#)) && [[ $1 != -- ]]; do
+  if [[ $1 == --wait ]]; then wait=yes; else options+=("$1"); fi
+  shift
+done
+(($# > 1)) || usage
+shift # the --
+
+run_dir=$(diga-hpc show --key run_dir "$@")
+rounds=$(diga-hpc show --key self_training.rounds "$@" 2>/dev/null) || rounds=0
+mkdir -p "$run_dir/logs"
+
+jobs=() names=()
+submit() { # name, script, arguments
+  local name=$1 script=$2 after=()
+  shift 2
+  ((${#jobs[@]} == 0)) || after=(--dependency="afterok:${jobs[-1]}" --kill-on-invalid-dep=yes)
+  jobs+=("$(sbatch --parsable "${options[@]}" "${after[@]}" --job-name="$name" \
+    --output="$run_dir/logs/$name-%j.log" "$repository/slurm/$script" "$@")")
+  names+=("$name")
+  echo "${jobs[-1]} $name"
+}
+
+submit warmup warmup.sh "$@"
+for round in $(seq "$rounds"); do
+  submit "pseudo_labels_$round" pseudo_labels.sh --round "$round" "$@"
+  submit "self_training_$round" self_training.sh --round "$round" "$@"
+done
+submit evaluate evaluate.sh "$@"
+echo "output: $run_dir/logs"
+[[ $wait == yes ]] || exit 0
+
+# Slurm forgets ended jobs after some minutes: the last state seen is kept.
+declare -A state
+ended=0
+while ((ended < 3)); do # times in a row: a job on its way to be requeued is in other states for a moment
+  sleep 1
+  ended=$((ended + 1))
+  for job in "${jobs[@]}"; do
+    now=$(squeue --noheader --states=all --job "$job" --format=%T 2>/dev/null || true)
+    [[ -z $now ]] || state[$job]=$now
+    case ${now:-gone} in
+      PENDING | RUNNING | COMPLETING | CONFIGURING | REQUEUED | SUSPENDED | PREEMPTED) ended=0 ;;
+    esac
+  done
+done
+failed=0
+for i in "${!jobs[@]}"; do
+  case ${state[${jobs[i]}]:-UNKNOWN} in
+    COMPLETED) echo "${jobs[i]} ${names[i]}: done" ;;
+    CANCELLED) echo "${jobs[i]} ${names[i]}: cancelled"; failed=1 ;;
+    *) echo "${jobs[i]} ${names[i]}: ${state[${jobs[i]}]:-UNKNOWN}, see $run_dir/logs/${names[i]}-${jobs[i]}.log"; failed=1 ;;
+  esac
+done
+exit "$failed"

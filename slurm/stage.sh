@@ -1,0 +1,51 @@
+# What the stage scripts share. They source it in their job; it reads env.sh and gives them run_stage.
+set -euo pipefail
+
+slurm_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+repository=$(dirname "$slurm_folder")
+source "$slurm_folder/env.sh"
+
+# run_stage STAGE [--round N] CONFIG [key=value ...]: one rank per task of this job, all output in RUN_DIR/logs.
+run_stage() {
+  local stage=$1 round=() run_dir log status=0
+  shift
+  if [[ ${1:-} == --round ]]; then
+    round=(--round "${2:-}")
+    shift 2
+  fi
+  run_dir=$(diga-hpc show --key run_dir "$@") || give_up $? "$stage"
+  mkdir -p "$run_dir/logs"
+  log=$run_dir/logs/$SLURM_JOB_NAME-$SLURM_JOB_ID.log
+  echo "output: $log"
+  exec >>"$log" 2>&1
+  echo "$(date +%FT%T) job $SLURM_JOB_ID: $stage on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}"
+  one_task_per_gpu || give_up 2 "$stage"
+  # This is the host of rank 0; a port of its own lets jobs share a node. A requeued job draws another one.
+  export MASTER_PORT=${MASTER_PORT:-$(free_port)}
+  # Ignoring USR2 until Python listens to it: else it ends a rank that is only starting.
+  srun "${srun_options[@]}" --label --kill-on-bad-exit=1 \
+    bash -c 'trap "" USR2; exec "$@"' rank diga-hpc "$stage" "${round[@]}" "$@" || status=$?
+  ((status == 0)) || give_up "$status" "$stage"
+  echo "$(date +%FT%T) job $SLURM_JOB_ID: $stage is done"
+}
+
+give_up() { # exit code, stage
+  if (($1 == 75)); then
+    echo "$(date +%FT%T) job $SLURM_JOB_ID: $2 stopped before its end; what it did is kept"
+  else
+    echo "$(date +%FT%T) job $SLURM_JOB_ID: $2 FAILED with exit code $1; jobs that depend on it are cancelled"
+  fi
+  exit "$1"
+}
+
+one_task_per_gpu() {
+  local gpus=${SLURM_GPUS_ON_NODE:-0} tasks=${SLURM_TASKS_PER_NODE%%[!0-9]*}
+  ((gpus == 0 || gpus == tasks)) && return
+  echo "error: $tasks tasks but $gpus GPUs on a node: one task drives one GPU; submit with" \
+    "--gpus-per-node=$gpus --ntasks-per-node=$gpus"
+  return 1
+}
+
+free_port() {
+  python3 -c 'import socket; s = socket.create_server(("", 0)); print(s.getsockname()[1])'
+}

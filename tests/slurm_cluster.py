@@ -1,0 +1,124 @@
+"""A real Slurm on this machine for tests: fixtures `cluster` (two nodes) and `gpu_cluster` (4 nodes of 8 played GPUs).
+
+They skip with a reason where Slurm is not installed, unless DIGA_REQUIRE_SLURM=1: then that is a failure.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "slurm/local_cluster.sh"
+
+
+class Cluster:
+    """One that is up; commands run in `folder` unless told otherwise."""
+
+    def __init__(self, folder: Path, *options: str):
+        self.dir = folder / "slurm"
+        self.folder = folder
+        self.start_options = options
+        inherited = {
+            k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "MASTER_", "RANK"))
+        }
+        self.environment = inherited | {
+            "SLURM_CONF": str(self.dir / "slurm.conf"),
+            "PATH": f"{Path(sys.executable).parent}:{inherited['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def start(self) -> None:
+        self.run(SCRIPT, "start", "--dir", self.dir, *self.start_options)
+
+    def stop(self) -> None:
+        self.run(SCRIPT, "stop", "--dir", self.dir)
+
+    def run(self, *command: str | Path, check: bool = True, timeout: int = 240, **environment: str) -> str:
+        """What a command prints: sbatch, squeue, scontrol, a script of slurm/. With `check`, it must succeed."""
+        done = subprocess.run(
+            [str(part) for part in command], cwd=self.folder, env=self.environment | environment,
+            capture_output=True, text=True, timeout=timeout,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return (done.stdout + done.stderr).strip()
+
+    def submit(self, *arguments: str | Path, **environment: str) -> str:
+        """sbatch with these arguments; returns the number of the job."""
+        return self.run("sbatch", "--parsable", *arguments, **environment)
+
+    def state(self, job: str) -> str:
+        """RUNNING, COMPLETED, FAILED, ...; a job that is requeued is PENDING or COMPLETING for a while."""
+        words = self.run("scontrol", "show", "job", "--oneliner", job).split()
+        return next(w for w in words if w.startswith("JobState=")).partition("=")[2]
+
+    def wait(self, job: str, timeout: int = 300) -> str:
+        """The state in which the job ended."""
+        going_on = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "PREEMPTED")
+        seen = []
+
+        def ended() -> bool:
+            seen.append(self.state(job))
+            # A job on its way to be requeued is in other states for a moment.
+            return len(seen) > 8 and not set(seen[-8:]) & set(going_on)
+
+        until(ended, timeout, f"job {job} to end")
+        return seen[-1]
+
+
+def until(condition: Callable[[], object], timeout: float, what: str):
+    """Wait for a condition; returns what it gave."""
+    end = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {timeout} s for {what}"
+        time.sleep(0.2)
+    return value
+
+
+def need(*daemons: str) -> None:
+    """Skip, or fail where Slurm is required, if one of the commands is not installed."""
+    where = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    missing = [d for d in daemons if shutil.which(d, path=where) is None]
+    if os.getuid() and "DIGA_REQUIRE_SLURM" not in os.environ:
+        pytest.skip("the local cluster is tested as root: playing GPUs needs mknod")
+    if missing:
+        message = (
+            f"{', '.join(missing)} not installed: apt-get install slurm-wlm munge slurmdbd mariadb-server"
+        )
+        if os.environ.get("DIGA_REQUIRE_SLURM") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+
+
+def _cluster(folder: Path, *options: str):
+    need("slurmctld", "slurmd", "munged")
+    one = Cluster(folder, *options)
+    one.start()
+    yield one
+    one.stop()
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory):
+    """Two nodes of 2 CPUs."""
+    yield from _cluster(tmp_path_factory.mktemp("cluster"), "--nodes", "2")
+
+
+@pytest.fixture(scope="session")
+def gpu_cluster(tmp_path_factory: pytest.TempPathFactory):
+    """Four nodes of 64 CPUs and 8 played GPUs."""
+    options = ("--nodes", "4", "--cpus-per-node", "64", "--gpus-per-node", "8")
+    yield from _cluster(tmp_path_factory.mktemp("gpu_cluster"), *options)
+
+
+@pytest.fixture(scope="session")
+def large_cluster(tmp_path_factory: pytest.TempPathFactory):
+    """The same with 64 nodes: too many daemons to run jobs, enough to ask whether they would start."""
+    options = ("--nodes", "64", "--cpus-per-node", "64", "--gpus-per-node", "8")
+    yield from _cluster(tmp_path_factory.mktemp("large_cluster"), *options)

@@ -1,0 +1,397 @@
+"""Ranks: found in the environment, met within the time allowed, agreed; stops that keep the work done; requeues."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import diga, write_tiny_yaml
+from test_training import final_files, keep_signal_handlers, load  # noqa: F401
+
+from diga_hpc import config as configuration
+from diga_hpc import ranks, requeue, signals
+from diga_hpc.distributed import World
+from diga_hpc.errors import Stopped, UserError
+from diga_hpc.ranks import Ranks
+from diga_hpc.rendezvous import disagreement
+from diga_hpc.run import Run
+from diga_hpc.stages.pipeline import Pipeline
+
+# ------------------------------------------------------------------------------------ the environment
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "7"}  # fmt: skip
+BATCH = {"SLURM_JOB_ID": "12", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "12", "SLURM_JOB_NODELIST": "n[1-2]"}  # fmt: skip
+STEP = BATCH | {"SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "3", "SLURM_STEP_NUM_TASKS": "12",
+                "SLURM_STEP_NODELIST": "n[01-02]", "SLURM_STEP_TASKS_PER_NODE": "8,4"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, Ranks()),
+        (TORCHRUN, Ranks(5, 8, 1, 4)),
+        (BATCH, Ranks()),  # python in a batch script, or in the shell of salloc
+        (STEP, Ranks(9, 12, 1, 8)),
+        (STEP | TORCHRUN, Ranks(5, 8, 1, 4)),  # torchrun started by srun
+        ({"RANK": "1", "WORLD_SIZE": "2"}, Ranks(1, 2, 0, 1)),
+    ],
+)
+def test_the_place_of_a_process(environment, expected):
+    assert ranks.find(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "1"}, r"WORLD_SIZE=None: expected a whole number"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, r"RANK='x': expected"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, r"RANK=2 with WORLD_SIZE=2: a rank is below"),
+    ],
+)
+def test_a_place_that_makes_no_sense(environment, message):
+    with pytest.raises(UserError, match=message):
+        ranks.find(environment)
+
+
+def test_the_master():
+    assert ranks.master(TORCHRUN) == ("a", 7)
+    assert ranks.master(STEP | {"MASTER_ADDR": "b", "MASTER_PORT": "8"}) == ("b", 8)
+    host, port = ranks.master(STEP)
+    assert host == "n01" and 15000 <= port < 32768
+    # A requeued job, another step and another job meet elsewhere.
+    others = [{"SLURM_RESTART_COUNT": "1"}, {"SLURM_STEP_ID": "4"}, {"SLURM_JOB_ID": "13"}]
+    assert len({port, *(ranks.master(STEP | other)[1] for other in others)}) == 4
+    with pytest.raises(UserError, match="RANK is set, but MASTER_ADDR is not"):
+        ranks.master({"RANK": "0", "WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("gpu1", "gpu1"), ("gpu[03-05,9],x", "gpu03"), ("b,a[1-2]", "b"), ("r[2,4]n[07-08]-ib", "r2n07-ib")],
+)
+def test_the_first_host_of_a_node_list(nodes, first):
+    assert ranks.first_host(nodes) == first
+
+
+def test_ranks_in_short():
+    assert ranks.listed([7, 0, 2, 1, 9, 10]) == "0-2, 7, 9-10"
+
+
+def test_a_name_that_only_slurm_knows(tmp_path, monkeypatch):
+    stub(tmp_path, monkeypatch, 'echo "NodeName=n01 NodeAddr=127.0.0.9 NodeHostName=n01"')
+    assert ranks.resolvable("localhost") == "localhost"
+    assert ranks.resolvable("no-such-host.invalid") == "127.0.0.9"
+    stub(tmp_path, monkeypatch, "echo Node not found")
+    assert ranks.resolvable("no-such-host.invalid") is None
+
+
+# -------------------------------------------------------------------------------------------- meeting
+
+# Each rank brings one fact; errors and exit codes are those of the command line.
+MEET = """
+import sys
+from diga_hpc import cli, ranks, rendezvous
+
+def join():
+    me = ranks.find()
+    store = rendezvous.join(me, {"torch": sys.argv[1], "`seed`": "0"})
+    store.set(f"left/{me.rank}", "")
+    if me.rank == 0:  # the store ends with it
+        store.wait([f"left/{rank}" for rank in range(me.size)])
+
+cli.app = join
+cli.main()
+"""
+
+
+def meet(facts: dict[int, str], size: int, **environment: str) -> dict[int, tuple[int, list[str]]]:
+    """Exit code and error lines of the ranks that are started; 10 seconds to join."""
+    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "DIGA_JOIN_TIMEOUT": "10"} | environment
+    processes = {
+        rank: subprocess.Popen(
+            [sys.executable, "-c", MEET, fact],
+            env=os.environ | common | {"RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, fact in facts.items()
+    }
+    ended = {}
+    for rank, process in processes.items():
+        _, errors = process.communicate(timeout=60)
+        lines = [line for line in errors.splitlines() if line.startswith("diga-hpc:")]
+        ended[rank] = process.returncode, lines
+    return ended
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+def test_ranks_that_agree_meet():
+    ended = meet({0: "2.14", 1: "2.14", 2: "2.14"}, 3, MASTER_PORT=free_port())
+    assert ended == {rank: (0, []) for rank in range(3)}
+
+
+def test_ranks_that_disagree_are_told_by_rank_0():
+    ended = meet({0: "2.14", 1: "2.14", 2: "2.13"}, 3, MASTER_PORT=free_port())
+    (line,) = ended[0][1]
+    assert "error: ranks disagree: torch is 2.14 on ranks 0-1, 2.13 on rank 2;" in line
+    assert ended[0][0] == 2 and ended[1] == ended[2] == (2, [])
+
+
+def test_missing_ranks_are_named():
+    ended = meet({0: "2.14", 1: "2.14", 3: "2.14"}, 4, MASTER_PORT=free_port(), DIGA_JOIN_TIMEOUT="12")
+    (line,) = ended[0][1]
+    assert "error: only 3 of 4 ranks joined within 12 s (missing: 2)" in line
+    assert ended[0][0] == 2 and ended[1] == ended[3] == (2, [])
+
+
+def test_a_master_that_does_not_resolve():
+    ended = meet({0: "2.14"}, 2, MASTER_ADDR="no-such-host.invalid", MASTER_PORT="7")
+    code, (line,) = ended[0]
+    assert code == 2 and "the master's name 'no-such-host.invalid' does not resolve; set MASTER_ADDR" in line
+
+
+def test_a_port_in_use():
+    """By a server that accepts and never answers, so that the other rank would wait for it forever."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        ended = meet({0: "2.14", 1: "2.14"}, 2, MASTER_PORT=str(port))
+    code, (line,) = ended[0]
+    assert code == 2 and f"error: port {port} on 127.0.0.1 is in use; set MASTER_PORT" in line
+    code, (line,) = ended[1]
+    assert code == 2 and f"rank 0 cannot be reached at 127.0.0.1:{port} within 10 s" in line
+
+
+def test_configurations_that_differ_are_named_key_by_key(tiny_yaml):
+    """Through the real command line; a rank's own folder of the data may differ."""
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "diga_hpc", "warm-up", tiny_yaml, f"seed={rank}", f"data.root=/n{rank}"],
+            env=os.environ
+            | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    errors = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert "error: ranks disagree: `seed` is 0 on rank 0, 1 on rank 1; start all" in errors[0]
+    assert "data.root" not in errors[0] and "error" not in errors[1]
+    assert not (tiny_yaml.parent / "run").exists()
+
+
+def test_only_the_first_disagreements_are_listed():
+    assert disagreement([{"a": "1"}, {"a": "1"}]) is None
+    facts = dict.fromkeys("abcde", "1")
+    text = disagreement([facts, dict.fromkeys(facts, "2")])
+    assert text.startswith("ranks disagree: a is 1 on rank 0, 2 on rank 1; b is") and "and 2 more" in text
+
+
+# ------------------------------------------------------------------------ stops outside of training
+
+
+FEW = ["source_only=null", "warm_up.start=model", "evaluation.teacher=false", "self_training.steps=1"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The run directory of FEW."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = diga("pipeline", write_tiny_yaml(folder), *FEW)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+# Six images to adapt to, six to label, six for centroids, three for the consensus, and then evaluation.
+@pytest.mark.parametrize("image", [4, 9, 14, 20, 23])
+def test_other_stages_stop_at_an_image_and_go_on(tiny_yaml, tmp_path, monkeypatch, image, uninterrupted):
+    """A signal while the nth image of pseudo labels and evaluation is loaded; then the same results."""
+    parts = Pipeline(load(tiny_yaml, tmp_path / "parts", *FEW))
+    parts.warm_up()
+    signal_at_image(monkeypatch, image)
+    stops = []
+    for step in (
+        lambda job: job.pseudo_labels(1),
+        lambda job: job.self_training(1),
+        lambda job: job.evaluate(),
+    ):
+        try:
+            step(parts)
+        except Stopped as stopped:
+            stops.append(stopped)
+            parts = Pipeline(parts.config)
+            step(parts)
+    assert len(stops) == 1
+    assert final_files(tmp_path / "parts") == final_files(uninterrupted)
+    assert (tmp_path / "parts/results.json").read_text() == (uninterrupted / "results.json").read_text()
+    assert not list((tmp_path / "parts/partial").glob("*"))
+
+
+def signal_at_image(monkeypatch, number: int) -> None:
+    """SIGUSR2 to this process while the image of that number (from 1) is given out, once."""
+    from diga_hpc.data.loader import InferenceImages
+
+    original, count = InferenceImages.__getitem__, [0]
+
+    def get(self, i):
+        count[0] += 1
+        if count[0] == number:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return original(self, i)
+
+    monkeypatch.setattr(InferenceImages, "__getitem__", get)
+
+
+TWO_RANKS_ONE_SIGNAL = """
+import json, os, signal, sys
+from diga_hpc import config as configuration, distributed
+from diga_hpc.data.loader import InferenceImages
+from diga_hpc.errors import Stopped
+from diga_hpc.stages.pipeline import Pipeline
+
+job = Pipeline(configuration.load(sys.argv[1], sys.argv[2:]))
+job.warm_up()
+original = InferenceImages.__getitem__
+def get(self, i):
+    if job.context.world.rank == 1:
+        os.kill(os.getpid(), signal.SIGUSR2)
+    return original(self, i)
+InferenceImages.__getitem__ = get
+try:
+    job.evaluate()
+except Stopped as stopped:
+    print("stopped", job.context.world.rank, stopped.stage, stopped.done)
+InferenceImages.__getitem__ = original
+job.context.stop.requested = False
+job.context.stop._pending = None
+job.evaluate()
+distributed.finish()
+"""
+
+
+def test_a_signal_on_one_rank_stops_all_and_what_they_counted_is_kept(tmp_path):
+    yaml = write_tiny_yaml(tmp_path)
+    script = tmp_path / "job.py"
+    script.write_text(TWO_RANKS_ONE_SIGNAL)
+    options = ["source_only=null", "warm_up.start=model", "self_training=null", "evaluation.teacher=false",
+               "evaluation.adapt_normalization=false", "data.validation.images=9"]  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*command, script, yaml, *options], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    stopped = sorted(line.split() for line in done.stdout.splitlines() if line.startswith("stopped"))
+    # Two images: the agreement lags one behind.
+    assert [s[1:] for s in stopped] == [["0", "evaluation", "4"], ["1", "evaluation", "4"]]
+    two = json.loads((tmp_path / "run/results.json").read_text())
+    (tmp_path / "run/results.json").unlink()
+    Pipeline(configuration.load(yaml, options)).evaluate()
+    assert json.loads((tmp_path / "run/results.json").read_text()) == two
+
+
+def test_signals_before_the_stop_flag_are_not_lost(tiny_yaml, tmp_path):
+    signals.listen()
+    os.kill(os.getpid(), signal.SIGUSR2)
+    job = Pipeline(load(tiny_yaml, tmp_path / "run"))
+    assert job.context.stop.requested
+    assert not Pipeline(load(tiny_yaml, tmp_path / "run")).context.stop.requested  # it was one signal
+
+
+# ------------------------------------------------------------------------------------------- requeues
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
+
+
+def stub(folder, monkeypatch, lines: str):
+    """A scontrol that notes its arguments and does `lines`; returns the file of its notes."""
+    program = folder / "bin/scontrol"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f'#!/bin/bash\necho "$@" >> {folder}/calls\n{lines}\n')
+    program.chmod(0o755)
+    if str(program.parent) not in os.environ["PATH"]:
+        monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return folder / "calls"
+
+
+@pytest.fixture
+def in_job(tmp_path, monkeypatch):
+    """Inside a step of job 12, which Slurm says is running and lets requeue; returns scontrol's notes."""
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    return stub(tmp_path, monkeypatch, "[[ $1 == requeue ]] || echo JobId=12 JobState=RUNNING Reason=None")
+
+
+def stopped_at(done: int, stage: str = "warm_up") -> Stopped:
+    return Stopped(f"{stage} stopped at {done}", stage=stage, done=done)
+
+
+def test_a_stopped_job_is_requeued_and_counted(in_job, tiny_yaml, tmp_path):
+    run = Run(load(tiny_yaml, tmp_path / "run"))
+    for number, done in enumerate((5, 9), 1):
+        stopped = stopped_at(done)
+        requeue.hand_back(stopped, run, ALONE)
+        assert stopped.remedy == f"job 12 is requeued (number {number}) and goes on by itself"
+    assert in_job.read_text().splitlines()[1::2] == ["requeue 12", "requeue 12"]
+    entries = json.loads(run.requeues.read_text())
+    assert [(e["job"], e["by"], e["stage"], e["done"]) for e in entries] == [
+        ("12", "job", "warm_up", 5),
+        ("12", "job", "warm_up", 9),
+    ]
+
+
+def test_without_progress_between_two_requeues_the_run_stops(in_job, tiny_yaml, tmp_path, monkeypatch):
+    run = Run(load(tiny_yaml, tmp_path / "run"))
+    requeue.hand_back(stopped_at(5), run, ALONE)
+    with pytest.raises(
+        UserError, match=r"no progress since it was last requeued \(both times warm_up at 5\)"
+    ):
+        requeue.hand_back(stopped_at(5), run, ALONE)
+    assert in_job.read_text().count("requeue 12") == 1
+    requeue.hand_back(stopped_at(0, "evaluation"), run, ALONE)  # another stage is progress
+    monkeypatch.setenv("SLURM_JOB_ID", "13")  # submitted again, perhaps with more time
+    requeue.hand_back(stopped_at(0, "evaluation"), run, ALONE)
+
+
+def test_a_requeue_that_slurm_refuses_is_said_and_not_counted(in_job, tiny_yaml, tmp_path, monkeypatch):
+    stub(
+        tmp_path, monkeypatch, "[[ $1 != requeue ]] || { echo Requested operation is disabled >&2; exit 1; }"
+    )
+    run, stopped = Run(load(tiny_yaml, tmp_path / "run")), stopped_at(5)
+    requeue.hand_back(stopped, run, ALONE)
+    assert stopped.remedy.startswith("job 12 was not requeued (Requested operation is disabled); submit")
+    assert json.loads(run.requeues.read_text()) == []
+
+
+def test_a_cancelled_job_stays_cancelled(in_job, tiny_yaml, tmp_path, monkeypatch):
+    calls = stub(tmp_path, monkeypatch, "echo JobId=12 JobState=CANCELLED Reason=None")
+    run, stopped = Run(load(tiny_yaml, tmp_path / "run")), stopped_at(5)
+    requeue.hand_back(stopped, run, ALONE)
+    assert "Slurm itself is ending job 12 (cancelled)" in stopped.remedy
+    assert "requeue" not in calls.read_text() and not run.requeues.exists()
+
+
+def test_outside_a_job_nothing_is_requeued(tiny_yaml, tmp_path, monkeypatch):
+    calls = stub(tmp_path, monkeypatch, "")
+    stopped = stopped_at(5)
+    requeue.hand_back(stopped, Run(load(tiny_yaml, tmp_path / "run")), ALONE)
+    assert stopped.remedy == "start the same command again to go on" and not calls.exists()
+
+
+def test_an_element_of_an_array_is_requeued_alone():
+    assert requeue.job_name(STEP | {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}) == "12_3"
+    assert requeue.job_name(BATCH) is None
+
+
+def test_restarts_that_the_job_did_not_ask_for_are_counted(in_job, tiny_yaml, tmp_path):
+    run = Run(load(tiny_yaml, tmp_path / "run"))
+    requeue.hand_back(stopped_at(5), run, ALONE)
+    for restarts in ("1", "2", "2"):
+        requeue.announce(run, STEP | {"SLURM_RESTART_COUNT": restarts})
+    assert [e["by"] for e in json.loads(run.requeues.read_text())] == ["job", "slurm"]

@@ -1,0 +1,241 @@
+"""The scripts of slurm/ on a real Slurm of two nodes: sbatch, srun, scontrol and squeue as a user has them."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import stat
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import diga
+from slurm_cluster import ROOT, Cluster, need, until
+from test_training import STEPS, final_files, losses
+
+from diga_hpc import config as configuration
+
+SLURM = ROOT / "slurm"
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
+# Long enough to be interrupted, and written only when it is.
+LONG = ["source_only=null", "warm_up.start=model", "warm_up.steps=60", "logging.checkpoint_every=1000"]
+
+
+def log_of(run_dir: Path, job: str) -> str:
+    (file,) = run_dir.glob(f"logs/*-{job}.log")
+    return file.read_text()
+
+
+def steps_done(run_dir: Path) -> int:
+    metrics = run_dir / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.is_file() else 0
+
+
+def test_warm_up_on_two_nodes_has_the_losses_of_one_process(cluster, tiny_yaml, tmp_path):
+    job = cluster.submit(*TWO_NODES, SLURM / "warmup.sh", tiny_yaml, *STEPS)
+    done = diga("warm-up", tiny_yaml, f"run_dir={tmp_path / 'alone'}", *STEPS)
+    assert done.returncode == 0, done.stderr
+    assert cluster.wait(job) == "COMPLETED", log_of(tmp_path / "run", job)
+    expected = losses(tmp_path / "alone", "warm_up")
+    assert len(expected) == 20 and losses(tmp_path / "run", "warm_up") == pytest.approx(expected, rel=1e-5)
+    log = log_of(tmp_path / "run", job)
+    assert "warm-up on node[1-2], restart 0" in log and "warm-up is done" in log
+    assert (
+        f"output: {tmp_path}/run/logs/warmup-{job}.log" in (cluster.folder / f"slurm-{job}.out").read_text()
+    )
+
+
+def test_pipeline_runs_the_chain(cluster, tiny_yaml, tmp_path):
+    text = cluster.run(SLURM / "pipeline.sh", "--wait", *TWO_NODES, "--", tiny_yaml)
+    names = ["warmup", "pseudo_labels_1", "self_training_1", "evaluate"]
+    submitted = [line.split() for line in text.splitlines()[:4]]
+    assert [name for _, name in submitted] == names
+    assert text.splitlines()[-4:] == [f"{job} {name}: done" for job, name in submitted]
+    rows = json.loads((tmp_path / "run/results.json").read_text())
+    assert {row["stage"] for row in rows} == {"source_only", "warm_up", "self_training"}
+    assert (tmp_path / "run/report.html").is_file()
+    assert "self-training 1" in log_of(tmp_path / "run", submitted[-1][0])  # the printed table
+
+
+def test_a_failing_stage_stops_those_after_it_and_says_so(cluster, tiny_yaml, tmp_path):
+    options = ["source_only=null", "warm_up.start=model", "warm_up.batch.full=4"]  # 5 images for 2 ranks
+    text = cluster.run(SLURM / "pipeline.sh", "--wait", *TWO_NODES, "--", tiny_yaml, *options, check=False)
+    jobs = dict(reversed(line.split()) for line in text.splitlines()[:4])
+    assert f"{jobs['warmup']} warmup: FAILED, see {tmp_path}/run/logs/warmup-{jobs['warmup']}.log" in text
+    for name in ("pseudo_labels_1", "self_training_1", "evaluate"):
+        assert f"{jobs[name]} {name}: cancelled" in text
+        assert not list(tmp_path.glob(f"run/logs/{name}-*"))
+    log = log_of(tmp_path / "run", jobs["warmup"])
+    assert "error: a batch of 5 images does not divide by 2 ranks" in log
+    assert "FAILED with exit code" in log and "jobs that depend on it are cancelled" in log
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a run of LONG on two ranks, by torchrun."""
+    from conftest import write_tiny_yaml
+
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    done = diga("warm-up", write_tiny_yaml(folder), *LONG, ranks=2)
+    assert done.returncode == 0, done.stderr
+    return final_files(folder / "run")
+
+
+def test_requeued_twice_by_an_operator_ends_bit_identical(cluster, tiny_yaml, tmp_path, uninterrupted):
+    """scontrol requeue ends every process of the job, loader workers too; it goes on where it stopped."""
+    run = tmp_path / "run"
+    job = cluster.submit(*TWO_NODES, SLURM / "warmup.sh", tiny_yaml, *LONG, "data.workers=1")
+    for restart in (0, 1):
+        # The journal of a restart begins with the lines of before.
+        before = steps_done(run)
+        started = f"restart {restart}"
+        until(lambda: list(run.glob("logs/*")) and started in log_of(run, job), 120, started)  # noqa: B023
+        until(lambda: steps_done(run) > before + 3, 120, "steps")  # noqa: B023
+        cluster.run("scontrol", "requeue", job)
+    assert cluster.wait(job) == "COMPLETED", log_of(run, job)
+    log = log_of(run, job)
+    assert log.count("warm_up goes on from step") == 2 and log.count("warm_up stopped at step") == 2, log
+    assert final_files(run) == uninterrupted
+    assert [r["by"] for r in json.loads((run / "requeues.json").read_text())] == ["slurm", "slurm"]
+
+
+def test_at_its_time_limit_a_job_requeues_itself_and_ends_bit_identical(
+    cluster, tiny_yaml, tmp_path, uninterrupted
+):
+    """Slurm looks at time limits twice a minute: the ranks are paused until it has sent its warning."""
+    run = tmp_path / "run"
+    limit = ("--time=1", "--signal=USR2@58")
+    job = cluster.submit(*TWO_NODES, *limit, SLURM / "warmup.sh", tiny_yaml, *LONG)
+    until(lambda: cluster.state(job) == "RUNNING", 60, "the job to start")
+    start = time.monotonic()
+    until(lambda: steps_done(run) > 3 or (run / "requeues.json").is_file(), 120, "steps")
+    cluster.run("scancel", "--signal=STOP", job, check=False)
+    while time.monotonic() < start + 35 and not (run / "requeues.json").is_file():
+        time.sleep(0.5)
+    cluster.run("scancel", "--signal=CONT", job, check=False)
+    until((run / "requeues.json").is_file, 120, "the requeue")
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")  # enough for what is left
+    assert cluster.wait(job) == "COMPLETED", log_of(run, job)
+    requeues = json.loads((run / "requeues.json").read_text())
+    assert requeues and all(r["by"] == "job" and r["stage"] == "warm_up" for r in requeues)
+    log = log_of(run, job)
+    for number, requeue in enumerate(requeues, 1):
+        assert f"at step {requeue['done']} of 60; job {job} is requeued (number {number})" in log
+        assert f"warm_up goes on from step {requeue['done']}" in log
+    assert final_files(run) == uninterrupted
+
+
+# --------------------------------------------------------------------------- 4 nodes of 8 played GPUs
+
+
+@pytest.fixture
+def reporting_rank(tmp_path) -> str:
+    """A PATH on which diga-hpc says its place instead of training; there is no GPU to train on."""
+    stub = tmp_path / "bin/diga-hpc"
+    stub.parent.mkdir()
+    stub.write_text(
+        f"""#!/bin/bash
+[[ $1 != show ]] || exec {sys.executable} -m diga_hpc "$@"
+echo "rank $SLURM_PROCID of $SLURM_STEP_NUM_TASKS local $SLURM_LOCALID sees $CUDA_VISIBLE_DEVICES at $MASTER_PORT"
+"""
+    )
+    stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
+    return f"{stub.parent}:{os.environ['PATH']}"
+
+
+def test_32_ranks_start_on_4_nodes_of_8_gpus(gpu_cluster, tiny_yaml, tmp_path, reporting_rank):
+    shape = ("--nodes=4", "--gpus-per-node=8", "--ntasks-per-node=8", "--cpus-per-task=8")
+    job = gpu_cluster.submit(*shape, SLURM / "warmup.sh", tiny_yaml, PATH=reporting_rank)
+    assert gpu_cluster.wait(job) == "COMPLETED"
+    words = [line.split() for line in log_of(tmp_path / "run", job).splitlines() if " sees " in line]
+    assert sorted(int(w[2]) for w in words) == list(range(32))
+    assert all(int(w[6]) == int(w[2]) % 8 and w[4] == "32" and w[8] == "0,1,2,3,4,5,6,7" for w in words)
+    assert len({w[-1] for w in words}) == 1  # the port
+
+
+def test_tasks_that_are_not_the_gpus_are_an_error(gpu_cluster, tiny_yaml, tmp_path, reporting_rank):
+    shape = ("--nodes=2", "--gpus-per-node=8")
+    job = gpu_cluster.submit(*shape, SLURM / "warmup.sh", tiny_yaml, PATH=reporting_rank)
+    assert gpu_cluster.wait(job) == "FAILED"
+    log = log_of(tmp_path / "run", job)
+    assert "error: 1 tasks but 8 GPUs on a node" in log and "--ntasks-per-node=8" in log and "sees" not in log
+
+
+COMMANDS = [
+    shlex.split(line)
+    for block in re.findall(r"```bash\n(.*?)```", (SLURM / "README.md").read_text(), re.S)
+    for line in block.splitlines()
+]
+
+
+def test_ten_commands_lead_to_64_nodes():
+    assert len(COMMANDS) == 10
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "configs/" in " ".join(c)], ids=" ".join)
+def test_the_commands_of_the_readme_are_true(large_cluster, command):
+    """Each names scripts that exist and settings that are valid, and a cluster of 64 x 8 would start its job."""
+    position = next(i for i, word in enumerate(command) if word.startswith("configs/"))
+    recipe, overrides = command[position], command[position + 1 :]
+    config = configuration.load(ROOT / recipe, overrides)
+    if command[0] == "diga-hpc":
+        return
+    # pipeline.sh hands its options to the same sbatch for every stage.
+    script = "slurm/warmup.sh" if command[0] == "slurm/pipeline.sh" else command[position - 1]
+    options = [word for word in command[1:position] if word not in ("--", script)]
+    text = large_cluster.run("sbatch", "--test-only", *options, ROOT / script, recipe, *overrides)
+    assert "to start at" in text
+    shape = dict(zip(options[::2], options[1::2], strict=True))
+    count = int(shape.get("--nodes", 1)) * int(shape["--ntasks-per-node"])
+    assert config.warm_up.batch.total % count == 0
+    if "pipeline" in command[0]:
+        assert config.self_training.batch.total % count == 0
+
+
+# --------------------------------------------------------------------------------- the cluster itself
+
+
+def test_a_cluster_with_accounting_leaves_nothing_behind(tmp_path):
+    need("slurmctld", "slurmd", "munged", "slurmdbd", "mariadbd")
+    one = Cluster(tmp_path, "--nodes", "1", "--accounting")
+    one.start()
+    try:
+        job = one.submit("--wrap", "true")
+        assert one.wait(job) == "COMPLETED"
+        until(lambda: "COMPLETED" in one.run("sacct", "-n", "-X", "-j", job), 20, "accounting")
+        # A job that does not listen when it is told to end.
+        deaf = one.submit("--wrap", "trap '' TERM; echo $$ > pid; while :; do sleep 1; done")
+        until(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), 20, f"job {deaf}")
+        assert deaf in one.run(SLURM / "local_cluster.sh", "status", "--dir", one.dir)
+    finally:
+        one.stop()
+    assert not one.dir.exists()
+    mine = str(one.dir).encode()
+    left = [p for p in Path("/proc").glob("[0-9]*") if mine in command_line(p)]
+    assert left == [] and not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def command_line(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_starting_twice_says_that_it_is_up(cluster):
+    text = cluster.run(SLURM / "local_cluster.sh", "start", "--dir", cluster.dir, check=False)
+    assert "a cluster is up there" in text
+    assert cluster.run(SLURM / "local_cluster.sh", "env", "--dir", cluster.dir) == (
+        f"export SLURM_CONF={cluster.dir}/slurm.conf"
+    )
+
+
+def test_scripts_are_valid_bash_and_can_be_run():
+    for script in SLURM.glob("*.sh"):
+        assert os.system(f"bash -n {script}") == 0
+        sourced = script.name in ("env.sh", "stage.sh")
+        assert sourced != os.access(script, os.X_OK), script
+    if shutil.which("shellcheck"):
+        assert os.system(f"shellcheck --severity=error {SLURM}/*.sh") == 0
