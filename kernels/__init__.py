@@ -17,8 +17,8 @@ from ._dispatch import implementation, operation
 symmetric_kl_loss = operation(reference.symmetric_kl_loss, triton_module="distillation")
 cross_entropy_loss = operation(reference.cross_entropy_loss, triton_module="cross_entropy")
 warm_up_loss = operation(reference.warm_up_loss, triton_module="warm_up")
-consensus_labels = operation(reference.consensus_labels)
-argmax_labels = operation(reference.argmax_labels)
+consensus_labels = operation(reference.consensus_labels, triton_module="consensus")
+argmax_labels = operation(reference.argmax_labels, triton_module="argmax")
 
 __all__ = [
     "argmax_labels",

@@ -93,15 +93,21 @@ class Upsampling:
         return self._weights[key]
 
 
+def axis_positions(n_in: int, n_out: int, align_corners: bool) -> tuple[int, int, int]:
+    """(step, offset, unit): output x lies at (x step + offset) / unit among the nodes, clamped to them.
+
+    Positions are fractions of integers: no rounding can pick the wrong cell.
+    """
+    if align_corners:
+        return (n_in - 1, 0, n_out - 1) if n_out > 1 else (0, 0, 1)
+    return 2 * n_in, n_in - n_out, 2 * n_out
+
+
 def _hat_weights(
     outputs: slice, n_in: int, n_out: int, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[slice, Tensor]:
     """Node j weighs max(0, 1 - |x - j|) at the output whose position among the nodes is x."""
-    # Positions are fractions of integers: no rounding can pick the wrong cell.
-    if align_corners:
-        step, offset, denominator = (n_in - 1, 0, n_out - 1) if n_out > 1 else (0, 0, 1)
-    else:
-        step, offset, denominator = 2 * n_in, n_in - n_out, 2 * n_out
+    step, offset, denominator = axis_positions(n_in, n_out, align_corners)
 
     def first_node(output: int) -> int:
         return min(max(step * output + offset, 0) // denominator, n_in - 1)

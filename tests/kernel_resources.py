@@ -5,8 +5,8 @@
 
 The calls are made with tensors that have shapes and no values; each launch is intercepted and its arguments
 become the signature to compile. Resources on CUDA: registers and stack bytes of a thread (`cuobjdump
---dump-resource-usage`), instructions of the innermost loop, and accesses to spilled registers inside loops
-(`cuobjdump -sass`); on ROCm what the assembly's notes say.
+--dump-resource-usage`), instructions of the innermost loop that takes the time, and accesses to spilled registers
+inside loops (`cuobjdump -sass`); on ROCm what the assembly's notes say.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from diga_hpc.kernels import cross_entropy, distillation, warm_up
+from diga_hpc.kernels import argmax, consensus, cross_entropy, distillation, warm_up
 from diga_hpc.kernels.scaled_gradient import scaled_gradient
 
 RECORD = Path(__file__).parent / "recorded" / "kernel_resources.json"
@@ -41,7 +41,7 @@ TARGETS = {
 }
 TYPES = {
     torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16",
-    torch.uint8: "u8", torch.int64: "i64", torch.bool: "i1",
+    torch.uint8: "u8", torch.int16: "i16", torch.int64: "i64", torch.bool: "i1",
 }  # fmt: skip
 
 
@@ -71,6 +71,15 @@ def cross_entropy_call(K: int, h: int, w: int) -> None:
     cross_entropy._cross_entropy._init_fn(logits, labels, empty(K), 255, True, True, True)
 
 
+def argmax_call(K: int, maps: list[tuple[int, int]], size: tuple[int, int], **layout) -> None:
+    argmax.label_strips([empty(1, K, *nodes, **layout) for nodes in maps], size, True, clamp=True)
+
+
+def consensus_call(K: int, D: int, h: int, w: int, **layout) -> None:
+    features, labels = empty(3, D, h, w, **layout), empty(3, 512, 896, dtype=torch.uint8)
+    consensus.consensus(features, empty(K, D), labels, None, 255, True)
+
+
 CALLS: dict[str, Callable[[], None]] = {
     "warm_up K=19 stride 8": lambda: warm_up_call(19, 65, 113),
     "warm_up K=19 stride 4 bf16 channels_last": lambda: warm_up_call(
@@ -79,6 +88,13 @@ CALLS: dict[str, Callable[[], None]] = {
     "masked kl K=150": lambda: masked_kl_call(150, 128, 128),
     "weighted cross_entropy K=16": lambda: cross_entropy_call(16, 128, 128),
     "weighted cross_entropy K=5": lambda: cross_entropy_call(5, 128, 128),
+    "argmax 2 scales K=19": lambda: argmax_call(19, [(129, 257), (65, 129)], (1024, 2048)),
+    "argmax 1 scale stride 4 bf16 channels_last": lambda: argmax_call(
+        19, [(256, 512)], (1024, 2048), dtype=torch.bfloat16, channels_last=True
+    ),
+    "argmax shrinking K=150": lambda: argmax_call(150, [(128, 128)], (64, 64)),
+    "consensus K=19 D=256": lambda: consensus_call(19, 256, 65, 113),
+    "consensus K=150 D=64 channels_last": lambda: consensus_call(150, 64, 128, 128, channels_last=True),
 }
 
 
@@ -101,20 +117,27 @@ def intercepted() -> Iterator[list[tuple[JITFunction, dict, int]]]:
 def source(kernel: JITFunction, arguments: dict) -> ASTSource:
     """The signature that a launch with these arguments would compile."""
     signature, constants, attributes = {}, {}, {}
+
+    def describe(value: object, path: tuple[int, ...], constant: bool) -> str | tuple:
+        """The type of one argument, or of all in a tuple."""
+        if isinstance(value, tuple):
+            return tuple(describe(v, (*path, i), constant) for i, v in enumerate(value))
+        aligned = isinstance(value, torch.Tensor)  # as the allocator makes them
+        if isinstance(value, torch.Tensor):
+            kind = "*" + TYPES[value.dtype]
+        elif constant or (isinstance(value, int) and value == 1):
+            kind, constants[path] = "constexpr", value
+        elif isinstance(value, float):
+            kind = "fp32"
+        else:
+            kind, aligned = "i32", value % 16 == 0
+        if aligned:
+            attributes[path] = [["tt.divisibility", 16]]
+        return kind
+
     for position, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if isinstance(value, torch.Tensor):
-            signature[parameter.name] = "*" + TYPES[value.dtype]
-            aligned = True  # as the allocator makes them
-        elif isinstance(value, float):
-            signature[parameter.name], aligned = "fp32", False
-        elif parameter.is_constexpr or value == 1:
-            signature[parameter.name], aligned = "constexpr", False
-            constants[parameter.name] = value
-        else:
-            signature[parameter.name], aligned = "i32", value % 16 == 0
-        if aligned:
-            attributes[(position,)] = [["tt.divisibility", 16]]
+        signature[parameter.name] = describe(value, (position,), parameter.is_constexpr)
     return ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
 
 
@@ -133,19 +156,24 @@ def cuda_resources(cubin: bytes) -> dict[str, int]:
         usage, sass = (cuobjdump(option, file.name) for option in ("--dump-resource-usage", "-sass"))
     found = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
     lines = {int(a, 16): text for a, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;]*);", sass)}
+    # Jumps back are loops, but for returns from code that was moved behind the end of the program.
+    ends = [address for address, text in lines.items() if text.startswith("EXIT")]
     loops = [
         (int(target, 16), address)
         for address, text in lines.items()
-        # Conditional jumps back are loops; others return from code that was moved out of line.
-        for target in re.findall(r"^@!?U?P\d\s+BRA[\w.]*\s+(?:\S+,\s*)?`?\(?(?:\.\S*)?(0x[0-9a-f]+)", text)
-        if int(target, 16) < address
+        for target in re.findall(
+            r"^(?:@!?U?P\d\s+)?BRA[\w.]*\s+(?:\S+,\s*)?`?\(?(?:\.\S*)?(0x[0-9a-f]+)", text
+        )
+        if int(target, 16) < address and not any(int(target, 16) < end < address for end in ends)
     ]
     spills = sum(
         any(a <= x <= b for a, b in loops) for x, text in lines.items() if re.search(r"\b(LDL|STL)", text)
     )
-    bodies = [[text for x, text in lines.items() if a <= x <= b] for a, b in loops]
+    innermost = [(a, b) for a, b in loops if not any(a <= c and d < b for c, d in loops)]
+    bodies = [[text for x, text in lines.items() if a <= x <= b] for a, b in innermost]
     with_exponentials = [body for body in bodies if any("MUFU.EX2" in text for text in body)]
-    pixel = min(with_exponentials, key=len, default=[])
+    # Where the time goes: the loop with exponentials in it, or else the longest (the label kernels).
+    pixel = min(with_exponentials, key=len, default=[]) or max(bodies, key=len, default=[])
     return {
         "registers": found["REG"],
         "stack": found["STACK"],

@@ -36,6 +36,9 @@ def test_pixel_loops_were_found(compiled):
     scans = [row["sm_90"] for kernel, row in compiled.items() if ": scan_cells" in kernel]
     assert len(scans) >= 5
     assert all(40 < scan["pixel_loop"] < 250 and scan["pixel_loop_mufu"] >= 5 for scan in scans)
+    strips = [row["sm_90"] for kernel, row in compiled.items() if ": label_strips" in kernel]
+    assert len(strips) >= 5
+    assert all(60 < strip["pixel_loop"] < 400 for strip in strips)
 
 
 def test_resources_are_those_recorded(compiled):

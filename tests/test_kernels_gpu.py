@@ -1,8 +1,9 @@
-"""The Triton losses on a GPU, compiled: the tables of `loss_tables.py` on real shapes. Run: pytest -m gpu tests"""
+"""The Triton kernels on a GPU, compiled: the tables of losses and labels on real shapes. Run: pytest -m gpu tests"""
 
 import pytest
 import torch
 from kernel_truth import SHAPES, random_labels
+from label_tables import *  # noqa: F403  the tables are tests
 from loss_tables import *  # noqa: F403  the tables are tests
 
 from diga_hpc import kernels
@@ -22,6 +23,11 @@ def shape(request):
 @pytest.fixture
 def normal_shape():
     return (4, 19, (17, 23), (67, 101))
+
+
+@pytest.fixture
+def grid():
+    return (9, 15, 8)
 
 
 @pytest.fixture
@@ -48,6 +54,40 @@ def test_no_full_resolution_tensor():
     sum(kernels.warm_up_loss(student, teacher, labels)).backward()
     extra = torch.cuda.max_memory_allocated() - before
     assert extra < 4 * 6 * 19 * 512 * 896 / 6
+
+
+def test_label_operations_take_little_memory():
+    """`argmax_labels` at 1024x2048 with two scales: below 3 MB beside inputs and result."""
+    maps = [torch.randn(1, 19, 129, 257, device="cuda"), torch.randn(1, 19, 65, 129, device="cuda")]
+    kernels.argmax_labels(maps, (1024, 2048))  # compiles
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    labels = kernels.argmax_labels(maps, (1024, 2048))
+    assert torch.cuda.max_memory_allocated() - before - labels.numel() < 3e6
+
+
+def test_label_operations_in_a_cuda_graph_without_waiting():
+    features, centroids = torch.randn(2, 40, 17, 23, device="cuda"), torch.randn(19, 40, device="cuda")
+    labels, seen = random_labels(2, 19, (67, 101)).cuda(), torch.rand(19, device="cuda") < 0.8
+    logits = torch.randn(2, 19, 17, 23, device="cuda")
+
+    def run():
+        consensus, kept = kernels.consensus_labels(features, centroids, labels, seen=seen)
+        return consensus, kept, kernels.argmax_labels([logits, logits[..., ::2]], (67, 101))
+
+    expected = run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    for result in captured:
+        result.zero_()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_no_waiting():

@@ -1,10 +1,14 @@
 """What a training step allocates and whether it waits for the device, seen from the operations it calls."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from conftest import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diga_hpc import config as configuration
+from diga_hpc import distributed
 from diga_hpc.centroids import Centroids
 from diga_hpc.data import datasets
 from diga_hpc.data.label_spaces import label_space
@@ -12,6 +16,8 @@ from diga_hpc.data.loader import TrainingSamples, collate
 from diga_hpc.distributed import World
 from diga_hpc.losses import Segmentation
 from diga_hpc.models import build_model
+from diga_hpc.stages import evaluation, pseudo_labels
+from diga_hpc.stages.pipeline import Pipeline
 from diga_hpc.stages.self_training import SelfTraining
 from diga_hpc.stages.source_only import SourceOnly
 from diga_hpc.stages.warm_up import WarmUp
@@ -48,11 +54,22 @@ class Watch(TorchDispatchMode):
         return result
 
 
+def large_images(folder: Path, *overrides: str) -> configuration.Config:
+    """The tiny configuration on images so large that the reference needs several tiles for one."""
+    text = (
+        TINY.format(run_dir=folder / "run").replace("[48, 96]", "[104, 200]").replace("[32, 48]", "[96, 160]")
+    )
+    text = text.replace("images: 12,", "images: 12, half_size: [96, 168],")
+    path = folder / "large.yaml"
+    path.write_text(text.replace("first: 100,", "first: 100, half_size: [96, 168],"))
+    return configuration.load(path, list(overrides))
+
+
 @pytest.mark.parametrize("stage_name", ["source_only", "warm_up", "self_training"])
-def test_a_step_holds_no_full_size_logits_and_never_waits(tiny_yaml, stage_name, monkeypatch):
+def test_a_step_holds_no_full_size_logits_and_never_waits(tmp_path, stage_name, monkeypatch):
     # Reads whether centroids are finite, and only where that needs no waiting: on a CPU.
     monkeypatch.setattr("diga_hpc.kernels._checks.check_consensus_labels", lambda *_: None)
-    config = configuration.load(tiny_yaml)
+    config = large_images(tmp_path)
     space, section = label_space(config), getattr(config, stage_name)
     student = build_model("lite", space.num_classes)
     teacher = Teacher(student, config)
@@ -79,13 +96,68 @@ def test_a_step_holds_no_full_size_logits_and_never_waits(tiny_yaml, stage_name,
         if output.statistics is not None:
             stage.absorb([output.statistics])
 
-    height, width = section.crop
-    pixels = height * width
-    classes = space.num_classes
-    full_size = [
-        s for s in watch.float_shapes if len(s) >= 3 and s[-2:] == (height, width) and classes in s[:-2]
-    ]
-    flattened = [s for s in watch.float_shapes if pixels in s and classes in s]
-    assert full_size == [] and flattened == []
+    assert full_size_floats(watch, section.crop, space.num_classes) == []
     assert watch.waiting == []
-    assert (4, 3, height, width) in watch.float_shapes or stage_name == "source_only"  # the watch sees images
+    assert (4, 3, *section.crop) in watch.float_shapes or stage_name == "source_only"  # the watch sees images
+
+
+def full_size_floats(watch: Watch, size: tuple[int, int], classes: int) -> list[tuple[int, ...]]:
+    """Shapes of logits or probabilities of every pixel, also flattened or with classes last."""
+    pixels = size[0] * size[1]
+    return [
+        shape
+        for shape in watch.float_shapes
+        if (len(shape) >= 3 and classes in shape and all(n in shape for n in size))
+        or (pixels in shape and classes in shape)
+    ]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """A run on built-in data and an untrained network."""
+    folder = tmp_path_factory.mktemp("opened")
+    pipeline = Pipeline(large_images(folder, "evaluation.scales=[1.0, 0.5]", "evaluation.flip=true"))
+    yield pipeline, pipeline._starting_model().eval()
+    distributed.finish()
+
+
+def images_alone(dataset, count):
+    """The first images of a data set."""
+    return type(
+        "First", (), {"__len__": lambda _: count, "__getattr__": lambda _, name: getattr(dataset, name)}
+    )()
+
+
+def watched(work) -> Watch:
+    with Watch() as watch:
+        work()
+    return watch
+
+
+@pytest.mark.parametrize("stage", ["evaluation", "pseudo_labels", "centroids", "consensus"])
+def test_labels_of_whole_images_hold_no_full_size_logits_and_never_wait(opened, stage, monkeypatch, tmp_path):
+    """What waits does so once at the end: as often for three images as for one."""
+    monkeypatch.setattr("diga_hpc.kernels._checks.check_consensus_labels", lambda *_: None)
+    pipeline, model = opened
+    context, target, validation = pipeline.context, pipeline.target, pipeline.validation
+    means = Centroids(
+        context.space.num_classes, model.feature_channels, context.config.centroids, ALONE.device
+    )
+
+    def work(count):
+        first = images_alone(target, count), images_alone(validation, count)
+        {
+            "evaluation": lambda: evaluation.measure(context, model, first[1], "panel"),
+            "pseudo_labels": lambda: pseudo_labels.write_pseudo_labels(
+                context, model, first[0], tmp_path / str(count)
+            ),
+            "centroids": lambda: pseudo_labels.initial_centroids(context, model, first[0]),
+            "consensus": lambda: pseudo_labels.consensus_quality(
+                context, model, model, means, first[1], "consensus"
+            ),
+        }[stage]()
+
+    one, three = watched(lambda: work(1)), watched(lambda: work(3))
+    assert one.waiting == three.waiting
+    assert full_size_floats(three, (104, 200), context.space.num_classes) == []
+    assert (1, 3, 104, 200) in three.float_shapes or stage == "centroids"

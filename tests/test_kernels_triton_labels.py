@@ -1,0 +1,89 @@
+"""The Triton label operations in Triton's interpreter: the tables of `label_tables.py` on tiny maps."""
+
+import os
+
+import pytest
+import torch
+from kernel_truth import random_labels
+from label_tables import *  # noqa: F403  the tables are tests
+from test_kernels_reference_contract import ARGMAX, BAD_INPUT, CONSENSUS, Recorder
+
+from diga_hpc import kernels
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+pytestmark = [
+    pytest.mark.skipif(not INTERPRETED, reason="on a GPU machine test_kernels_gpu.py runs these tables"),
+    # The interpreter computes with NumPy, which warns where a GPU would not.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+# (images, K, (h, w), (H, W)): scales 2, 1, 4, 8 and odd ones; strips of 1 to 8 rows; one row; shrinking
+TINY = [
+    (2, 2, (3, 5), (5, 9)),
+    (1, 5, (4, 5), (4, 5)),
+    (1, 16, (3, 4), (9, 13)),
+    (1, 19, (2, 3), (17, 35)),
+    (2, 5, (4, 3), (7, 10)),
+    (1, 150, (2, 3), (5, 9)),
+    (2, 3, (1, 7), (3, 13)),
+    (2, 3, (1, 1), (5, 3)),
+    (2, 3, (4, 5), (1, 1)),
+    (2, 3, (5, 6), (3, 4)),
+]
+
+
+@pytest.fixture(params=TINY, ids=str)
+def shape(request):
+    return request.param
+
+
+@pytest.fixture
+def grid():
+    return (3, 4, 4)
+
+
+@pytest.fixture
+def device():
+    return "cpu"
+
+
+@pytest.fixture(autouse=True)
+def in_the_interpreter():
+    torch.manual_seed(0)
+    with kernels.implementation("triton"):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "options", "message"),
+    [case for case in BAD_INPUT if case[0] in (ARGMAX, CONSENSUS)],
+)
+def test_bad_input(operation, arguments, options, message):
+    with pytest.raises(ValueError) as error:
+        operation(*arguments, **options)
+    assert str(error.value).startswith(message)
+
+
+def test_no_full_resolution_tensor_and_no_waiting():
+    from diga_hpc.kernels import argmax, consensus
+
+    K, size = 2, (24, 32)
+    features, centroids, labels = torch.randn(1, 3, 3, 4), torch.randn(K, 3), random_labels(1, K, size)
+    seen = torch.ones(K, dtype=torch.bool)
+    with Recorder() as recorder:  # inside the operators: a dispatch mode does not see into them
+        argmax.label_strips([torch.randn(1, K, 3, 4)], size, True, clamp=True)
+        consensus.consensus(features, centroids, labels, seen, 255, True)
+    assert 0 < recorder.largest < K * size[0] * size[1] / 8
+    assert not recorder.waits
+
+
+def test_fakes_agree_with_the_operators():
+    """Shapes, dtypes and strides that torch.compile is told are those that come out."""
+    from diga_hpc.kernels import argmax, consensus
+
+    logits, labels = torch.randn(2, 3, 3, 4), torch.zeros(2, 5, 14, dtype=torch.uint8)[:, :, ::2]
+    calls = [
+        (argmax._argmax_labels, ([logits, logits], 5, 7, True)),
+        (consensus._consensus_labels, (logits, torch.randn(4, 3), labels, None, 255, True)),
+    ]
+    for operator, arguments in calls:
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
