@@ -3,6 +3,8 @@ set -euo pipefail
 
 slurm_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(dirname "$slurm_folder")
+# The shell that submitted may be a rank of something else: sbatch hands its variables over.
+unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
 source "$slurm_folder/env.sh"
 
 # run_stage STAGE [--round N] CONFIG [key=value ...]: one rank per task of this job, all output in RUN_DIR/logs.
@@ -31,7 +33,8 @@ run_stage() {
 
 give_up() { # exit code, stage
   if (($1 == 75)); then
-    echo "$(date +%FT%T) job $SLURM_JOB_ID: $2 stopped before its end; what it did is kept"
+    echo "$(date +%FT%T) job $SLURM_JOB_ID: $2 stopped before its end; what it did is kept." \
+      "Unless it is requeued, jobs that depend on it are cancelled"
   else
     echo "$(date +%FT%T) job $SLURM_JOB_ID: $2 FAILED with exit code $1; jobs that depend on it are cancelled"
   fi
