@@ -162,6 +162,8 @@ def _jobs(plan: Plan, port: int = 0) -> dict[str, Job]:
     return {name: Job(plan.stage, str(file), plan.round_number, port) for name, file in files.items()}
 
 
+# The shell that submits may be a rank of something else: sbatch hands its variables over.
+_OWN_RANKS = "unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
 # A signal is meant for the tasks: the shell must outlive it, and a task must not meet it before it can handle it.
 _SIGNAL_SETUP = (
     "trap : TERM USR2",
@@ -190,7 +192,7 @@ def _slurm_executor(plan: Plan) -> _SlurmExecutor:
         wckey=None,  # submitit's own would be refused where such keys are tracked
         signal_delay_s=asked.signal_delay,
         stderr_to_stdout=True,
-        setup=[*_cluster_setup(), *_SIGNAL_SETUP],
+        setup=[_OWN_RANKS, *_cluster_setup(), *_SIGNAL_SETUP],
         srun_args=srun,
         additional_parameters={"requeue": True, **asked.sbatch},
     )

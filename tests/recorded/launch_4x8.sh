@@ -17,6 +17,7 @@
 #SBATCH --time=720
 
 # setup
+unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
 repository=CHECKOUT
 source "$repository/slurm/env.sh"
 srun() { command srun "${srun_options[@]}" "$@"; }
