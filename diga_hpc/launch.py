@@ -216,8 +216,7 @@ def _submit_slurm(plan: Plan) -> dict[str, submitit.Job]:
         raise UserError(
             "no sbatch here; start this on a login node of the cluster, or use --executor local; --dry-run shows the text"
         )
-    executor, handles = _slurm_executor(plan), {}
-    jobs = _jobs(plan)
+    executor, jobs = _slurm_executor(plan), _jobs(plan)
     try:
         # submitit prints what sbatch says, which is in the error too.
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():
