@@ -163,7 +163,10 @@ SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,sched_min_interval=0
 ReturnToService=2
 JobRequeue=1
-KillWait=15
+# Patience with a busy machine.
+MessageTimeout=60
+TCPTimeout=30
+KillWait=30
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 GresTypes=gpu

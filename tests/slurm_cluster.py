@@ -68,8 +68,19 @@ class Cluster:
             # A job on its way to be requeued is in other states for a moment.
             return len(seen) > 8 and not set(seen[-8:]) & set(going_on)
 
-        until(ended, timeout, f"job {job} to end")
+        try:
+            until(ended, timeout, f"job {job} to end")
+        except AssertionError as error:
+            pytest.fail(f"{error}\n{self.describe(job)}")
         return seen[-1]
+
+    def describe(self, job: str) -> str:
+        """What Slurm knows of a job, and the end of its daemons' logs."""
+        logs = [
+            f"{log.name}:\n" + "\n".join(log.read_text().splitlines()[-15:])
+            for log in sorted(self.dir.glob("*.log"))
+        ]
+        return "\n".join([self.run("scontrol", "show", "job", job), self.run("sinfo"), *logs])
 
 
 def until(condition: Callable[[], object], timeout: float, what: str):

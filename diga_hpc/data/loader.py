@@ -6,6 +6,8 @@ any number of loader workers and ranks, and a resumed run goes on in it by arith
 samples [s*G, (s+1)*G) of the global batch G, and rank r of R the r-th of R equal parts of them.
 """
 
+import atexit
+import multiprocessing
 import signal
 import zlib
 from collections.abc import Iterator
@@ -187,3 +189,13 @@ def _ignore_signals(worker: int) -> None:
     """Slurm signals every process of a job; a worker that died of it would end a rank before its checkpoint."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Workers that ignore SIGTERM would keep a process that ends with an error waiting for them forever."""
+    children = multiprocessing.active_children()
+    if children:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
+    for child in children:
+        child.kill()
