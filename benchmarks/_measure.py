@@ -1,13 +1,18 @@
 """How the benchmarks measure: interleaved contenders, device events, flushed and warm caches, CUDA graphs.
 
-On a CPU, for smoke runs only, the clock is `time.perf_counter` and memory is not measured.
+On a CPU the clock is `time.perf_counter`, and memory is what torch's allocator was asked for.
 """
 
+import os
+import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+# The profiler that counts a CPU's allocations would announce each of its starts.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 import triton
@@ -20,12 +25,20 @@ def environment() -> dict[str, str]:
     here = Path(__file__).parent
     gpu = torch.cuda.is_available()
     return {
-        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "device": torch.cuda.get_device_name()
+        if gpu
+        else f"{_cpu_name()}, {torch.get_num_threads()} threads",
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else "",
         "torch": torch.__version__,
         "triton": triton.__version__,
         "commit": _output("git", "-C", str(here), "describe", "--always", "--dirty"),
     }
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def exponentials_per_second() -> float | None:
@@ -66,9 +79,7 @@ def times_us(
             function()
     _wait()
     gpu = torch.cuda.is_available()
-    junk = torch.empty(
-        FLUSH_BYTES if gpu and flush else 0, dtype=torch.uint8, device="cuda" if gpu else "cpu"
-    )
+    junk = torch.empty(FLUSH_BYTES if flush else 0, dtype=torch.uint8, device="cuda" if gpu else "cpu")
     found: dict[str, list] = {name: [] for name in contenders}
     for _ in range(repetitions):
         for name, function in contenders.items():
@@ -110,16 +121,35 @@ def captured(function: Callable[[], object]) -> Callable[[], object] | None:
     return graph.replay
 
 
-def extra_peak_bytes(function: Callable[[], object]) -> int | None:
-    """What a call holds at its peak beyond what was held before."""
+def extra_peak_bytes(function: Callable[[], object]) -> int:
+    """What a call holds at its peak beyond what was held before, its result included."""
     if not torch.cuda.is_available():
-        return None
+        return _cpu_extra_peak_bytes(function)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     function()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+def _cpu_extra_peak_bytes(function: Callable[[], object]) -> int:
+    """The highest sum of the allocations and releases that torch's profiler saw, in their order."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        result = function()
+    del result
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    held = peak = 0
+    for _, change in sorted(changes, key=lambda pair: pair[0]):
+        held += change
+        peak = max(peak, held)
+    return peak
 
 
 def quantiles(values: list[float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import typer
 
 from diga_hpc import config as configuration
 from diga_hpc import failures, processes, ranks
-from diga_hpc.errors import EXIT_STOPPED, EXIT_USER_ERROR, ReportedByRank0, Stopped, UserError
+from diga_hpc.errors import EXIT_STOPPED, EXIT_USER_ERROR, JobFailed, ReportedByRank0, Stopped, UserError
 
 app = typer.Typer(
     help="Adapt a segmentation network from labelled source images to unlabelled target images (DiGA, CVPR 2023).",
@@ -96,7 +96,7 @@ def predict(
     """Segment your own images: class indices, colour masks, and masks laid over the images."""
     from diga_hpc.predict import predict as run_predict
 
-    _log_to_terminal()
+    log_to_terminal()
     count = run_predict(weights, images, output, network)
     print(f"{count} images segmented: {output}/labels, {output}/masks, {output}/overlays")
 
@@ -110,7 +110,7 @@ def check(
     """Check configuration and data without training: files, pairs, sizes, label ids; say what would run."""
     from diga_hpc.check import check as run_check
 
-    _log_to_terminal()
+    log_to_terminal()
     run_check(configuration.load(config, overrides or []), limit=20 if quick else None)
 
 
@@ -173,14 +173,88 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The run directory.")]) 
     print(write_report(run_dir))
 
 
+@app.command()
+def launch(
+    stage: Annotated[
+        str, typer.Argument(help="pipeline, warm-up, pseudo-labels, self-train or evaluate.", metavar="STAGE")
+    ],
+    config: ConfigPath,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1)] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="One task is started for each.")] = 0,
+    tasks_per_node: Annotated[Optional[int], typer.Option(help="Where there are no GPUs.")] = None,
+    cpus_per_task: Annotated[Optional[int], typer.Option(help="One, and the loader's workers.")] = None,
+    partition: Optional[str] = None,
+    account: Optional[str] = None,
+    qos: Optional[str] = None,
+    time: Annotated[
+        Optional[int], typer.Option(metavar="MINUTES", help="Limit of one start; then the run is requeued.")
+    ] = None,
+    signal_delay: Annotated[
+        int, typer.Option(metavar="SECONDS", help="Before the limit, for a step and a checkpoint.")
+    ] = 120,
+    dependency: Annotated[Optional[str], typer.Option(help="As sbatch has it: afterok:JOB.")] = None,
+    sbatch: Annotated[
+        Optional[list[str]], typer.Option(metavar="OPTION[=VALUE]", help="Any other of sbatch's; repeatable.")
+    ] = None,
+    sweep: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            metavar="KEY=V1,V2", help="One run a value; repeated, one a combination, as a job array."
+        ),
+    ] = None,
+    executor: Annotated[
+        str, typer.Option(help="slurm; local: processes here; debug: this process.")
+    ] = "slurm",
+    round_number: Round = 1,
+    dry_run: Annotated[bool, typer.Option(help="Print the sbatch text; submit nothing.")] = False,
+    wait: Annotated[bool, typer.Option(help="Wait for the end, and print the results.")] = False,
+) -> None:
+    """Submit a stage, the pipeline or a sweep to Slurm, one task a GPU; interrupted jobs go on by themselves."""
+    from diga_hpc import launch as launching
+    from diga_hpc.sweep import parse
+
+    log_to_terminal()
+    options = dict(
+        round_number=round_number, sweep=parse(sweep or []), nodes=nodes, gpus_per_node=gpus_per_node,
+        tasks_per_node=tasks_per_node, cpus_per_task=cpus_per_task, partition=partition, account=account, qos=qos,
+        time=time, signal_delay=signal_delay, dependency=dependency,
+        sbatch=dict((text.split("=", 1) + [True])[:2] for text in sbatch or []),
+    )  # fmt: skip
+    if dry_run:
+        print(launching.sbatch_text(stage, config, overrides or [], **options), end="")
+        return
+    submission = launching.submit(stage, config, overrides or [], executor=executor, **options)
+    for job_id in submission.job_ids:
+        print(f"job {job_id}")
+    print(f"diga-hpc status {submission.folder}")
+    if wait:
+        launching.print_results(submission)
+
+
+@app.command()
+def status(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, or a sweep's.")],
+    lines: Annotated[int, typer.Option(min=1, help="Of the logs of failed ranks.")] = 10,
+) -> None:
+    """Show the jobs, stages and failures of a run, or the table of a sweep."""
+    from diga_hpc import status as reading
+    from diga_hpc import sweep
+
+    if (directory / sweep.SWEEP_FILE).is_file():
+        sweep.show(directory)
+    else:
+        reading.show(directory, lines)
+
+
 def _run(stage: str, config: Path, overrides: list[str] | None, **options: int | None) -> None:
     from diga_hpc import job
 
-    _log_to_terminal()
+    log_to_terminal()
     job.run(stage, config, overrides or [], **options)
 
 
-def _log_to_terminal() -> None:
+def log_to_terminal() -> None:
     """Our own messages at level INFO from rank 0 and warnings from everywhere, on standard error."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     if _ranks().rank == 0:
@@ -209,6 +283,9 @@ def main() -> None:
     except UserError as error:
         print(f"diga-hpc: {where}error: {failures.summary(error)}", file=sys.stderr)
         end(EXIT_USER_ERROR)
+    except JobFailed as failed:
+        print(f"diga-hpc: {failed}", file=sys.stderr)
+        sys.exit(1)
     except Stopped as stopped:
         if not me.rank:  # all ranks have agreed on it
             print(f"diga-hpc: {stopped}; {stopped.remedy}", file=sys.stderr)

@@ -248,6 +248,15 @@ class BatchSection(Section):
     def total(self) -> int:
         return self.full + self.half
 
+    def share(self, ranks: int) -> int:
+        """Images that each of `ranks` gets. Raises UserError if they do not divide."""
+        if self.total % ranks:
+            raise UserError(
+                f"a batch of {self.total} images does not divide by {ranks} ranks; set batch.full and batch.half "
+                f"to a sum that is a multiple of {ranks}, or start another number of ranks"
+            )
+        return self.total // ranks
+
     @model_validator(mode="after")
     def _not_empty(self):
         if self.total == 0:

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from diga_hpc.config import Config, TrainingSection
-from diga_hpc.data.loader import rank_share
 from diga_hpc.distributed import World
 from diga_hpc.models import Prediction, SegmentationModel
 from diga_hpc.teacher import float_buffers
@@ -46,7 +45,7 @@ class Engine:
         self.section = section
         self.world = world
         self.student = student.to(world.device)
-        share = rank_share(section.batch.total, world.rank, world.size)
+        share = section.batch.share(world.size)
         self.micro_batch = min(config.engine.micro_batch or share, share)
         self.accumulation = -(-share // self.micro_batch)
         self._share = share

@@ -1,4 +1,4 @@
-"""The two ways in which a command ends early for a reason that the user can act on."""
+"""The ways in which a command ends early for a reason that the user can act on."""
 
 # The exit codes of the command line; a failure that is ours ends with Python's own 1 and a traceback.
 EXIT_USER_ERROR = 2
@@ -30,3 +30,7 @@ class Stopped(Exception):
         self.stage = stage
         self.done = done
         self.remedy = "start the same command again to go on"
+
+
+class JobFailed(Exception):
+    """A submitted job failed on the cluster: the message names rank, node and log. Exit code 1."""

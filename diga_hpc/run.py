@@ -11,7 +11,7 @@ RUN_DIR/
     results.json                   rows of the evaluation
     partial/*.json                 counts of an evaluation that was asked to stop
     requeues.json                  when Slurm was asked to start the job again, and after how much work
-    logs/                          what the jobs printed, by slurm/*.sh
+    logs/                          jobs of slurm/*.sh and of launch.py: what they printed
     consensus.json                 how much the consensus keeps of the validation images, how often rightly
     panels/IMAGE/*.png             validation images with their labels, for the report
     skipped_data.json              broken files that training passed over (data.skip_errors)
@@ -81,17 +81,8 @@ class Run:
         if self._unlock is not None:
             self._unlock()
 
-    def _claim(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = RunLock.acquire(self.path)
-        self._unlock = weakref.finalize(self, lock.release)
-        try:
-            self._write_start()
-        except BaseException:
-            self.close()
-            raise
-
-    def _write_start(self) -> None:
+    def check(self) -> None:
+        """Raise UserError if the directory holds another experiment or foreign files; it need not exist."""
         saved = self.path / "config.yaml"
         if saved.is_file():
             changed = configuration.differences(configuration.load(saved), self.config)
@@ -101,14 +92,29 @@ class Run:
                     "choose another run_dir, or remove this one"
                 )
         # Names with a dot: the lock, and what a start leaves that was killed here.
-        elif any(path != self.logs and not path.name.startswith(".") for path in self.path.iterdir()):
+        elif self.path.is_dir() and any(
+            path != self.logs and not path.name.startswith(".") for path in self.path.iterdir()
+        ):
             raise UserError(f"{self.path}: not empty and not a run directory; set run_dir to a new folder")
+
+    def _claim(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = RunLock.acquire(self.path)
+        self._unlock = weakref.finalize(self, lock.release)
+        try:
+            self.check()
+            self._write_start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _write_start(self) -> None:
         probe = self.path / ".writable"
         probe.write_text("")
         probe.unlink()
         temporary = self.path / ".config.yaml"
         configuration.save(self.config, temporary)
-        temporary.replace(saved)
+        temporary.replace(self.path / "config.yaml")
         (self.path / "env.txt").write_text(environment())
 
     def checkpoints(self, stage: str) -> Path:

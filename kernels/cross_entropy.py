@@ -15,7 +15,7 @@ from . import _checks as checks
 from . import reference
 from ._autograd import gradient_wanted
 from ._cells import on_device
-from .scaled_gradient import scaled_gradient
+from .scaled_gradient import backward_of_one_loss, keep_gradient
 from .upsampled_logsumexp import Sums, Target, scan, supported
 
 
@@ -86,22 +86,7 @@ def _(logits, labels, class_weights, ignore_index, valid, align_corners, gradien
     return loss, result, torch.empty_like(loss)
 
 
-def _keep_gradient(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, gradient, factor = output
-    ctx.save_for_backward(gradient, factor)
-    ctx.dtype = inputs[0].dtype
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    result = None
-    if upstream is not None:
-        gradient, factor = ctx.saved_tensors
-        result = scaled_gradient(gradient, factor, upstream, None, None, None, ctx.dtype)
-    return result, *[None] * 6
-
-
-_cross_entropy.register_autograd(_backward, setup_context=_keep_gradient)
+_cross_entropy.register_autograd(backward_of_one_loss, setup_context=keep_gradient)
 
 
 def cross_entropy_loss(

@@ -22,7 +22,7 @@ from . import _checks as checks
 from . import reference
 from ._autograd import gradient_wanted
 from ._cells import on_device
-from .scaled_gradient import scaled_gradient
+from .scaled_gradient import backward_of_one_loss, keep_gradient
 from .upsampled_logsumexp import scan, supported
 
 
@@ -192,22 +192,7 @@ def _(
     return loss, result, loss.new_empty(len(student_logits))
 
 
-def _keep_gradient(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, gradient, factor = output
-    ctx.save_for_backward(gradient, factor)
-    ctx.dtype = inputs[0].dtype
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    result = None
-    if upstream is not None:
-        gradient, factor = ctx.saved_tensors
-        result = scaled_gradient(gradient, factor, upstream, None, None, None, ctx.dtype)
-    return result, *[None] * 8
-
-
-_symmetric_kl.register_autograd(_backward, setup_context=_keep_gradient)
+_symmetric_kl.register_autograd(backward_of_one_loss, setup_context=keep_gradient)
 
 
 def symmetric_kl_loss(

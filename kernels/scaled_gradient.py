@@ -82,3 +82,21 @@ def scaled_gradient(
 @scaled_gradient.register_fake
 def _(gradient, factor, upstream, label_gradient, label_factor, label_upstream, dtype):
     return torch.empty_like(gradient, dtype=dtype)
+
+
+def keep_gradient(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """The `setup_context` of an operator with one loss, whose result is (loss, gradient, factor)."""
+    _, gradient, factor = output
+    ctx.save_for_backward(gradient, factor)
+    ctx.dtype = inputs[0].dtype
+    ctx.set_materialize_grads(False)
+    ctx.inputs = len(inputs)
+
+
+def backward_of_one_loss(ctx, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    """The gradient of such an operator in its first input, the logits."""
+    result = None
+    if upstream is not None:
+        gradient, factor = ctx.saved_tensors
+        result = scaled_gradient(gradient, factor, upstream, None, None, None, ctx.dtype)
+    return result, *[None] * (ctx.inputs - 1)

@@ -34,6 +34,9 @@ submit() { # name, script, arguments
   jobs+=("$(sbatch --parsable "${options[@]}" "${after[@]}" --job-name="$name" \
     --output="$run_dir/logs/$name-%j.log" "$repository/slurm/$script" "$@")")
   names+=("$name")
+  # For `diga-hpc status`, which finds a job by its log once it has started.
+  printf '{"job": "%s", "stage": "%s", "executor": "slurm", "ranks": 0, "host": "", "submitted": %s, "logs": "%s"}\n' \
+    "${jobs[-1]}" "$name" "$(date +%s)" "$name-${jobs[-1]}.log" >>"$run_dir/logs/jobs.jsonl"
   echo "${jobs[-1]} $name"
 }
 

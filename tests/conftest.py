@@ -62,21 +62,37 @@ def write_tiny_yaml(folder: Path) -> Path:
 
 
 def diga(
-    *arguments: str | Path, ranks: int = 1, timeout: int = 300, cwd: Path | None = None
+    *arguments: str | Path,
+    ranks: int = 1,
+    timeout: int = 300,
+    cwd: Path | None = None,
+    environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess:
-    """Run the command line in a process of its own, or with torchrun in several."""
+    """Run the command line in a process of its own, or with torchrun in several; `environment` adds variables."""
     command = [sys.executable, "-m", "diga_hpc"]
     if ranks > 1:
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
             "-m", "diga_hpc",
         ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
         cwd=cwd,
     )
+
+
+def final_files(run_dir: Path) -> dict[str, bytes]:
+    """The content of the last checkpoint of every stage, and of pseudo labels and centroids."""
+    from diga_hpc import checkpoint
+
+    files = {}
+    for stage in sorted((run_dir / "checkpoints").iterdir()):
+        last = checkpoint.newest(stage)
+        files |= {f"{stage.name}/{file.name}": file.read_bytes() for file in last.iterdir()}
+    for file in [*run_dir.glob("pseudo_labels/*/*.png"), *run_dir.glob("centroids/*")]:
+        files[str(file.relative_to(run_dir))] = file.read_bytes()
+    return files

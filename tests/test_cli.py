@@ -25,6 +25,8 @@ COMMANDS = [
     "report",
     "inspect",
     "export",
+    "launch",
+    "status",
 ]
 
 

@@ -81,16 +81,37 @@ def test_the_commands_run(tmp_path):
     assert {"check", "pipeline", "report", "predict"} <= ran
 
 
-def test_the_library_example_runs(tmp_path):
-    example = re.search(r"```python\n(.*?)```", README, re.S).group(1)
-    fewer = ", ".join(repr(o) for o in FEWER_STEPS)
-    example = example.replace('"seed=2"]', f'"seed=2", {fewer}]')
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
+def example(word: str) -> str:
+    """The one Python example of the README with this word in it."""
+    (found,) = (text for text in re.findall(r"```python\n(.*?)```", README, re.S) if word in text)
+    return found
+
+
+def run_example(text: str, folder: Path) -> None:
+    (folder / "configs").symlink_to(ROOT / "configs")
+    done = subprocess.run([sys.executable, "-c", text], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_library_example_runs(tmp_path):
+    fewer = ", ".join(repr(o) for o in FEWER_STEPS)
+    run_example(example("Pipeline(").replace('"seed=2"]', f'"seed=2", {fewer}]'), tmp_path)
     assert (tmp_path / "runs/d/results.json").is_file()
 
 
+def test_the_launch_example_runs(tmp_path):
+    """On this machine, with two of its three seeds; on a cluster: tests/test_slurm_launch.py."""
+    fewer = ", ".join(repr(o) for o in FEWER_STEPS)
+    text = example("launch.submit(").replace('"run_dir=runs/sweep"]', f'"run_dir=runs/sweep", {fewer}]')
+    text = (
+        text.replace("gpus_per_node=4", 'executor="local"')
+        .replace("time=60,", "")
+        .replace("[0, 1, 2]", "[0, 1]")
+    )
+    run_example(text + "\nassert [row['state'] for row in table] == ['done', 'done'], table\n", tmp_path)
+    assert (tmp_path / "runs/sweep/results.csv").is_file()
+
+
 def test_the_kernels_example_runs_on_a_cpu_too():
-    example = re.findall(r"```python\n(.*?)```", README, re.S)[1].replace('device="cuda"', 'device="cpu"')
-    subprocess.run([sys.executable, "-c", example], check=True, capture_output=True)
+    text = example("kernels.warm_up_loss(").replace('device="cuda"', 'device="cpu"')
+    subprocess.run([sys.executable, "-c", text], check=True, capture_output=True)

@@ -173,9 +173,11 @@ def test_tasks_that_are_not_the_gpus_are_an_error(gpu_cluster, tiny_yaml, tmp_pa
     assert "error: 1 tasks but 8 GPUs on a node" in log and "--ntasks-per-node=8" in log and "sees" not in log
 
 
+# The README's first section; the commands of the one behind it: tests/test_slurm_launch.py.
+TEN_COMMANDS = (SLURM / "README.md").read_text().split("## The same from Python")[0]
 COMMANDS = [
     shlex.split(line)
-    for block in re.findall(r"```bash\n(.*?)```", (SLURM / "README.md").read_text(), re.S)
+    for block in re.findall(r"```bash\n(.*?)```", TEN_COMMANDS, re.S)
     for line in block.splitlines()
 ]
 

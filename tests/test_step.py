@@ -147,13 +147,13 @@ def test_labels_of_whole_images_hold_no_full_size_logits_and_never_wait(opened, 
     def work(count):
         first = images_alone(target, count), images_alone(validation, count)
         {
-            "evaluation": lambda: evaluation.measure(context, model, first[1], "panel"),
+            "evaluation": lambda: evaluation.measure(context, model, first[1], f"images_{count}", "panel"),
             "pseudo_labels": lambda: pseudo_labels.write_pseudo_labels(
                 context, model, first[0], tmp_path / str(count)
             ),
-            "centroids": lambda: pseudo_labels.initial_centroids(context, model, first[0]),
+            "centroids": lambda: pseudo_labels.initial_centroids(context, model, first[0], tmp_path),
             "consensus": lambda: pseudo_labels.consensus_quality(
-                context, model, model, means, first[1], "consensus"
+                context, model, model, means, first[1], tmp_path, "consensus"
             ),
         }[stage]()
 

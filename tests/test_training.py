@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import diga
+from conftest import diga, final_files
 
 from diga_hpc import checkpoint
 from diga_hpc import config as configuration
@@ -29,17 +29,6 @@ def keep_signal_handlers():
 
 def load(tiny_yaml, run_dir, *overrides):
     return configuration.load(tiny_yaml, [f"run_dir={run_dir}", *overrides])
-
-
-def final_files(run_dir: Path) -> dict[str, bytes]:
-    """The content of the last checkpoint of every stage, and of pseudo labels and centroids."""
-    files = {}
-    for stage in sorted((run_dir / "checkpoints").iterdir()):
-        last = checkpoint.newest(stage)
-        files |= {f"{stage.name}/{file.name}": file.read_bytes() for file in last.iterdir()}
-    for file in [*run_dir.glob("pseudo_labels/*/*.png"), *run_dir.glob("centroids/*")]:
-        files[str(file.relative_to(run_dir))] = file.read_bytes()
-    return files
 
 
 def losses(run_dir: Path, stage: str) -> list[float]:

@@ -171,22 +171,12 @@ def collate(samples: list[Batch]) -> Batch:
     return Batch(**stacked, skipped=skipped)
 
 
-def rank_share(total: int, rank: int, world_size: int) -> int:
-    """Samples of a global batch of `total` that every rank gets. Raises UserError if they do not divide."""
-    if total % world_size:
-        raise UserError(
-            f"a batch of {total} images does not divide by {world_size} ranks; set batch.full and batch.half "
-            f"to a sum that is a multiple of {world_size}, or start another number of ranks"
-        )
-    return total // world_size
-
-
 def training_batches(
     samples: TrainingSamples, *, first_step: int, rank: int, world_size: int, workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
     """This rank's batches of the steps from `first_step` on."""
     section = samples.section
-    share = rank_share(section.batch.total, rank, world_size)
+    share = section.batch.share(world_size)
     numbers = [
         list(range(start, start + share))
         for step in range(first_step, section.steps)

@@ -1,0 +1,226 @@
+"""The operations that are measured: their inputs, how plain PyTorch writes them, and when a result is right.
+
+Every operation takes the same tensors in every contender. Losses are differentiated with respect to the student's
+logits; labels have no gradient.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diga_hpc import kernels
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table: an operation on maps of one size. `images` are views for the losses."""
+
+    operation: str
+    images: int
+    K: int
+    small: tuple[int, int]
+    large: tuple[int, int]
+    second: tuple[int, int] | None = None  # nodes of a second scale
+    D: int = 0  # channels of the features
+
+    def __str__(self) -> str:
+        nodes = "+".join(f"{h}x{w}" for h, w in filter(None, (self.small, self.second)))
+        channels = f" D={self.D}" if self.D else ""
+        return f"{self.operation} {self.images}x{self.K}{channels} {nodes} -> {self.large[0]}x{self.large[1]}"
+
+    @property
+    def has_gradient(self) -> bool:
+        return self.operation not in ("argmax_labels", "consensus_labels")
+
+    def exponentials(self) -> int:
+        """At full resolution; the time they take alone is the floor of the losses."""
+        scanned = {
+            "cross_entropy_loss": 1,
+            "symmetric_kl_loss": 2,
+            "warm_up_loss": 2,
+            "self_training_step": 2.5,
+        }
+        return int(scanned.get(self.operation, 0) * self.images * self.K * self.large[0] * self.large[1])
+
+
+# ------------------------------------------------------------------------------------------------------ inputs
+
+
+def inputs(case: Case, device: str) -> Inputs:
+    """The tensors of a case, from one seed.
+
+    The images of a `self_training_step` are its two source views; the mixed target images are half as many more.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    def labels(images: int) -> Tensor:
+        drawn = torch.randint(0, case.K, (images, *case.large), generator=generator).to(torch.uint8)
+        drawn[torch.rand(drawn.shape, generator=generator) < 0.1] = 255
+        return drawn.to(device)
+
+    N, K, nodes = case.images, case.K, case.small
+    if case.operation == "argmax_labels":
+        return {"full": random(N, K, *nodes), "half": random(N, K, *case.second)}
+    if case.operation == "consensus_labels":
+        return {"features": random(N, case.D, *nodes), "centroids": random(K, case.D), "offline": labels(N)}
+    made = {"teacher": 3 * random(N, K, *nodes)}
+    made["labels"] = labels(N if case.operation == "cross_entropy_loss" else N // 2)
+    if case.operation == "self_training_step":
+        made |= {
+            "features": random(N // 2, case.D, *nodes),
+            "centroids": random(K, case.D),
+            "offline": labels(N // 2),
+        }
+        made["pasted"] = (torch.rand(made["offline"].shape, generator=generator) < 0.5).to(device)
+    rows = N + N // 2 if case.operation == "self_training_step" else N
+    return made | {"student": (3 * random(rows, K, *nodes)).requires_grad_()}
+
+
+# ------------------------------------------------------------------------------------------- in plain PyTorch
+
+
+def eager(case: Case, given: Inputs):
+    """The operation as a training script without this package writes it; in the dtype of its inputs."""
+    return EAGER[case.operation](case, given)
+
+
+def _upsampled(maps: Tensor, case: Case) -> Tensor:
+    return F.interpolate(maps, case.large, mode="bilinear", align_corners=True)
+
+
+def _eager_cross_entropy(case: Case, given: Inputs) -> Tensor:
+    return F.cross_entropy(_upsampled(given["student"], case), given["labels"].long(), ignore_index=255)
+
+
+def _eager_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """Of upsampled logits of two views."""
+    B = len(student) // 2
+    log_p, taught = student.log_softmax(1), teacher.log_softmax(1)
+    first, second = (
+        F.kl_div(log_p[mine], taught[other], reduction="none", log_target=True).sum(1).mean()
+        for mine, other in ((slice(B, None), slice(0, B)), (slice(0, B), slice(B, None)))
+    )
+    return first + 0.5 * second
+
+
+def _eager_symmetric_kl(case: Case, given: Inputs) -> Tensor:
+    return _eager_kl(_upsampled(given["student"], case), _upsampled(given["teacher"], case))
+
+
+def _eager_warm_up(case: Case, given: Inputs) -> Tensor:
+    student, labels = _upsampled(given["student"], case), given["labels"].long()
+    segmentation = F.cross_entropy(student[: len(labels)], labels, ignore_index=255)
+    return segmentation + _eager_kl(student, _upsampled(given["teacher"], case))
+
+
+def _eager_argmax(case: Case, given: Inputs) -> Tensor:
+    return (
+        torch.maximum(_upsampled(given["full"], case), _upsampled(given["half"], case))
+        .argmax(1)
+        .to(torch.uint8)
+    )
+
+
+def _eager_consensus(case: Case, given: Inputs) -> Tensor:
+    features, offline = given["features"], given["offline"]
+    B, D, h, w = features.shape
+    distances = torch.cdist(features.permute(0, 2, 3, 1).reshape(-1, D), given["centroids"])
+    probabilities = distances.neg().softmax(1).view(B, h, w, -1).permute(0, 3, 1, 2)
+    winner = _upsampled(probabilities, case).argmax(1)
+    return torch.where(winner == offline, offline, 255)
+
+
+def _eager_step(case: Case, given: Inputs) -> Tensor:
+    consensus = _eager_consensus(case, given)
+    mixed = torch.where(given["pasted"], given["labels"], consensus).long()
+    student, images = _upsampled(given["student"], case), case.images
+    source = F.cross_entropy(student[: images // 2], given["labels"].long(), ignore_index=255)
+    target = F.cross_entropy(student[images:], mixed, ignore_index=255)
+    return source + target + _eager_kl(student[:images], _upsampled(given["teacher"], case))
+
+
+EAGER: dict[str, Callable] = {
+    "warm_up_loss": _eager_warm_up,
+    "symmetric_kl_loss": _eager_symmetric_kl,
+    "cross_entropy_loss": _eager_cross_entropy,
+    "argmax_labels": _eager_argmax,
+    "consensus_labels": _eager_consensus,
+    "self_training_step": _eager_step,
+}
+
+
+# -------------------------------------------------------------------------------------------- other contenders
+
+
+def fused(case: Case, given: Inputs, module=kernels):
+    """The operation of this package; `module` may be its reference."""
+    if case.operation == "argmax_labels":
+        return module.argmax_labels([given["full"], given["half"]], case.large)
+    if case.operation == "consensus_labels":
+        return module.consensus_labels(given["features"], given["centroids"], given["offline"])[0]
+    if case.operation == "cross_entropy_loss":
+        return module.cross_entropy_loss(given["student"], given["labels"])
+    if case.operation == "symmetric_kl_loss":
+        return module.symmetric_kl_loss(given["student"], given["teacher"], case.large)
+    if case.operation == "warm_up_loss":
+        return sum(module.warm_up_loss(given["student"], given["teacher"], given["labels"]))
+    consensus, _ = module.consensus_labels(given["features"], given["centroids"], given["offline"])
+    mixed = torch.where(given["pasted"], given["labels"], consensus)
+    student, images = given["student"], case.images
+    losses = module.warm_up_loss(student[:images], given["teacher"], given["labels"])
+    return sum(losses) + module.cross_entropy_loss(student[images:], mixed)
+
+
+def liger_kl(case: Case, given: Inputs) -> Tensor:
+    """Liger's KL divergence on permuted copies; only the loss itself is theirs."""
+    from liger_kernel.transformers import LigerKLDIVLoss
+
+    loss = LigerKLDIVLoss(reduction="batchmean", log_target=True)
+    log_p, taught = (
+        _upsampled(given[name], case).permute(0, 2, 3, 1).log_softmax(-1).reshape(2, -1, case.K)
+        for name in ("student", "teacher")
+    )
+    return loss(log_p[1], taught[0]) + 0.5 * loss(log_p[0], taught[1])
+
+
+# ------------------------------------------------------------------------------------------------- correctness
+
+
+def check(case: Case, device: str, contenders: dict[str, Callable]) -> None:
+    """Every contender against float64. Exits with the name of one that is wrong.
+
+    Ours must keep the promise of `kernels/reference.py`; others, whose sums are float32, ten times that. Labels may
+    differ in 1 of 10,000 pixels: near-ties, as rounding decides them.
+    """
+    given = inputs(case, device)
+    exact = {name: t.detach().double() if t.is_floating_point() else t for name, t in given.items()}
+    if not case.has_gradient:
+        truth = eager(case, exact)
+        for name, function in contenders.items():
+            wrong = (function(case, given) != truth).float().mean().item()
+            if wrong > 1e-4:
+                raise SystemExit(f"{case}: {name} is wrong in {100 * wrong:.2f} % of the pixels")
+        return
+    exact["student"].requires_grad_()
+    truth = eager(case, exact)
+    (true_gradient,) = torch.autograd.grad(truth, exact["student"])
+    # In a whole step the labels are found in float32, and a near-tie moves the loss a little.
+    slack = 100 if case.operation == "self_training_step" else 1
+    for name, function in contenders.items():
+        loss = function(case, given)
+        (gradient,) = torch.autograd.grad(loss, given["student"])
+        allowed = slack if name in ("ours", "reference") else 10 * slack
+        loss_error = ((loss - truth).abs() / truth.abs()).item()
+        error = ((gradient - true_gradient).abs().max() / true_gradient.abs().max()).item()
+        if not (loss_error <= 1e-6 * allowed and error <= 3e-6 * allowed):
+            raise SystemExit(
+                f"{case}: {name} is wrong: loss off by {loss_error:.1e}, gradient by {error:.1e} of its maximum"
+            )

@@ -1,0 +1,30 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=vision
+#SBATCH --cpus-per-task=8
+#SBATCH --exclusive
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=diga-pipeline
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --open-mode=append
+#SBATCH --output=FOLDER/run/logs/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=high
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=720
+
+# setup
+unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
+repository=CHECKOUT
+source "$repository/slurm/env.sh"
+srun() { command srun "${srun_options[@]}" "$@"; }
+trap : TERM USR2
+hold=(env --block-signal=TERM,USR2)  # until the task is ready for them (coreutils 8.31)
+"${hold[@]}" true 2>/dev/null || hold=()
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output FOLDER/run/logs/%j_%t_log.out --kill-on-bad-exit=1 --open-mode=append --cpus-per-task=8 "${hold[@]}" PYTHON -u -m submitit.core._submit FOLDER/run/logs
