@@ -54,7 +54,7 @@ def run(
 
 
 def _run(stage: str, config: Config, round_number: int, stop_after: int | None) -> list[dict]:
-    from diga_hpc import distributed
+    from diga_hpc import distributed, watchdog
     from diga_hpc.stages.pipeline import Pipeline
 
     job = Pipeline(config, stop_after)
@@ -69,7 +69,7 @@ def _run(stage: str, config: Config, round_number: int, stop_after: int | None) 
     except Stopped as stopped:
         if not context.stop.counted_down:
             requeue.hand_back(stopped, context.run, context.world)
-        distributed.finish()
+        watchdog.stop()  # all ranks have agreed to leave
         raise
     finally:
         context.run.close()
