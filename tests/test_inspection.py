@@ -6,26 +6,25 @@ import sys
 
 import pytest
 import torch
+from conftest import TINY, diga
 from safetensors import safe_open
 from typer.testing import CliRunner
 
 from diga_hpc import checkpoint, cli
-from diga_hpc import config as configuration
 from diga_hpc.errors import UserError
 from diga_hpc.models import build_model
-from diga_hpc.stages.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    from conftest import TINY
-
     folder = tmp_path_factory.mktemp("run")
     path = folder / "tiny.yaml"
     path.write_text(TINY.format(run_dir=folder / "run"))
     options = ["source_only=null", "warm_up.start=model", "warm_up.batch.half=0", "warm_up.batch.full=2",
                "self_training=null"]  # fmt: skip
-    Pipeline(configuration.load(path, options)).warm_up()
+    # In a process of its own: DeepSpeed starts once in a process.
+    done = diga("warm-up", path, *options)
+    assert done.returncode == 0, done.stderr
     return folder / "run"
 
 

@@ -8,7 +8,6 @@ from conftest import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diga_hpc import config as configuration
-from diga_hpc import distributed
 from diga_hpc.centroids import Centroids
 from diga_hpc.data import datasets
 from diga_hpc.data.label_spaces import label_space
@@ -117,8 +116,7 @@ def opened(tmp_path_factory):
     """A run on built-in data and an untrained network."""
     folder = tmp_path_factory.mktemp("opened")
     pipeline = Pipeline(large_images(folder, "evaluation.scales=[1.0, 0.5]", "evaluation.flip=true"))
-    yield pipeline, pipeline._starting_model().eval()
-    distributed.finish()
+    return pipeline, pipeline._starting_model().eval()
 
 
 def images_alone(dataset, count):
