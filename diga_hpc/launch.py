@@ -164,14 +164,6 @@ def _jobs(plan: Plan, port: int = 0) -> dict[str, Job]:
 
 # The shell that submits may be a rank of something else: sbatch hands its variables over.
 _OWN_RANKS = "unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
-# A signal is meant for the tasks: the shell must outlive it, and a task must not meet it before it can handle it.
-_SIGNAL_SETUP = (
-    "trap : TERM USR2",
-    "hold=(env --block-signal=TERM,USR2)  # until the task is ready for them (coreutils 8.31)",
-    '"${hold[@]}" true 2>/dev/null || hold=()',
-)
-
-
 def _slurm_executor(plan: Plan) -> _SlurmExecutor:
     asked = plan.resources
     executor = _SlurmExecutor(plan.folder / "logs", python=f'"${{hold[@]}}" {shlex.quote(sys.executable)}')
@@ -192,7 +184,7 @@ def _slurm_executor(plan: Plan) -> _SlurmExecutor:
         wckey=None,  # submitit's own would be refused where such keys are tracked
         signal_delay_s=asked.signal_delay,
         stderr_to_stdout=True,
-        setup=[_OWN_RANKS, *_cluster_setup(), *_SIGNAL_SETUP],
+        setup=[_OWN_RANKS, *_cluster_setup()],
         srun_args=srun,
         additional_parameters={"requeue": True, **asked.sbatch},
     )
@@ -200,14 +192,20 @@ def _slurm_executor(plan: Plan) -> _SlurmExecutor:
 
 
 def _cluster_setup() -> list[str]:
-    """The cluster's facts, where this is a checkout and has them; an installed package relies on the user's shell."""
+    """The cluster's facts and how ranks are started there; an installed package relies on the user's shell."""
     checkout = Path(__file__).parent.parent
-    if not (checkout / "slurm/env.sh").is_file():
-        return []
+    if not (checkout / "slurm/ranks.sh").is_file():
+        # As in slurm/ranks.sh: the shell outlives signals, and a rank meets them when it is ready to.
+        return [
+            "trap : TERM USR2",
+            "hold=(env --block-signal=TERM,USR2)",
+            '"${hold[@]}" true 2>/dev/null || hold=()',
+        ]
     return [
         f"repository={shlex.quote(str(checkout))}",
         'source "$repository/slurm/env.sh"',
-        'srun() { command srun "${srun_options[@]}" "$@"; }',
+        'source "$repository/slurm/ranks.sh"',
+        'srun() { run_ranks "$@"; }',
     ]
 
 

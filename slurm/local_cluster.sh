@@ -37,6 +37,9 @@ parse() {
   dir=$(realpath -m "$dir")
 }
 
+# Slurm makes Unix sockets like DIR/node64/node64_1234567.4294967291; the kernel allows 107 characters.
+longest_dir=74
+
 # ---------------------------------------------------------------------------------------------- start
 
 require() { # command, Debian package
@@ -61,6 +64,8 @@ start() {
     require mariadbd mariadb-server
   fi
   [[ ! -e $dir ]] || die "$dir exists: a cluster is up there, or was; first: $0 stop --dir $dir"
+  ((${#dir} <= longest_dir)) ||
+    die "$dir has ${#dir} characters; sockets below it allow $longest_dir: give a shorter one with --dir"
   ((gpus == 0 || UID == 0)) || die "playing GPUs needs root, for mknod; leave --gpus-per-node out"
   mkdir -p "$dir"
   chmod 755 "$dir"
@@ -147,7 +152,7 @@ AuthInfo=socket=$dir/munge/socket,cred_expire=5
 StateSaveLocation=$dir/state
 SlurmctldPidFile=$dir/slurmctld.pid
 SlurmctldLogFile=$dir/slurmctld.log
-SlurmdSpoolDir=$dir/spool-%n
+SlurmdSpoolDir=$dir/%n
 SlurmdPidFile=$dir/slurmd-%n.pid
 SlurmdLogFile=$dir/slurmd-%n.log
 # Processes are followed through /proc: no cgroups, no systemd.

@@ -1,4 +1,4 @@
-# What the stage scripts share. They source it in their job; it reads env.sh and gives them run_stage.
+# What the stage scripts share. They source it in their job; it reads env.sh and ranks.sh and gives them run_stage.
 set -euo pipefail
 
 slurm_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -6,6 +6,7 @@ repository=$(dirname "$slurm_folder")
 # The shell that submitted may be a rank of something else: sbatch hands its variables over.
 unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
 source "$slurm_folder/env.sh"
+source "$slurm_folder/ranks.sh"
 
 # run_stage STAGE [--round N] CONFIG [key=value ...]: one rank per task of this job, all output in RUN_DIR/logs.
 run_stage() {
@@ -24,9 +25,7 @@ run_stage() {
   one_task_per_gpu || give_up 2 "$stage"
   # This is the host of rank 0; a port of its own lets jobs share a node. A requeued job draws another one.
   export MASTER_PORT=${MASTER_PORT:-$(free_port)}
-  # Ignoring USR2 until Python listens to it: else it ends a rank that is only starting.
-  srun "${srun_options[@]}" --label --kill-on-bad-exit=1 \
-    bash -c 'trap "" USR2; exec "$@"' rank diga-hpc "$stage" "${round[@]}" "$@" || status=$?
+  run_ranks --label --kill-on-bad-exit=1 "${hold[@]}" diga-hpc "$stage" "${round[@]}" "$@" || status=$?
   ((status == 0)) || give_up "$status" "$stage"
   echo "$(date +%FT%T) job $SLURM_JOB_ID: $stage is done"
 }

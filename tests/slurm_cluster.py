@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,8 @@ class Cluster:
     """One that is up; commands run in `folder` unless told otherwise."""
 
     def __init__(self, folder: Path, *options: str):
-        self.dir = folder / "slurm"
+        # Not below `folder`, whose name may be too long for the sockets in it.
+        self.dir = Path(tempfile.mkdtemp(prefix="diga-slurm-", dir="/tmp")) / "cluster"
         self.folder = folder
         self.start_options = options
         inherited = {
@@ -39,6 +41,7 @@ class Cluster:
 
     def stop(self) -> None:
         self.run(SCRIPT, "stop", "--dir", self.dir)
+        self.dir.parent.rmdir()
 
     def run(self, *command: str | Path, check: bool = True, timeout: int = 240, **environment: str) -> str:
         """What a command prints: sbatch, squeue, scontrol, a script of slurm/. With `check`, it must succeed."""

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -229,6 +230,13 @@ def test_a_cluster_with_accounting_leaves_nothing_behind(tmp_path):
     assert left == [] and not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
 
 
+def test_a_folder_too_long_for_its_sockets_is_refused(tmp_path):
+    text = subprocess.run(
+        [SLURM / "local_cluster.sh", "start", "--dir", tmp_path / ("x" * 80)], capture_output=True, text=True
+    )
+    assert text.returncode == 2 and "sockets below it allow 74: give a shorter one" in text.stderr
+
+
 def command_line(process: Path) -> bytes:
     try:
         return (process / "cmdline").read_bytes()
@@ -247,7 +255,7 @@ def test_starting_twice_says_that_it_is_up(cluster):
 def test_scripts_are_valid_bash_and_can_be_run():
     for script in SLURM.glob("*.sh"):
         assert os.system(f"bash -n {script}") == 0
-        sourced = script.name in ("env.sh", "stage.sh")
+        sourced = script.name in ("env.sh", "ranks.sh", "stage.sh")
         assert sourced != os.access(script, os.X_OK), script
     if shutil.which("shellcheck"):
         assert os.system(f"shellcheck --severity=error {SLURM}/*.sh") == 0

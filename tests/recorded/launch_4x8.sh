@@ -20,10 +20,8 @@
 unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
 repository=CHECKOUT
 source "$repository/slurm/env.sh"
-srun() { command srun "${srun_options[@]}" "$@"; }
-trap : TERM USR2
-hold=(env --block-signal=TERM,USR2)  # until the task is ready for them (coreutils 8.31)
-"${hold[@]}" true 2>/dev/null || hold=()
+source "$repository/slurm/ranks.sh"
+srun() { run_ranks "$@"; }
 
 # command
 export SUBMITIT_EXECUTOR=slurm
