@@ -20,7 +20,7 @@ run_ranks() {
     esac
     if [[ -n $gone_since ]] && ((SECONDS - gone_since >= 15)); then
       echo "srun still waits for a node though the ranks on this one have ended: the node is lost; ending without it"
-      kill -KILL "$srun" 2>/dev/null || true
+      { kill -KILL "$srun" && wait "$srun"; } 2>/dev/null || true
       requeue_if_allowed || true
       return 1
     fi
