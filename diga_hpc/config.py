@@ -134,7 +134,7 @@ class DataSection(Section):
     workers: NonNegativeInt = 2
     """Loader processes a rank; the data are the same with any number."""
     skip_errors: NonNegativeInt = 0
-    """Broken files that training may pass over, listed in RUN_DIR/skipped_data.json; one more ends the run."""
+    """Broken files of source and target that a run may pass over, listed in RUN_DIR/skipped_data.json; one more ends it."""
     flip: bool = True
     """Mirror half of the training images."""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.0)

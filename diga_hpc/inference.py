@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from diga_hpc import kernels
-from diga_hpc.data.datasets import AnyDataset
-from diga_hpc.data.loader import inference_images
+from diga_hpc.data.datasets import AnyDataset, Sample
 from diga_hpc.distributed import World
 from diga_hpc.models import Prediction, SegmentationModel
 from diga_hpc.teacher import BatchNorm
@@ -101,14 +100,15 @@ def adapt_normalization(
     model: SegmentationModel,
     dataset: AnyDataset,
     world: World,
-    workers: int,
+    images: Callable[[AnyDataset, list[int]], Iterator[Sample | None]],
     watch: Callable[[Iterator[torch.Tensor], str, int], Iterator[torch.Tensor]] | None = None,
 ) -> None:
     """Replace the running statistics of `model` by those of a data set's images (AdaBN, Li et al., 2016).
 
     Images pass in groups of 8 consecutive ones, normalised by their own group; mean and second moment are
-    averaged over all groups and ranks, so the result does not depend on the number of ranks. `watch` may end
-    it by raising Stopped (StopFlag.watch); the model is of no use then.
+    averaged over all groups and ranks, so the result does not depend on the number of ranks. `images` reads
+    them; those that it gives as None are left out. `watch` may end it by raising Stopped (StopFlag.watch); the
+    model is of no use then.
     """
     layers = [m for m in model.modules() if isinstance(m, BatchNorm)]
     moments = {layer: torch.zeros(2, layer.num_features, device=world.device) for layer in layers}
@@ -125,11 +125,11 @@ def adapt_normalization(
     for layer in layers:
         layer.momentum = 0.0
     groups = _groups(dataset, world)
-    batches = _batches(dataset, groups, workers)
+    batches = _batches(images(dataset, [i for group in groups for i in group]), groups)
     if watch is not None:
         batches = watch(batches, "adapting normalisation statistics", len(groups))
-    for images in itertools.chain.from_iterable(batches):
-        model(unit_range(images.to(world.device)))
+    for batch in itertools.chain.from_iterable(batches):
+        model(unit_range(batch.to(world.device)))
         count += 1
     for hook in hooks:
         hook.remove()
@@ -148,11 +148,10 @@ def _groups(dataset: AnyDataset, world: World) -> list[range]:
     return [range(g * ADAPTATION_BATCH, min((g + 1) * ADAPTATION_BATCH, len(dataset))) for g in starts]
 
 
-def _batches(dataset: AnyDataset, groups: list[range], workers: int) -> Iterator[list[torch.Tensor]]:
+def _batches(samples: Iterator[Sample | None], groups: list[range]) -> Iterator[list[torch.Tensor]]:
     """Each group as uint8 [n,3,H,W], in parts where the size changes."""
-    samples = inference_images(dataset, [i for group in groups for i in group], workers)
     for group in groups:
-        images = [next(samples).image for _ in group]
+        images = [sample.image for _ in group if (sample := next(samples)) is not None]
         yield [torch.stack(list(same)) for _, same in itertools.groupby(images, key=lambda i: i.shape)]
 
 

@@ -164,6 +164,8 @@ def _jobs(plan: Plan, port: int = 0) -> dict[str, Job]:
 
 # The shell that submits may be a rank of something else: sbatch hands its variables over.
 _OWN_RANKS = "unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
+
+
 def _slurm_executor(plan: Plan) -> _SlurmExecutor:
     asked = plan.resources
     executor = _SlurmExecutor(plan.folder / "logs", python=f'"${{hold[@]}}" {shlex.quote(sys.executable)}')

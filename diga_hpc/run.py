@@ -14,7 +14,7 @@ RUN_DIR/
     logs/                          jobs of slurm/*.sh and of launch.py: what they printed
     consensus.json                 how much the consensus keeps of the validation images, how often rightly
     panels/IMAGE/*.png             validation images with their labels, for the report
-    skipped_data.json              broken files that training passed over (data.skip_errors)
+    skipped_data.json              broken files that were passed over (data.skip_errors)
     report.html
 """
 

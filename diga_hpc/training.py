@@ -16,6 +16,7 @@ import torch
 
 from diga_hpc import __version__, checkpoint
 from diga_hpc import config as configuration
+from diga_hpc.broken_files import BrokenFiles
 from diga_hpc.checkpoint import Groups
 from diga_hpc.checkpoint_writer import CheckpointWriter
 from diga_hpc.config import Config, TrainingSection
@@ -28,7 +29,7 @@ from diga_hpc.errors import ReportedByRank0, Stopped, UserError
 from diga_hpc.guards import Guards
 from diga_hpc.metrics import Journal, Meter, peak_memory_gib
 from diga_hpc.models import Prediction, SegmentationModel
-from diga_hpc.run import Run, read_json, source_commit, write_json
+from diga_hpc.run import Run, source_commit
 from diga_hpc.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,10 @@ class Context:
     @property
     def bf16(self) -> bool:
         return self.config.engine.precision == "bf16"
+
+    def broken_files(self) -> BrokenFiles:
+        """Those that are known by now; all ranks call it together."""
+        return BrokenFiles(self.config, self.run, self.world)
 
 
 def train(
@@ -149,7 +154,7 @@ class _Loop:
         self.bad_in_a_row = 0
         self.meter = Meter(context.world)
         self.guards = Guards(context.config.guards, stage.name)
-        self.broken_files = _BrokenFiles(context)
+        self.broken_files = context.broken_files()
         folder = context.run.checkpoints(stage.name)
         self.writer = CheckpointWriter(folder, context.config.logging) if context.world.is_main else None
 
@@ -169,7 +174,8 @@ class _Loop:
         try:
             for batch in batches:
                 clock.data_arrived()
-                self.broken_files.add(batch.skipped)
+                if batch.skipped:
+                    self.broken_files.add(batch.skipped)
                 self._step(batch.to(world.device))
                 self.done += 1
                 if self.done == first:
@@ -286,44 +292,6 @@ class _Loop:
             "commit": source_commit(),
             "config": configuration.identity(self.context.config),
         }
-
-
-class _BrokenFiles:
-    """What was wrong with files that were passed over, of all ranks and starts; at most data.skip_errors of them."""
-
-    def __init__(self, context: Context):
-        self.context = context
-        self.limit = context.config.data.skip_errors
-        path = context.run.skipped_data
-        self.known = set(context.world.from_main(read_json(path, []) if context.world.is_main else None))
-        self.mine = set(self.known)
-
-    def add(self, problems: tuple[str, ...]) -> None:
-        """Those of a batch. Raises UserError as soon as this rank alone has found too many."""
-        if problems:
-            self.mine.update(problems)
-            self._check(self.mine)
-
-    def write(self) -> None:
-        """Bring the ranks together, if any may be passed over, and list them. All ranks call it."""
-        if not self.limit:
-            return
-        found = self.context.world.union(self.mine)
-        if found == self.known:
-            return
-        if self.context.world.is_main:
-            path = self.context.run.skipped_data
-            log.warning("broken files passed over so far: %d, listed in %s", len(found), path)
-            write_json(path, sorted(found))
-        self._check(found)
-        self.known, self.mine = found, set(found)
-
-    def _check(self, found: set[str]) -> None:
-        if len(found) > self.limit:
-            raise UserError(
-                f"{min(found - self.known)}; with it {len(found)} files are broken and data.skip_errors is "
-                f"{self.limit}: mend them, or raise data.skip_errors"
-            )
 
 
 class _Clock:

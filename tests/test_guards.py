@@ -1,6 +1,7 @@
 """Guard rails: what counts as an alarm, what ends a run, what the report says; broken files that are passed over."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -173,3 +174,26 @@ def test_a_data_set_without_broken_files_is_not_changed_by_the_option(tiny_yaml,
     Pipeline(b.model_copy(update={"data": b.data.model_copy(update={"skip_errors": 5})})).warm_up()
     assert final_files(a.run_dir) == final_files(b.run_dir)
     assert not (b.run_dir / "skipped_data.json").exists()
+
+
+def test_a_broken_target_image_is_passed_over_by_every_pass(broken_yaml, tmp_path):
+    """Statistics, pseudo labels, centroids and self-training do without it, and it is listed once."""
+    target = f"data.target={{kind: folder, root: {tmp_path / 'data'}, half_size: [40, 64]}}"
+    options = ["evaluation.adapt_normalization=true", "pseudo_labels.adapt_normalization=true"]
+    (tmp_path / "data/labels/7.png").unlink()
+    (tmp_path / "data/images/7.png").unlink()
+    source = f"data.source={{kind: folder, root: {tmp_path / 'source'}, labels: labels, half_size: [40, 64]}}"
+    shutil.copytree(tmp_path / "data", tmp_path / "source", ignore=shutil.ignore_patterns("3.png"))
+    config = load(
+        broken_yaml, tmp_path / "run", source, target, "source_only=null", "warm_up.start=model", *options
+    )
+    with pytest.raises(UserError, match=r"data/images/3.png: not a readable image"):
+        Pipeline(config).run()
+    config = config.model_copy(update={"data": config.data.model_copy(update={"skip_errors": 1})})
+    Pipeline(config).run()
+    (problem,) = json.loads((config.run_dir / "skipped_data.json").read_text())
+    assert f"{tmp_path}/data/images/3.png: not a readable image" in problem
+    labelled = {path.stem for path in config.run_dir.glob("pseudo_labels/*/*.png")}
+    assert labelled == {"0", "1", "2", "4", "5", "6", "8", "9"}
+    rows = json.loads((config.run_dir / "results.json").read_text())
+    assert {(row["stage"], row["normalization"]) for row in rows} >= {("self_training", "adapted")}

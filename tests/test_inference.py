@@ -1,5 +1,6 @@
 """Labels of whole images, evaluation and adapted statistics against plain computations; memory of pseudo labels."""
 
+import functools
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from torch import nn
 from diga_hpc import config as configuration
 from diga_hpc.data import datasets
 from diga_hpc.data.label_spaces import LabelSpace
+from diga_hpc.data.loader import inference_images
 from diga_hpc.distributed import World
 from diga_hpc.inference import Labeler, adapt_normalization, window_starts
 from diga_hpc.models import build_model
@@ -92,7 +94,7 @@ def test_adapted_statistics_of_the_first_layer_are_those_of_all_images(tiny_yaml
     config = configuration.load(tiny_yaml, ["data.target.images=19"])  # groups of 8, 8, 3
     target = datasets.open_target(config)
     adapted = copy.deepcopy(model)
-    adapt_normalization(adapted, target, ALONE, workers=0)
+    adapt_normalization(adapted, target, ALONE, functools.partial(inference_images, workers=0))
     stem = {}
     hook = next(m for m in model.modules() if isinstance(m, BatchNorm)).register_forward_pre_hook(
         lambda _, inputs: stem.setdefault("outputs", []).append(inputs[0].double())

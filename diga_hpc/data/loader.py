@@ -192,21 +192,29 @@ def training_batches(
 class InferenceImages(torch.utils.data.Dataset):
     """Images at their full working size for networks in evaluation mode; labels at their own size."""
 
-    def __init__(self, dataset: AnyDataset, indices: list[int]):
+    def __init__(self, dataset: AnyDataset, indices: list[int], may_break: bool):
         self.dataset = dataset
         self.indices = indices
+        self.may_break = may_break
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, i: int) -> Sample:
-        sample = self.dataset.load(self.indices[i])
+    def __getitem__(self, i: int) -> Sample | str:
+        try:
+            sample = self.dataset.load(self.indices[i])
+        except UserError as error:
+            if self.may_break:
+                return str(error)
+            raise
         return sample._replace(image=transforms.resize_image(sample.image, full_size(self.dataset, sample)))
 
 
-def inference_images(dataset: AnyDataset, indices: list[int], workers: int) -> Iterator[Sample]:
-    """One Sample at a time, decoded by the workers ahead of use."""
-    images = InferenceImages(dataset, indices)
+def inference_images(
+    dataset: AnyDataset, indices: list[int], workers: int, *, may_break: bool = False
+) -> Iterator[Sample | str]:
+    """One Sample at a time, decoded by the workers ahead of use; with `may_break`, what is wrong with a broken file."""
+    images = InferenceImages(dataset, indices, may_break)
     return iter(DataLoader(images, batch_size=None, num_workers=workers, worker_init_fn=_ignore_signals))
 
 

@@ -91,7 +91,7 @@ class Pipeline:
         labeler = copy.deepcopy(student)
         if self.config.pseudo_labels.adapt_normalization:
             watch = functools.partial(pseudo_labels.watched, context, folder)
-            adapt_normalization(labeler, self.target, context.world, self.config.data.workers, watch)
+            adapt_normalization(labeler, self.target, context.world, context.broken_files().images, watch)
         pseudo_labels.write_pseudo_labels(context, labeler, self.target, folder)
         centroids = pseudo_labels.initial_centroids(context, labeler, self.target, folder)
         quality = pseudo_labels.consensus_quality(
@@ -140,7 +140,7 @@ class Pipeline:
             model = model or self._network(stage, network)
             if normalization == "adapted":
                 watch = functools.partial(evaluation.watched, context, len(self.validation))
-                adapt_normalization(model, self.target, context.world, self.config.data.workers, watch)
+                adapt_normalization(model, self.target, context.world, context.broken_files().images, watch)
             panel = stage if (network, normalization) == ("student", "running") else None
             measured = evaluation.measure(
                 context, model, self.validation, f"{stage}_{network}_{normalization}", panel

@@ -26,7 +26,7 @@ from diga_hpc.views import unit_range
 
 
 def write_pseudo_labels(context: Context, model: SegmentationModel, target: AnyDataset, folder: Path) -> None:
-    """One palette PNG for every target image, at the target's full size, shared out over the ranks."""
+    """One palette PNG for every readable target image, at the target's full size, shared out over the ranks."""
     if context.world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
     context.world.barrier()
@@ -34,10 +34,14 @@ def write_pseudo_labels(context: Context, model: SegmentationModel, target: AnyD
         i for i in context.world.share(len(target)) if not (folder / f"{target.name(i)}.png").is_file()
     ]
     label = Labeler(model, scales=context.config.pseudo_labels.scales, bf16=context.bf16)
-    images = inference_images(target, missing, context.config.data.workers)
+    broken = context.broken_files()
+    images = broken.images(target, missing)
     for sample in watched(context, folder, images, "pseudo labels", len(missing)):
+        if sample is None:
+            continue
         labels = label(sample.image.to(context.world.device), sample.image.shape[-2:])
         write_labels(folder / f"{sample.name}.png", labels, context.space)
+    broken.write()
 
 
 def watched(context: Context, folder: Path, images: Iterator, what: str, count: int) -> Iterator:
@@ -61,8 +65,10 @@ def initial_centroids(
         torch.zeros(num_classes, device=device),
     )
     mine = context.world.share(len(target))
-    images = inference_images(target, mine, context.config.data.workers)
+    images = context.broken_files().images(target, mine)
     for sample in watched(context, folder, images, "centroids", len(mine)):
+        if sample is None:
+            continue
         image = rescale(unit_range(sample.image[None].to(device)), section.scale)
         features, predicted = features_and_labels(model, image)
         total = total + image_class_means(features, predicted, num_classes, section.minimum_pixels)
