@@ -56,6 +56,6 @@ class BrokenFiles:
     def _check(self, found: set[str]) -> None:
         if len(found) > self.limit:
             raise UserError(
-                f"{min(found - self.known)}; with it {len(found)} files are broken and data.skip_errors is "
+                f"{min(found - self.known or found)}; with it {len(found)} files are broken and data.skip_errors is "
                 f"{self.limit}: mend them, or raise data.skip_errors"
             )

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from diga_hpc import tensor_file
 from diga_hpc.errors import UserError
+from diga_hpc.files import make_folder, sync
 
 if TYPE_CHECKING:
     import torch
@@ -52,12 +53,12 @@ def save(
     temporary = folder / f"{WRITING}{final.name}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        make_folder(temporary)
         _write(temporary, groups, state | {"step": step})
         if final.exists():  # a broken one with the same name; a valid one would have been resumed from
             _remove(final)
         os.rename(temporary, final)
-        _sync(folder)
+        sync(folder)
     except OSError as error:
         raise UserError(
             f"{final}: checkpoint cannot be written ({error.strerror or error}); free space there, or let run_dir "
@@ -91,8 +92,11 @@ def verify(path: Path, stage: str | None = None, identity: dict[str, Any] | None
     if STATE not in entries:
         return f"{STATE} is not in the manifest"
     for name, (size, digest) in entries.items():
-        # A name with a folder in it would be a file elsewhere.
-        problem = _file_problem(path / name, size, digest) if Path(name).name == name else "is missing"
+        try:
+            # A name with a folder in it would be a file elsewhere.
+            problem = _file_problem(path / name, size, digest) if Path(name).name == name else "is missing"
+        except (OSError, ValueError) as error:  # a bad sector, a stale handle, a name that cannot be one
+            problem = f"cannot be read: {error}"
         if problem:
             return f"{name} {problem}"
     try:
@@ -169,10 +173,12 @@ def _state_problem(
     theirs = state.get("stage", stage)
     if stage is not None and theirs != stage:
         return f"it is of the stage {theirs!r}"
-    saved = state.get("config", identity)
-    if identity is not None and saved != identity:
-        keys = [key for key in saved.keys() | identity.keys() if saved.get(key) != identity.get(key)]
-        return f"it is of another configuration: {', '.join(sorted(keys)[:3])}"
+    saved = state.get("config")
+    if identity is not None and saved is not None:
+        # A key that only one of them has came with another version; Run.check has compared its default.
+        keys = sorted(key for key in saved.keys() & identity.keys() if saved[key] != identity[key])
+        if keys:
+            return f"it is of another configuration: {', '.join(keys[:3])}"
     return None
 
 
@@ -191,7 +197,7 @@ def _write(folder: Path, groups: Groups, state: dict[str, Any]) -> None:
     entries = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(files.items())}
     manifest = json.dumps({"files": entries}, indent=1).encode()
     tensor_file.write_bytes(folder / MANIFEST, iter([manifest]))
-    _sync(folder)
+    sync(folder)
 
 
 def _prune(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
@@ -217,12 +223,3 @@ def _remove(path: Path) -> None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a folder's names are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

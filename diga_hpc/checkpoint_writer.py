@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diga_hpc import checkpoint
+from diga_hpc import checkpoint, failures
 from diga_hpc.checkpoint import Groups
 from diga_hpc.config import LoggingSection
 from diga_hpc.errors import UserError
@@ -41,6 +41,7 @@ class CheckpointWriter:
         copies = self._copy(groups)
         self._thread = threading.Thread(target=self._write, args=(step, copies, state), name="checkpoint")
         self._thread.start()
+        failures.let_finish(self._thread)
 
     def wait(self) -> None:
         """Until everything is on disk. Raises the UserError of a write that failed."""
@@ -48,10 +49,10 @@ class CheckpointWriter:
         if self._problem is not None:
             raise self._problem
 
-    def close(self) -> None:
-        """Wait as `wait` does, without raising."""
+    def close(self, timeout: float | None = None) -> None:
+        """Wait as `wait` does, at most `timeout` seconds, without raising."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout)
             self._thread = None
 
     def _copy(self, groups: Groups) -> Groups:

@@ -22,6 +22,8 @@ from diga_hpc.ranks import Ranks
 # such as writing a checkpoint to a slow file system.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 T = TypeVar("T")
+# What carries objects of the host; None stands for the group that carries everything.
+_host_group: dist.ProcessGroup | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class World:
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0)
+        dist.broadcast_object_list(values, src=0, group=_host_group)
         return values[0]
 
     def union(self, texts: set[str]) -> set[str]:
@@ -70,7 +72,7 @@ class World:
         if self.size == 1:
             return texts
         found: list[set[str]] = [set()] * self.size
-        dist.all_gather_object(found, texts)
+        dist.all_gather_object(found, texts, group=_host_group)
         return set().union(*found)
 
     def share(self, total: int) -> list[int]:
@@ -123,15 +125,21 @@ def _join(me: Ranks, device: torch.device, config: Config) -> None:
     dist.init_process_group(
         backend, store=store, rank=me.rank, world_size=me.size, timeout=COLLECTIVE_TIMEOUT
     )
+    if backend == "nccl":
+        # On the GPU a wait that is too long ends the process without a word.
+        global _host_group
+        _host_group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
 
 
 def finish() -> None:
     """Leave the process group, so that the process ends without a warning. All ranks call it together."""
+    global _host_group
     if dist.is_initialized():
         watchdog.stop()
         if dist.get_world_size() > 1:
             dist.barrier()  # behind it no rank watches any more, so that each may leave
         dist.destroy_process_group()
+        _host_group = None
 
 
 class StopFlag:

@@ -12,6 +12,7 @@ from pathlib import Path
 from diga_hpc.errors import UserError
 
 EXIT_FAILED = 1
+FINISHING = 10.0  # seconds that a process which has to end gives to a checkpoint that is being written
 STORAGE = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space there or have the quota raised",
@@ -45,10 +46,21 @@ def summary(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
+_unfinished: threading.Thread | None = None
+
+
+def let_finish(thread: threading.Thread) -> None:
+    """Work that `end` waits for a while: a checkpoint is being written. The one before it is forgotten."""
+    global _unfinished
+    _unfinished = thread
+
+
 def end(line: str, code: int) -> None:
     """Say one last line and end this process, whatever its other threads are doing; nothing it started stays."""
     with contextlib.suppress(OSError):
         os.write(2, f"diga-hpc: {line}\n".encode())
+    if _unfinished is not None:
+        _unfinished.join(FINISHING)
     for child in multiprocessing.active_children():
         child.kill()
     # The directory may be what hangs.

@@ -69,6 +69,7 @@ def _run(stage: str, config: Config, round_number: int, stop_after: int | None) 
     except Stopped as stopped:
         if not context.stop.counted_down:
             requeue.hand_back(stopped, context.run, context.world)
+        context.world.barrier()
         watchdog.stop()  # all ranks have agreed to leave
         raise
     finally:

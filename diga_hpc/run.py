@@ -112,9 +112,8 @@ class Run:
         probe = self.path / ".writable"
         probe.write_text("")
         probe.unlink()
-        temporary = self.path / ".config.yaml"
-        configuration.save(self.config, temporary)
-        temporary.replace(self.path / "config.yaml")
+        with whole(self.path / "config.yaml") as temporary:
+            configuration.save(self.config, temporary)
         (self.path / "env.txt").write_text(environment())
 
     def checkpoints(self, stage: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from diga_hpc import __version__, checkpoint
+from diga_hpc import __version__, checkpoint, failures
 from diga_hpc import config as configuration
 from diga_hpc.broken_files import BrokenFiles
 from diga_hpc.checkpoint import Groups
@@ -113,6 +113,7 @@ def train(
         engine.load_optimizer_state(groups["optimizer"])
         if world.is_main:
             log.info("%s goes on from step %d", stage.name, first_step)
+    del groups  # the files are mapped: their space is not free before
     loop = _Loop(context, stage, engine, teacher, state)
     loop.run(source, target)
 
@@ -196,7 +197,8 @@ class _Loop:
                 clock.step_done()
         finally:
             if self.writer:
-                self.writer.close()
+                # Only behind an error something is left to wait for, and then other ranks wait to be told of it.
+                self.writer.close(None if world.size == 1 else failures.FINISHING)
             journal.close()
 
     def _step(self, batch: Batch) -> None:

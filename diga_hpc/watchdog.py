@@ -28,7 +28,7 @@ from diga_hpc.errors import EXIT_USER_ERROR, ReportedByRank0, Stopped, UserError
 from diga_hpc.processes import Process
 
 BEAT = 1.0  # seconds between two beats
-SILENT = 35.0  # seconds after which a rank is taken as lost; what a node may stall without being dead
+SILENT = 30.0  # seconds after which a rank is taken as lost; what a node may stall without being dead
 SUSPECTED_SILENT = 6.0
 # Seconds between seeing a process gone or a connection closed and ending: a rank may just be done.
 GRACE = 2.0
@@ -66,6 +66,7 @@ class Watchdog:
         self._failure: Failure | None = None
         self._mine: Failure | None = None
         self._suspicious = False
+        self._leaving = False
         self._published = threading.Event()
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -94,6 +95,13 @@ class Watchdog:
         """A collective failed here: some rank must be gone."""
         self._suspicious = True
         self._wake.set()
+
+    def leave_after_rank_0(self) -> None:
+        """Until rank 0 has told what ends this rank too: gone before, this rank would be taken for the reason."""
+        self._leaving = True
+        deadline = time.monotonic() + PATIENCE
+        while self._failure is None and self._lost is None and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def let_others_read(self) -> None:
         """Before rank 0 ends."""
@@ -154,7 +162,8 @@ class Watchdog:
             self._forgive_sleep(time.monotonic() - last)
             last = time.monotonic()
             if self._failure is not None:
-                self._end(self._failure)
+                if not self._leaving:
+                    self._end(self._failure)
                 continue
             found = self._gone() or self._silent()
             suspect = None if found is None else suspect or (found, time.monotonic())
@@ -238,6 +247,8 @@ def reported(run_dir: Path) -> Iterator[None]:
     except Stopped:
         raise
     except ReportedByRank0:
+        if _running is not None:
+            _running.leave_after_rank_0()
         stop()
         raise
     except BaseException as error:

@@ -18,7 +18,7 @@ run_ranks() {
       some) seen=yes gone_since= ;;
       none) [[ $seen == no ]] || gone_since=${gone_since:-$SECONDS} ;;
     esac
-    if [[ -n $gone_since ]] && ((SECONDS - gone_since >= 15)); then
+    if [[ -n $gone_since ]] && ((SECONDS - gone_since >= 10)); then
       echo "srun still waits for a node though the ranks on this one have ended: the node is lost; ending without it"
       { kill -KILL "$srun" && wait "$srun"; } 2>/dev/null || true
       requeue_if_allowed || true

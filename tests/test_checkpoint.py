@@ -2,12 +2,15 @@
 
 import json
 import logging
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from diga_hpc import checkpoint
 from diga_hpc.errors import UserError
+from diga_hpc.files import whole
 
 
 def groups(value: float):
@@ -89,6 +92,49 @@ def test_a_save_that_was_interrupted_leaves_no_checkpoint(tmp_path, monkeypatch)
     monkeypatch.undo()
     checkpoint.save(tmp_path, 1, groups(1), {}, keep=2)  # what was left does not disturb the next one
     assert checkpoint.newest(tmp_path).name == "step_00000001"
+
+
+def test_a_file_that_cannot_be_read_costs_its_checkpoint_alone(folder, caplog, monkeypatch):
+    """A bad sector, as the disk reports it."""
+    sha256 = checkpoint._sha256
+
+    def failing(file):
+        if "step_00000020" in str(file):
+            raise OSError(5, "Input/output error")
+        return sha256(file)
+
+    monkeypatch.setattr(checkpoint, "_sha256", failing)
+    assert checkpoint.newest(folder).name == "step_00000010"
+    assert "optimizer.safetensors cannot be read: [Errno 5] Input/output error" in caplog.text
+
+
+def test_a_key_of_another_version_is_no_other_configuration(tmp_path):
+    identity = {"seed": 0, "optimizer.name": "sgd"}
+    checkpoint.save(tmp_path, 1, groups(1), {"stage": "warm_up", "config": identity}, keep=2)
+    assert checkpoint.newest(tmp_path, "warm_up", identity | {"optimizer.new": 3}) is not None
+    assert checkpoint.newest(tmp_path, "warm_up", {"seed": 0}) is not None
+    assert checkpoint.newest(tmp_path, "warm_up", identity | {"seed": 1}) is None
+
+
+def test_content_is_on_disk_before_its_name(tmp_path, monkeypatch):
+    """After a power failure a file is whole or not there: fsync of it, its name, fsync of the folder."""
+    happened = []
+    fsync, replace = os.fsync, os.replace
+
+    def watched_fsync(descriptor):
+        happened.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    def watched_replace(source, to, **options):
+        happened.append(f"replace {Path(to).name}")
+        replace(source, to, **options)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    with whole(tmp_path / "new/results.json") as temporary:
+        temporary.write_text("{}")
+    expected = [f"fsync {tmp_path.name}", "fsync .results.json.writing", "replace results.json", "fsync new"]
+    assert happened == expected
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -156,6 +156,13 @@ def test_one_file_too_many_ends_the_run(broken_yaml, tmp_path):
         Pipeline(config).warm_up()
 
 
+def test_fewer_files_may_be_broken_than_are_known(broken_yaml, tmp_path):
+    with pytest.raises(Stopped):
+        Pipeline(with_files(broken_yaml, tmp_path, "run", "data.skip_errors=2"), stop_after=11).warm_up()
+    with pytest.raises(UserError, match="with it 2 files are broken and data.skip_errors is 1"):
+        Pipeline(with_files(broken_yaml, tmp_path, "run", "data.skip_errors=1", "warm_up.steps=12")).warm_up()
+
+
 def test_what_replaces_a_broken_file_is_the_same_after_a_resume(broken_yaml, tmp_path):
     whole = with_files(broken_yaml, tmp_path, "whole", "data.skip_errors=2")
     Pipeline(whole).warm_up()

@@ -24,6 +24,7 @@ SCENARIOS = {
     "gone_while_joining": (1, "no sign of life for 4 s", -9, 1),
     "stuck": (1, "no sign of life for 4 s", -9, 1),
     "broken_collective": (1, GONE, -9, 1),
+    "while_writing": (1, "ValueError: boom$", 1, 1),
 }
 
 
@@ -31,11 +32,13 @@ SCENARIOS = {
 def ends(tmp_path_factory) -> dict[str, list[dict]]:
     """scenario -> what became of each rank; all run at once."""
     script = Path(__file__).with_name("watchdog_ranks.py")
+    folder = tmp_path_factory.mktemp("ranks")
     done = subprocess.run(
-        [sys.executable, script, *SCENARIOS, "clean"], cwd=tmp_path_factory.mktemp("ranks"),
+        [sys.executable, script, *SCENARIOS, "clean", "told_by_rank_0"], cwd=folder,
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert (folder / "written").is_file()  # by rank 0 in the scenario while_writing
     results = json.loads(done.stdout)
     return {scenario: [ranks[str(rank)] for rank in range(len(ranks))] for scenario, ranks in results.items()}
 
@@ -57,6 +60,13 @@ def test_all_end_and_name_the_one_that_failed(ends, scenario):
 
 def test_ranks_that_leave_one_after_the_other_alarm_nobody(ends):
     assert [(rank["code"], rank["said"]) for rank in ends["clean"]] == [(0, "")] * 3
+
+
+def test_what_rank_0_tells_is_told_once(ends):
+    ranks = ends["told_by_rank_0"]
+    assert [rank["code"] for rank in ranks] == [2, 2, 2]
+    last = [rank["said"].splitlines()[-1] for rank in ranks]
+    assert last == ["runs/a: in use", "rank 0 says why", "rank 0 says why"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from diga_hpc import distributed, failures, processes, watchdog
-from diga_hpc.errors import UserError
+from diga_hpc.errors import ReportedByRank0, UserError
 
 RANKS = 3
 watchdog.SILENT = 4.0
@@ -66,6 +67,25 @@ def broken_collective(rank: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.5)
     dist.barrier()
+
+
+def while_writing(rank: int) -> None:
+    """Rank 0 has a checkpoint under way."""
+    if rank == 0:
+        writing = threading.Thread(target=lambda: (time.sleep(6), Path("written").touch()))
+        writing.start()
+        failures.let_finish(writing)
+    if rank == 1:
+        raise ValueError("boom")
+    time.sleep(100)
+
+
+def told_by_rank_0(rank: int) -> None:
+    """Rank 0 takes its time to leave; the others' leaving is not the failure."""
+    if rank == 0:
+        time.sleep(4)
+        raise UserError("runs/a: in use")
+    raise ReportedByRank0
 
 
 def clean(rank: int) -> None:

@@ -77,7 +77,8 @@ def measure(
         bf16=context.bf16,
     )
     partial = context.run.partial_evaluation(name)
-    seen, counts = world.from_main(read_json(partial, ([0] * len(validation), None)))
+    nothing = ([0] * len(validation), None)
+    seen, counts = world.from_main(read_json(partial, nothing) if world.is_main else None)
     todo = [index for index, is_seen in enumerate(seen) if not is_seen]
     mine = [todo[i] for i in world.share(len(todo))]
     # What an earlier start counted enters the sums over ranks once, by rank 0.
@@ -115,8 +116,9 @@ def watched(
 ) -> Iterator:
     """`images` until a stop (StopFlag.watch); finished are the rows of results.json and what `keep` keeps."""
 
-    def done() -> int:
-        return len(read_json(context.run.results, [])) * validation_images + keep()
+    def done() -> int:  # rank 0's is what counts
+        rows = read_json(context.run.results, []) if context.world.is_main else []
+        return len(rows) * validation_images + keep()
 
     return context.stop.watch(images, what, count, stage="evaluation", done=done)
 

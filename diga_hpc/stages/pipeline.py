@@ -84,7 +84,8 @@ class Pipeline:
     def pseudo_labels(self, round_number: int) -> None:
         """Labels of the target's training images and centroids, by the network trained before this round."""
         context, run = self.context, self.context.run
-        if run.centroids(round_number).is_file():
+        # Rank 0 decides: what others see on a network file system may be older.
+        if context.world.from_main(run.centroids(round_number).is_file()):
             return
         folder = run.pseudo_labels(round_number)
         student = self._network(self._before(round_number), "student")
@@ -135,7 +136,8 @@ class Pipeline:
         model = None
         for normalization in ("running", "adapted") if adapting else ("running",):
             key = _result_key(stage) | {"network": network, "normalization": normalization}
-            if context.world.from_main(evaluation.has_result(context, **key)):
+            is_done = context.world.is_main and evaluation.has_result(context, **key)
+            if context.world.from_main(is_done):
                 continue
             model = model or self._network(stage, network)
             if normalization == "adapted":

@@ -47,8 +47,8 @@ def write_pseudo_labels(context: Context, model: SegmentationModel, target: AnyD
 def watched(context: Context, folder: Path, images: Iterator, what: str, count: int) -> Iterator:
     """`images` until a stop (StopFlag.watch). Finished work is what is in `folder`: the rest starts afresh."""
 
-    def done() -> int:
-        return len(list(folder.glob("*.png")))
+    def done() -> int:  # rank 0's is what counts
+        return len(list(folder.glob("*.png"))) if context.world.is_main else 0
 
     return context.stop.watch(images, what, count, stage=f"pseudo_labels_{folder.name}", done=done)
 
@@ -84,9 +84,10 @@ def save_centroids(centroids: Centroids, path: Path) -> None:
 
 
 def load_centroids(context: Context, path: Path, channels: int) -> Centroids:
-    """The centroids that a round starts from."""
-    centroids = Centroids(context.space.num_classes, channels, context.config.centroids, context.world.device)
-    centroids.load_state(read_tensors(path))
+    """The centroids that a round starts from, as rank 0 reads them."""
+    world = context.world
+    centroids = Centroids(context.space.num_classes, channels, context.config.centroids, world.device)
+    centroids.load_state(world.from_main(read_tensors(path) if world.is_main else None))
     return centroids
 
 
