@@ -162,14 +162,10 @@ def _jobs(plan: Plan, port: int = 0) -> dict[str, Job]:
     return {name: Job(plan.stage, str(file), plan.round_number, port) for name, file in files.items()}
 
 
-# The shell that submits may be a rank of something else: sbatch hands its variables over.
-_OWN_RANKS = "unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
-
-
 def _slurm_executor(plan: Plan) -> _SlurmExecutor:
     asked = plan.resources
     executor = _SlurmExecutor(plan.folder / "logs", python=f'"${{hold[@]}}" {shlex.quote(sys.executable)}')
-    srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
+    setup, srun = _setup()
     if asked.cpus_per_task:
         srun.append(f"--cpus-per-task={asked.cpus_per_task}")  # since Slurm 22.05 not taken over from sbatch
     executor.update_parameters(
@@ -186,29 +182,39 @@ def _slurm_executor(plan: Plan) -> _SlurmExecutor:
         wckey=None,  # submitit's own would be refused where such keys are tracked
         signal_delay_s=asked.signal_delay,
         stderr_to_stdout=True,
-        setup=[_OWN_RANKS, *_cluster_setup()],
+        setup=setup,
         srun_args=srun,
         additional_parameters={"requeue": True, **asked.sbatch},
     )
     return executor
 
 
-def _cluster_setup() -> list[str]:
-    """The cluster's facts and how ranks are started there; an installed package relies on the user's shell."""
+def _setup() -> tuple[list[str], list[str]]:
+    """Lines of the job before srun, and options of srun.
+
+    In a checkout they are those of slurm/; an installed package relies on the user's shell for the cluster's facts.
+    """
+    # The shell that submits may be a rank of something else: sbatch hands its variables over.
+    own_ranks = "unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
     checkout = Path(__file__).parent.parent
-    if not (checkout / "slurm/ranks.sh").is_file():
-        # As in slurm/ranks.sh: the shell outlives signals, and a rank meets them when it is ready to.
-        return [
-            "trap : TERM USR2",
-            "hold=(env --block-signal=TERM,USR2)",
-            '"${hold[@]}" true 2>/dev/null || hold=()',
+    if (checkout / "slurm/ranks.sh").is_file():
+        setup = [
+            own_ranks,
+            f"repository={shlex.quote(str(checkout))}",
+            'source "$repository/slurm/env.sh"',
+            'source "$repository/slurm/ranks.sh"',
+            'srun() { run_ranks "$@"; }',
         ]
-    return [
-        f"repository={shlex.quote(str(checkout))}",
-        'source "$repository/slurm/env.sh"',
-        'source "$repository/slurm/ranks.sh"',
-        'srun() { run_ranks "$@"; }',
+        return setup, ["--open-mode=append"]
+    setup = [
+        own_ranks,
+        "export SLURM_EXPORT_ENV=ALL",
+        # As in slurm/ranks.sh: the shell outlives signals, and a rank meets them when it is ready to.
+        "trap : TERM USR2",
+        "hold=(env --block-signal=TERM,USR2)",
+        '"${hold[@]}" true 2>/dev/null || hold=()',
     ]
+    return setup, ["--kill-on-bad-exit=1", "--open-mode=append"]
 
 
 def _submit_slurm(plan: Plan) -> dict[str, submitit.Job]:

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,7 @@ def job_name(environment: Mapping[str, str]) -> str | None:
 
 def _requeue(stopped: Stopped, run: Run, job: str) -> str:
     state = _scontrol("show", "job", "--oneliner", job)
-    found = re.search(r"JobState=(\w+)", state)
+    found = re.search(r"JobState=(\w+)", state.answer)
     if found and found[1] != "RUNNING":
         # Cancelled by its user, or already requeued by Slurm: not ours to change.
         return f"Slurm itself is ending job {job} ({found[1].lower()})"
@@ -83,10 +84,12 @@ def _requeue(stopped: Stopped, run: Run, job: str) -> str:
     entry = {"job": job, "time": _now(), "by": "job", "stage": stopped.stage, "done": stopped.done}
     # Written first: Slurm ends this process as soon as it has agreed.
     write_json(run.requeues, [*entries, entry])
-    refusal = _scontrol("requeue", job)
-    if refusal:
+    asked = _scontrol("requeue", job)
+    if asked.ok is None:
+        return f"job {job} may be requeued ({asked.answer}); if it is not, submit the same command again to go on"
+    if not asked.ok:
         write_json(run.requeues, entries)
-        return f"job {job} was not requeued ({refusal}); submit the same command again to go on"
+        return f"job {job} was not requeued ({asked.answer}); submit the same command again to go on"
     return f"job {job} is requeued (number {len(mine) + 1}) and goes on by itself"
 
 
@@ -94,10 +97,19 @@ def _now() -> str:
     return datetime.now().isoformat(timespec="seconds")
 
 
-def _scontrol(*arguments: str) -> str:
-    """What scontrol prints; of a requeue, nothing where it succeeds."""
+@dataclass(frozen=True)
+class _Answer:
+    """What scontrol printed, on one line. ok: whether it succeeded; None if it did not answer in time."""
+
+    ok: bool | None
+    answer: str
+
+
+def _scontrol(*arguments: str) -> _Answer:
     try:
         done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    return " ".join((done.stdout + done.stderr).split())
+    except subprocess.TimeoutExpired:
+        return _Answer(None, "no answer from scontrol within 60 s")
+    except OSError as error:
+        return _Answer(False, str(error))
+    return _Answer(done.returncode == 0, " ".join((done.stdout + done.stderr).split()))

@@ -37,6 +37,8 @@ parse() {
   dir=$(realpath -m "$dir")
 }
 
+mark=local_cluster # a file that only a folder made here has
+
 # Slurm makes Unix sockets like DIR/node64/node64_1234567.4294967291; the kernel allows 107 characters.
 longest_dir=74
 
@@ -69,6 +71,7 @@ start() {
   ((gpus == 0 || UID == 0)) || die "playing GPUs needs root, for mknod; leave --gpus-per-node out"
   mkdir -p "$dir"
   chmod 755 "$dir"
+  echo "${SLURM_JOB_ID:-}" >"$dir/$mark" # the job that this shell itself is in, if it is in one
   trap take_down EXIT
   start_munge
   local ports
@@ -222,7 +225,7 @@ port_answers() { (: <"/dev/tcp/127.0.0.1/$1"); }
 
 stop() {
   export SLURM_CONF=$dir/slurm.conf
-  [[ -e $dir ]] || die "no cluster in $dir"
+  [[ -e $dir/$mark ]] || die "no cluster in $dir"
   if alive "$dir/slurmctld.pid"; then
     squeue -h -o %A | sort -u | xargs -r scancel --full --signal=KILL 2>/dev/null || true
     squeue -h -o %A | sort -u | xargs -r scancel 2>/dev/null || true
@@ -254,11 +257,12 @@ end_processes() { # pid files
 }
 
 left_behind() { # processes of this cluster's jobs that outlived it
-  local environ
+  local environ outer
+  outer=$(<"$dir/$mark")
   for environ in /proc/[0-9]*/environ; do
     # A shell that merely uses the cluster has no job id.
-    if { tr '\0' '\n' <"$environ"; } 2>/dev/null | awk -v mine="SLURM_CONF=$dir/slurm.conf" \
-      '$0 == mine {conf = 1} /^SLURM_JOB_ID=/ {job = 1} END {exit !(conf && job)}'; then
+    if { tr '\0' '\n' <"$environ"; } 2>/dev/null | awk -v mine="SLURM_CONF=$dir/slurm.conf" -v outer="SLURM_JOB_ID=$outer" \
+      '$0 == mine {conf = 1} /^SLURM_JOB_ID=/ && $0 != outer {job = 1} END {exit !(conf && job)}'; then
       echo "${environ//[^0-9]/}"
     fi
   done

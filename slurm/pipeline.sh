@@ -11,6 +11,8 @@ set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$repository/slurm/env.sh"
+# Those of this node are not those of the jobs.
+export -n TRITON_CACHE_DIR TORCH_EXTENSIONS_DIR TORCHINDUCTOR_CACHE_DIR
 
 usage() { sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
@@ -28,11 +30,12 @@ mkdir -p "$run_dir/logs"
 
 jobs=() names=()
 submit() { # name, script, arguments
-  local name=$1 script=$2 after=()
+  local name=$1 script=$2 after=() job
   shift 2
   ((${#jobs[@]} == 0)) || after=(--dependency="afterok:${jobs[-1]}" --kill-on-invalid-dep=yes)
-  jobs+=("$(sbatch --parsable "${options[@]}" "${after[@]}" --job-name="$name" \
-    --output="$run_dir/logs/$name-%j.log" "$repository/slurm/$script" "$@")")
+  job=$(sbatch --parsable "${options[@]}" "${after[@]}" --job-name="$name" \
+    --output="$run_dir/logs/$name-%j.log" "$repository/slurm/$script" "$@")
+  jobs+=("${job%%;*}") # behind the semicolon: the cluster, where there are several
   names+=("$name")
   # For `diga-hpc status`, which finds a job by its log once it has started.
   printf '{"job": "%s", "stage": "%s", "executor": "slurm", "ranks": 0, "host": "", "submitted": %s, "logs": "%s"}\n' \

@@ -6,37 +6,56 @@ trap : TERM USR2
 hold=(env --block-signal=TERM,USR2)
 "${hold[@]}" true 2>/dev/null || hold=(bash -c 'trap "" USR2; exec "$@"' hold)
 
-# run_ranks OPTIONS COMMAND: like srun, but if a node dies it ends, or requeues the job, soon after the ranks that are
-# left have ended. srun itself waits until Slurm takes the node for dead (SlurmdTimeout: minutes).
+# Ranks have this shell's environment, whatever `sbatch --export` said.
+export SLURM_EXPORT_ENV=ALL
+# sbatch hands over the variables of the job that it is called in; these would name that one.
+if this_job=$(scontrol show job --oneliner "$SLURM_JOB_ID") && [[ $this_job != *" ArrayTaskId="* ]]; then
+  unset "${!SLURM_ARRAY@}"
+  [[ $this_job != *" Restarts=0 "* ]] || unset SLURM_RESTART_COUNT
+fi
+
+# run_ranks OPTIONS COMMAND: like srun, but ranks that fail end each other, saying why (diga_hpc/watchdog.py), and what
+# is left elsewhere when this node's have ended is killed. If a node is dead even that is not the end for srun, which
+# waits until Slurm has noticed (SlurmdTimeout: minutes): the job is requeued if it may be, status 75, else status 1.
 run_ranks() {
-  local srun seen=no gone_since=
-  command srun "${srun_options[@]}" "$@" &
+  local srun step= running gone_since= was_killed=no
+  # With --kill-on-bad-exit=1 what hangs would live for KillWait, and nothing else could kill it before.
+  command srun "${srun_options[@]}" --kill-on-bad-exit=0 --wait=30 "$@" &
   srun=$!
   while kill -0 "$srun" 2>/dev/null; do
     sleep 2 || true
-    case $(ranks_on_this_node) in
-      some) seen=yes gone_since= ;;
-      none) [[ $seen == no ]] || gone_since=${gone_since:-$SECONDS} ;;
-    esac
-    if [[ -n $gone_since ]] && ((SECONDS - gone_since >= 10)); then
-      echo "srun still waits for a node though the ranks on this one have ended: the node is lost; ending without it"
+    running=$(step_of_this_node)
+    [[ $running != [0-9]* ]] || step=$running
+    if [[ -z $step || $running != none ]] || ! kill -0 "$srun" 2>/dev/null; then
+      gone_since=
+      continue
+    fi
+    gone_since=${gone_since:-$SECONDS}
+    if [[ $was_killed == no ]] && ((SECONDS - gone_since >= 10)); then
+      was_killed=yes
+      echo "ranks on other nodes are still there 10 s after the last one here: they are killed"
+      timeout 10 scancel --signal=KILL "$SLURM_JOB_ID.$step" 2>/dev/null || true
+    elif ((SECONDS - gone_since >= 18)); then
+      echo "srun still waits for a node though all ranks have ended or been killed: the node is lost; ending without it"
       { kill -KILL "$srun" && wait "$srun"; } 2>/dev/null || true
-      requeue_if_allowed || true
+      requeue_if_allowed && return 75
       return 1
     fi
   done
   wait "$srun"
 }
 
-ranks_on_this_node() { # some, none, or nothing where it cannot be known
-  scontrol listpids "$SLURM_JOB_ID" "${SLURMD_NODENAME:-}" 2>/dev/null |
-    awk '$3 == "batch" {batch = 1} $3 ~ /^[0-9]+$/ {ranks = 1} END {if (ranks) print "some"; else if (batch) print "none"}'
+step_of_this_node() { # the number of the step that has ranks here, none, or nothing where it cannot be known
+  timeout 10 scontrol listpids "$SLURM_JOB_ID" "${SLURMD_NODENAME:-}" 2>/dev/null |
+    awk '$3 == "batch" {found = "none"} $3 ~ /^[0-9]+$/ {found = $3; exit} END {print found}'
 }
 
 requeue_if_allowed() {
   # The number of an array's last task is also that of the whole array.
-  local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+  local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} state
   job=${job:-$SLURM_JOB_ID}
-  [[ $(scontrol show job --oneliner "$job") == *" Requeue=1 "* ]] || return
+  state=$(scontrol show job --oneliner "$job") || return
+  # One that is being cancelled, or is out of time, would come back.
+  [[ $state == *" JobState=RUNNING "* && $state == *" Requeue=1 "* ]] || return
   scontrol requeue "$job" && echo "job $job is requeued"
 }

@@ -18,14 +18,14 @@ run_stage() {
   fi
   run_dir=$(diga-hpc show --key run_dir "$@") || give_up $? "$stage"
   mkdir -p "$run_dir/logs"
-  log=$run_dir/logs/$SLURM_JOB_NAME-$SLURM_JOB_ID.log
+  log=$run_dir/logs/${SLURM_JOB_NAME//\//_}-$SLURM_JOB_ID.log
   echo "output: $log"
   exec >>"$log" 2>&1
   echo "$(date +%FT%T) job $SLURM_JOB_ID: $stage on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}"
   one_task_per_gpu || give_up 2 "$stage"
   # This is the host of rank 0; a port of its own lets jobs share a node. A requeued job draws another one.
   export MASTER_PORT=${MASTER_PORT:-$(free_port)}
-  run_ranks --label --kill-on-bad-exit=1 "${hold[@]}" diga-hpc "$stage" "${round[@]}" "$@" || status=$?
+  run_ranks --label "${hold[@]}" diga-hpc "$stage" "${round[@]}" "$@" || status=$?
   ((status == 0)) || give_up "$status" "$stage"
   echo "$(date +%FT%T) job $SLURM_JOB_ID: $stage is done"
 }

@@ -3,13 +3,15 @@
 They skip with a reason where Slurm is not installed, unless DIGA_REQUIRE_SLURM=1: then that is a failure.
 """
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,37 @@ class Cluster:
             pytest.fail(f"{error}\n{self.describe(job)}")
         return seen[-1]
 
+    def ranks_on(self, node: str, job: str) -> list[int]:
+        """The processes of a job's ranks on a node; srun and the batch script are of no step."""
+        found = []
+        expected = {f"SLURMD_NODENAME={node}", f"SLURM_JOB_ID={job}", "SLURM_STEP_ID=0"}
+        expected.add(f"SLURM_CONF={self.dir}/slurm.conf")
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                environment = (folder / "environ").read_bytes().split(b"\0")
+                if {text.encode() for text in expected} <= set(environment):
+                    found.append(int(folder.name))
+        return found
+
+    @contextlib.contextmanager
+    def without(self, node: str, job: str) -> Iterator[None]:
+        """A node dies with slurmd and all that it runs of a job, as by a power failure. It is back at the end."""
+        slurmd = self.dir / f"slurmd-{node}.pid"
+        ranks = self.ranks_on(node, job)
+        for pid in {int(slurmd.read_text()), *ranks, *map(_parent_of, ranks)} - {0, 1}:
+            os.kill(pid, signal.SIGKILL)
+        try:
+            yield
+        finally:
+            self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+            self.run(
+                "bash",
+                "-c",
+                f"PATH=$PATH:/usr/sbin; cd {self.dir}; slurmd -N {node} -f {self.dir}/slurm.conf",
+            )
+            # Refused where it is back already.
+            self.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+
     def describe(self, job: str) -> str:
         """What Slurm knows of a job, and the end of its daemons' logs."""
         logs = [
@@ -84,6 +117,14 @@ class Cluster:
             for log in sorted(self.dir.glob("*.log"))
         ]
         return "\n".join([self.run("scontrol", "show", "job", job), self.run("sinfo"), *logs])
+
+
+def _parent_of(pid: int) -> int:
+    """0 if the process has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def until(condition: Callable[[], object], timeout: float, what: str):

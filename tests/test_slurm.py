@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
 import time
@@ -138,22 +137,70 @@ def test_at_its_time_limit_a_job_requeues_itself_and_ends_bit_identical(
     assert final_files(run) == uninterrupted
 
 
+# ------------------------------------------------------------------------------------ ranks and nodes that fail
+
+
+@pytest.fixture
+def stubborn(tmp_path) -> str:
+    """A PATH on which a rank on node2 hangs, deaf to SIGTERM, and the other fails when there is a file `fail`."""
+    return stub(
+        tmp_path,
+        f"""[[ $SLURM_PROCID == 0 ]] || {{ trap '' TERM; touch {tmp_path}/here; while :; do sleep 1; done; }}
+until [[ -e {tmp_path}/fail && -e {tmp_path}/here ]]; do sleep 0.2; done
+exit 3
+""",
+    )
+
+
+def exit_code(cluster: Cluster, job: str) -> str:
+    return re.search(r" ExitCode=(\S+)", cluster.run("scontrol", "show", "job", "--oneliner", job))[1]
+
+
+def test_a_rank_that_hangs_on_another_node_does_not_keep_the_job(cluster, tiny_yaml, tmp_path, stubborn):
+    job = cluster.submit(*TWO_NODES, SLURM / "warmup.sh", tiny_yaml, PATH=stubborn)
+    until((tmp_path / "here").is_file, 60, "the ranks")
+    time.sleep(5)  # the script looks every 2 s; of ranks that it never saw it knows nothing
+    (tmp_path / "fail").touch()
+    assert cluster.wait(job, timeout=60) == "FAILED"
+    assert exit_code(cluster, job) == "137:0"
+    log = log_of(tmp_path / "run", job)
+    assert "ranks on other nodes are still there" in log and "task 1: Killed" in log and "the node" not in log
+
+
+def test_a_job_whose_node_died_ends_with_an_exit_code(cluster, tiny_yaml, tmp_path, stubborn):
+    """SLURM_EXPORT_ENV: what `sbatch --export` leaves, with which ranks would have lost their PATH."""
+    options = (*TWO_NODES, "--no-requeue")
+    job = cluster.submit(*options, SLURM / "warmup.sh", tiny_yaml, PATH=stubborn, SLURM_EXPORT_ENV="NONE")
+    until((tmp_path / "here").is_file, 60, "the ranks")
+    time.sleep(5)
+    with cluster.without("node2", job):
+        (tmp_path / "fail").touch()
+        until(lambda: exit_code(cluster, job) == "1:0", 60, "the job to end")
+    assert cluster.wait(job) == "FAILED"
+    lines = log_of(tmp_path / "run", job).splitlines()
+    assert any("the node is lost" in line for line in lines) and "FAILED with exit code 1" in lines[-1]
+
+
 # --------------------------------------------------------------------------- 4 nodes of 8 played GPUs
 
 
 @pytest.fixture
 def reporting_rank(tmp_path) -> str:
     """A PATH on which diga-hpc says its place instead of training; there is no GPU to train on."""
-    stub = tmp_path / "bin/diga-hpc"
-    stub.parent.mkdir()
-    stub.write_text(
-        f"""#!/bin/bash
-[[ $1 != show ]] || exec {sys.executable} -m diga_hpc "$@"
-echo "rank $SLURM_PROCID of $SLURM_STEP_NUM_TASKS local $SLURM_LOCALID sees $CUDA_VISIBLE_DEVICES at $MASTER_PORT"
-"""
+    return stub(
+        tmp_path,
+        'echo "rank $SLURM_PROCID of $SLURM_STEP_NUM_TASKS local $SLURM_LOCALID sees $CUDA_VISIBLE_DEVICES '
+        'at $MASTER_PORT"\n',
     )
-    stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
-    return f"{stub.parent}:{os.environ['PATH']}"
+
+
+def stub(folder: Path, lines: str) -> str:
+    """A PATH on which diga-hpc does `lines`, but for `diga-hpc show`."""
+    program = folder / "bin/diga-hpc"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/bash\n[[ $1 != show ]] || exec {sys.executable} -m diga_hpc "$@"\n{lines}')
+    program.chmod(0o755)
+    return f"{program.parent}:{os.environ['PATH']}"
 
 
 def test_32_ranks_start_on_4_nodes_of_8_gpus(gpu_cluster, tiny_yaml, tmp_path, reporting_rank):

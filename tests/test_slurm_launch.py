@@ -38,7 +38,7 @@ def last_step(run_dir: Path) -> int:
 
 def test_interrupted_twice_it_resumes_twice_and_ends_with_the_same_bits(tiny_yaml, tmp_path, two_nodes):
     """Two nodes; told to stop once while it imports torch, and once in the middle of training."""
-    overrides = [*ONE_STAGE, "warm_up.steps=24", "logging.checkpoint_every=1000"]
+    overrides = [*ONE_STAGE, "warm_up.steps=48", "logging.checkpoint_every=1000"]
     options = dict(nodes=2, time=10)
     whole = launch.submit("pipeline", tiny_yaml, [*overrides, f"run_dir={tmp_path / 'whole'}"], **options)
     rows = whole.results()
@@ -59,7 +59,7 @@ def test_interrupted_twice_it_resumes_twice_and_ends_with_the_same_bits(tiny_yam
     assert [entry["job"] for entry in requeues(tmp_path / "parts")] == [job, job]
     assert final_files(tmp_path / "parts") == final_files(tmp_path / "whole")
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 25))
+    assert steps == list(range(1, 49))
     assert len(logs[1].read_text().split("Starting with JobEnvironment")) == 4  # one log through all starts
 
 

@@ -25,4 +25,4 @@ srun() { run_ranks "$@"; }
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output FOLDER/run/logs/%j_%t_log.out --kill-on-bad-exit=1 --open-mode=append --cpus-per-task=8 "${hold[@]}" PYTHON -u -m submitit.core._submit FOLDER/run/logs
+srun --unbuffered --output FOLDER/run/logs/%j_%t_log.out --open-mode=append --cpus-per-task=8 "${hold[@]}" PYTHON -u -m submitit.core._submit FOLDER/run/logs

@@ -21,4 +21,4 @@ srun() { run_ranks "$@"; }
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output FOLDER/run/logs/%A_%a_%t_log.out --kill-on-bad-exit=1 --open-mode=append "${hold[@]}" PYTHON -u -m submitit.core._submit FOLDER/run/logs
+srun --unbuffered --output FOLDER/run/logs/%A_%a_%t_log.out --open-mode=append "${hold[@]}" PYTHON -u -m submitit.core._submit FOLDER/run/logs
