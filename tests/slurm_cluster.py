@@ -94,21 +94,26 @@ class Cluster:
     @contextlib.contextmanager
     def without(self, node: str, job: str) -> Iterator[None]:
         """A node dies with slurmd and all that it runs of a job, as by a power failure. It is back at the end."""
-        slurmd = self.dir / f"slurmd-{node}.pid"
         ranks = self.ranks_on(node, job)
-        for pid in {int(slurmd.read_text()), *ranks, *map(_parent_of, ranks)} - {0, 1}:
-            os.kill(pid, signal.SIGKILL)
+        with self.without_slurmd(node):
+            for pid in {*ranks, *map(_parent_of, ranks)} - {0, 1}:
+                os.kill(pid, signal.SIGKILL)
+            try:
+                yield
+            finally:
+                self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+        # Refused where it is back already.
+        self.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+
+    @contextlib.contextmanager
+    def without_slurmd(self, node: str) -> Iterator[None]:
+        """Slurm's daemon of a node is killed. It runs again at the end."""
+        os.kill(int((self.dir / f"slurmd-{node}.pid").read_text()), signal.SIGKILL)
         try:
             yield
         finally:
-            self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
-            self.run(
-                "bash",
-                "-c",
-                f"PATH=$PATH:/usr/sbin; cd {self.dir}; slurmd -N {node} -f {self.dir}/slurm.conf",
-            )
-            # Refused where it is back already.
-            self.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+            start = f"PATH=$PATH:/usr/sbin; cd {self.dir}; slurmd -N {node} -f {self.dir}/slurm.conf"
+            self.run("bash", "-c", start)
 
     def describe(self, job: str) -> str:
         """What Slurm knows of a job, and the end of its daemons' logs."""

@@ -9,10 +9,13 @@ import torch
 from PIL import Image
 from test_training import final_files, load, losses
 
+from diga_hpc.broken_files import BrokenFiles
 from diga_hpc.config import GuardSection
+from diga_hpc.distributed import World
 from diga_hpc.errors import Stopped, UserError
 from diga_hpc.guards import Guards
 from diga_hpc.report import write_report
+from diga_hpc.run import Run, write_json
 from diga_hpc.stages.pipeline import Pipeline
 from diga_hpc.training import Stage, StepOutput, train
 
@@ -157,10 +160,14 @@ def test_one_file_too_many_ends_the_run(broken_yaml, tmp_path):
 
 
 def test_fewer_files_may_be_broken_than_are_known(broken_yaml, tmp_path):
-    with pytest.raises(Stopped):
-        Pipeline(with_files(broken_yaml, tmp_path, "run", "data.skip_errors=2"), stop_after=11).warm_up()
-    with pytest.raises(UserError, match="with it 2 files are broken and data.skip_errors is 1"):
-        Pipeline(with_files(broken_yaml, tmp_path, "run", "data.skip_errors=1", "warm_up.steps=12")).warm_up()
+    run = Run(with_files(broken_yaml, tmp_path, "run", "data.skip_errors=1"))
+    write_json(run.skipped_data, ["a.png: broken", "b.png: broken"])
+    broken = BrokenFiles(run.config, run, World(0, 1, 0, torch.device("cpu")))
+    broken.write()  # none of them came again
+    with pytest.raises(
+        UserError, match="a.png: broken; with it 2 files are broken and data.skip_errors is 1"
+    ):
+        broken.add(["b.png: broken"])
 
 
 def test_what_replaces_a_broken_file_is_the_same_after_a_resume(broken_yaml, tmp_path):

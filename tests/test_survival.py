@@ -132,6 +132,19 @@ def test_a_node_that_dies_costs_the_job_a_minute_and_it_goes_on(cluster, tiny_ya
     assert final_files(run_dir) == final_files(tmp_path / "whole")
 
 
+def test_a_job_outlives_slurmd(cluster, tiny_yaml, tmp_path):
+    """Its steps go on without the daemon, whose node is given back when it runs again."""
+    options = ["source_only=null", "warm_up.start=model", "warm_up.steps=20"]
+    script = Path(__file__).parent.parent / "slurm/warmup.sh"
+    job = cluster.submit("--nodes=2", "--ntasks-per-node=1", script, tiny_yaml, *options)
+    until(lambda: steps_logged(tmp_path / "run") > 5, 120, "steps")
+    log = tmp_path / f"run/logs/warmup-{job}.log"
+    with cluster.without_slurmd("node2"):
+        until(lambda: "warm-up is done" in log.read_text(), 60, "the end of training")
+    assert cluster.wait(job) == "COMPLETED", log.read_text() + cluster.describe(job)
+    assert steps_logged(tmp_path / "run") == 20
+
+
 FROZEN = [
     "source_only=null", "warm_up.start=model", "warm_up.steps=10", "model.batch_norm=frozen", "model.dropout=0",
     "optimizer.name=adamw", "optimizer.lr_head=1e-4", "optimizer.lr_backbone=1e-4",
