@@ -17,6 +17,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 import torch
 import triton
 
+SLEEP_CYCLES = 2_000_000  # about a millisecond
 FLUSH_BYTES = 256 << 20  # several times the second-level cache of any GPU so far
 
 
@@ -71,8 +72,8 @@ def times_us(
 ) -> dict[str, list[float]]:
     """Microseconds of every repetition, one contender after the other within each repetition.
 
-    With `flush` the caches are overwritten before each call; the launches of the call are then queued while the
-    device still writes, so that the host's time does not show.
+    With `flush` the caches are overwritten before each call, and the device sleeps for a millisecond while the launches
+    of the call are queued, so that the host's time does not show.
     """
     for function in contenders.values():
         for _ in range(warm_ups):
@@ -84,6 +85,8 @@ def times_us(
     for _ in range(repetitions):
         for name, function in contenders.items():
             junk.zero_()
+            if gpu and flush:
+                torch.cuda._sleep(SLEEP_CYCLES)
             found[name].append(_one_event_pair(function) if gpu else _one_clock(function))
     _wait()
     if gpu:

@@ -53,6 +53,9 @@ def contenders(case: Case, smoke: bool, max_autotune: bool) -> dict[str, Callabl
     gpu = torch.cuda.is_available()
     found: dict[str, Callable] = {"eager": eager}
     if gpu and not smoke:
+        # All cases compile the same function, and behind its eighth form dynamo would silently run it as it is.
+        torch._dynamo.reset()
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
         found["compile"] = torch.compile(eager, dynamic=False)
         if max_autotune:
             mode = "max-autotune-no-cudagraphs"

@@ -126,11 +126,11 @@ def _triton_works() -> bool:
     return True
 
 
-def _probe() -> None:
-    """Compile and run a whole loss with its gradient."""
-    logits = torch.zeros(2, 2, 2, 2, device="cuda", requires_grad=True)
-    labels = torch.zeros(1, 4, 4, device="cuda", dtype=torch.uint8)
-    with torch.enable_grad():
+def _probe(device: str = "cuda") -> None:
+    """Compile and run a whole loss with its gradient, also where the first call of a process is in inference mode."""
+    with torch.inference_mode(False), torch.enable_grad():
+        logits = torch.zeros(2, 2, 2, 2, device=device, requires_grad=True)
+        labels = torch.zeros(1, 4, 4, device=device, dtype=torch.uint8)
         segmentation, distillation = _load("warm_up", "warm_up_loss")(logits, logits, labels)
         (segmentation + distillation).backward()
 

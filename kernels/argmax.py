@@ -84,9 +84,11 @@ def _label_strips(
             image + tl.minimum(i + 1, h - 1) * stride_h,
             image + tl.minimum(i + 2, h - 1) * stride_h,
         )
+        unit = (y_unit + i * 0).to(tl.float32)
         for r in tl.static_range(ROWS):
             position = tl.minimum(tl.maximum((y_first + r) * y_step + y_offset, 0), (h - 1) * y_unit)
-            t = (position - i * y_unit).to(tl.float32) / y_unit
+            # Rounded as in IEEE 754: a weight must be 0 exactly on a node row, whose neighbours may not be finite.
+            t = tl.div_rn((position - i * y_unit).to(tl.float32), unit)
             top = tl.maximum(1.0 - t, 0.0)
             bottom = tl.maximum(t - 1.0, 0.0)
             row_weights = row_weights + (top, 1.0 - top - bottom, bottom)

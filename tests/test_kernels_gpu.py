@@ -25,9 +25,10 @@ def normal_shape():
     return (4, 19, (17, 23), (67, 101))
 
 
-@pytest.fixture
-def grid():
-    return (9, 15, 8)
+@pytest.fixture(params=[(9, 15, 8), (9, 15, 5)], ids=str)
+def grid(request):
+    """The second has fractions of which an approximate division makes no exact 0 on a node."""
+    return request.param
 
 
 @pytest.fixture
@@ -121,9 +122,11 @@ def test_inside_a_cuda_graph():
     assert torch.equal(captured, expected)
 
 
-def test_probe_and_default_choice():
-    """Without an override a GPU gets Triton; the reference agrees with it."""
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_probe_and_default_choice(mode):
+    """Without an override a GPU gets Triton, whatever mode the first call of a process is in."""
     from diga_hpc.kernels import _dispatch
 
     _dispatch._triton_works.cache_clear()
-    assert _dispatch._triton_works()
+    with mode():
+        assert _dispatch._triton_works()

@@ -180,3 +180,9 @@ def test_first_argument_by_name():
     logits, labels = torch.randn(1, 2, 3, 3), torch.zeros(1, 5, 5, dtype=torch.uint8)
     expected = kernels.cross_entropy_loss(logits, labels)
     assert torch.equal(kernels.cross_entropy_loss(labels=labels, logits=logits), expected)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_whether_triton_works_does_not_depend_on_the_mode_of_the_first_call(mode):
+    with mode():
+        _dispatch._probe("cpu")  # raises where it does not
