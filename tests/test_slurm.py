@@ -284,6 +284,14 @@ def test_a_folder_too_long_for_its_sockets_is_refused(tmp_path):
     assert text.returncode == 2 and "sockets below it allow 74: give a shorter one" in text.stderr
 
 
+def test_stop_leaves_a_folder_that_it_did_not_make(tmp_path):
+    (tmp_path / "mine").write_text("kept")
+    command = [SLURM / "local_cluster.sh", "stop", "--dir", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "no cluster in" in done.stderr
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
 def command_line(process: Path) -> bytes:
     try:
         return (process / "cmdline").read_bytes()
