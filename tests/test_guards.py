@@ -211,3 +211,19 @@ def test_a_broken_target_image_is_passed_over_by_every_pass(broken_yaml, tmp_pat
     assert labelled == {"0", "1", "2", "4", "5", "6", "8", "9"}
     rows = json.loads((config.run_dir / "results.json").read_text())
     assert {(row["stage"], row["normalization"]) for row in rows} >= {("self_training", "adapted")}
+
+
+def test_a_broken_image_that_only_the_evaluation_reads_is_listed(broken_yaml, tmp_path):
+    target = f"data.target={{kind: folder, root: {tmp_path / 'data'}, half_size: [40, 64]}}"
+    options = ["source_only=null", "self_training=null", "warm_up.start=model", "warm_up.second_view=color"]
+    config = load(
+        broken_yaml,
+        tmp_path / "run",
+        target,
+        *options,
+        "evaluation.adapt_normalization=true",
+        "data.skip_errors=1",
+    )
+    Pipeline(config).run()
+    (problem,) = json.loads((config.run_dir / "skipped_data.json").read_text())
+    assert f"{tmp_path}/data/images/3.png: not a readable image" in problem

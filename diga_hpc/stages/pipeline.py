@@ -6,6 +6,7 @@ source_only -> warm_up -> for each round: pseudo_labels (and centroids) -> self_
 import copy
 import functools
 import logging
+from collections.abc import Callable
 
 import torch
 
@@ -92,7 +93,7 @@ class Pipeline:
         labeler = copy.deepcopy(student)
         if self.config.pseudo_labels.adapt_normalization:
             watch = functools.partial(pseudo_labels.watched, context, folder)
-            adapt_normalization(labeler, self.target, context.world, context.broken_files().images, watch)
+            self._adapt(labeler, watch)
         pseudo_labels.write_pseudo_labels(context, labeler, self.target, folder)
         centroids = pseudo_labels.initial_centroids(context, labeler, self.target, folder)
         quality = pseudo_labels.consensus_quality(
@@ -142,7 +143,7 @@ class Pipeline:
             model = model or self._network(stage, network)
             if normalization == "adapted":
                 watch = functools.partial(evaluation.watched, context, len(self.validation))
-                adapt_normalization(model, self.target, context.world, context.broken_files().images, watch)
+                self._adapt(model, watch)
             panel = stage if (network, normalization) == ("student", "running") else None
             measured = evaluation.measure(
                 context, model, self.validation, f"{stage}_{network}_{normalization}", panel
@@ -151,6 +152,12 @@ class Pipeline:
             if context.world.is_main:
                 evaluation.add_result(context, row)
                 log.info("%s %s %s: mIoU %.2f", stage, network, normalization, row["miou"])
+
+    def _adapt(self, model: SegmentationModel, watch: Callable) -> None:
+        """Give a network the target's statistics; broken images are passed over and listed."""
+        broken = self.context.broken_files()
+        adapt_normalization(model, self.target, self.context.world, broken.images, watch)
+        broken.write()
 
     def _starting_model(self) -> SegmentationModel:
         torch.manual_seed(self.config.seed)
