@@ -3,6 +3,7 @@
 Where ranks come from is in ranks.py, how they meet in rendezvous.py.
 """
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from diga_hpc import ranks, rendezvous, signals, watchdog
+from diga_hpc import failures, ranks, rendezvous, signals, watchdog
 from diga_hpc.config import Config, EngineSection
 from diga_hpc.errors import Stopped, UserError
 from diga_hpc.ranks import Ranks
@@ -21,7 +22,9 @@ from diga_hpc.ranks import Ranks
 # A rank that died is noticed by the others after this time at the latest. It covers what a rank may do alone,
 # such as writing a checkpoint to a slow file system.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+LEAVING_TIMEOUT = timedelta(seconds=30)  # that ranks wait for each other when all is done
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 # What carries objects of the host; None stands for the group that carries everything.
 _host_group: dist.ProcessGroup | None = None
 
@@ -132,12 +135,19 @@ def _join(me: Ranks, device: torch.device, config: Config) -> None:
 
 
 def finish() -> None:
-    """Leave the process group, so that the process ends without a warning. All ranks call it together."""
+    """Leave the process group, so that the process ends without a warning.
+
+    All ranks call it together, when all work is done: a rank that is lost here is no failure of the others.
+    """
     global _host_group
     if dist.is_initialized():
         watchdog.stop()
         if dist.get_world_size() > 1:
-            dist.barrier()  # behind it no rank watches any more, so that each may leave
+            try:
+                # Behind it no rank watches any more, so that each may leave.
+                dist.monitored_barrier(group=_host_group, timeout=LEAVING_TIMEOUT)
+            except (dist.DistError, RuntimeError) as error:
+                log.warning("a rank was lost after all work had been done: %s", failures.summary(error))
         dist.destroy_process_group()
         _host_group = None
 

@@ -17,7 +17,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from diga_hpc import __version__, ranks
+from diga_hpc import __version__, ranks, watchdog
 from diga_hpc import config as configuration
 from diga_hpc.config import Config
 from diga_hpc.errors import ReportedByRank0, UserError
@@ -42,6 +42,7 @@ def join(me: Ranks, facts: dict[str, str]) -> dist.Store:
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"diga_hpc/{restart}/{next(_meetings)}", store)
     try:
+        watchdog.introduce(store, me.rank)  # before it counts as having joined
         store.set(f"facts/{me.rank}", json.dumps(facts))
         if me.rank == 0:
             _decide(store, me.size, timeout, deadline)

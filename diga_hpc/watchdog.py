@@ -72,9 +72,7 @@ class Watchdog:
         self._stopping = threading.Event()
 
     def start(self) -> None:
-        """Introduce this rank and start watching. Every rank calls it."""
-        self._store.set(f"beat/{self.rank}", "0")  # who has introduced itself has a beat
-        self._store.set(f"who/{self.rank}", json.dumps(asdict(processes.this())))
+        """Start watching. Every rank calls it, once it has introduced itself."""
         for work in (self._talk, self._judge):
             threading.Thread(target=work, name=f"watchdog {work.__name__}", daemon=True).start()
 
@@ -220,11 +218,22 @@ class Watchdog:
 _running: Watchdog | None = None
 
 
+def introduce(store: dist.Store, rank: int) -> None:
+    """Tell the others who this rank is: from now on they can see that its process is gone."""
+    store = _part(store)
+    store.set(f"beat/{rank}", "0")  # who has introduced itself has a beat
+    store.set(f"who/{rank}", json.dumps(asdict(processes.this())))
+
+
 def start(store: dist.Store, rank: int, size: int) -> None:
     """Start watching from this process."""
     global _running
-    _running = Watchdog(dist.PrefixStore("watchdog", store), rank, size)
+    _running = Watchdog(_part(store), rank, size)
     _running.start()
+
+
+def _part(store: dist.Store) -> dist.Store:
+    return dist.PrefixStore("watchdog", store)
 
 
 def stop() -> None:

@@ -1,6 +1,7 @@
 """When one rank fails, all end, with its exit code or 1, and say which rank on which host and why."""
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -22,6 +23,7 @@ SCENARIOS = {
     "killed": (0, GONE, -9, 1),
     "node_gone": (2, "no sign of life for 4 s", -9, 1),
     "gone_while_joining": (1, "no sign of life for 4 s", -9, 1),
+    "gone_before_watching": (1, GONE, -9, 1),
     "stuck": (1, "no sign of life for 4 s", -9, 1),
     "broken_collective": (1, GONE, -9, 1),
     "while_writing": (1, "ValueError: boom$", 1, 1),
@@ -34,7 +36,8 @@ def ends(tmp_path_factory) -> dict[str, list[dict]]:
     script = Path(__file__).with_name("watchdog_ranks.py")
     folder = tmp_path_factory.mktemp("ranks")
     done = subprocess.run(
-        [sys.executable, script, *SCENARIOS, "clean", "told_by_rank_0"], cwd=folder,
+        [sys.executable, script, *SCENARIOS, "clean", "lost_when_done", "told_by_rank_0"], cwd=folder,
+        env=os.environ | {"TORCH_CPP_LOG_LEVEL": "ERROR"},  # no warnings of names that were looked up slowly
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -60,6 +63,13 @@ def test_all_end_and_name_the_one_that_failed(ends, scenario):
 
 def test_ranks_that_leave_one_after_the_other_alarm_nobody(ends):
     assert [(rank["code"], rank["said"]) for rank in ends["clean"]] == [(0, "")] * 3
+
+
+def test_a_rank_that_is_lost_when_all_work_is_done_fails_nobody_else(ends):
+    ranks = ends["lost_when_done"]
+    assert [rank["code"] for rank in ranks] == [0, -9, 0]
+    assert all("lost after all work had been done" in ranks[number]["said"] for number in (0, 2))
+    assert max(rank["seconds"] for rank in ranks) < 30
 
 
 def test_what_rank_0_tells_is_told_once(ends):

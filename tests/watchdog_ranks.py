@@ -94,6 +94,14 @@ def clean(rank: int) -> None:
     time.sleep(0.5 * (RANKS - 1 - rank))
 
 
+def lost_when_done(rank: int) -> None:
+    """Killed while the others wait for it to leave."""
+    if rank == 1:
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    distributed.finish()
+
+
 def become_rank(rank: int, scenario: str, port: int) -> None:
     log = os.open(f"{scenario}{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 2)
@@ -103,6 +111,9 @@ def become_rank(rank: int, scenario: str, port: int) -> None:
         if scenario == "node_gone":
             processes._place = lambda: f"machine {rank}"
         if scenario == "gone_while_joining" and rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        watchdog.introduce(store, rank)
+        if scenario == "gone_before_watching" and rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         watchdog.start(store, rank, RANKS)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
