@@ -28,7 +28,7 @@ from diga_hpc.errors import EXIT_USER_ERROR, ReportedByRank0, Stopped, UserError
 from diga_hpc.processes import Process
 
 BEAT = 1.0  # seconds between two beats
-SILENT = 30.0  # seconds after which a rank is taken as lost; what a node may stall without being dead
+SILENT = 25.0  # seconds after which a rank is taken as lost; what a node may stall without being dead
 SUSPECTED_SILENT = 6.0
 # Seconds between seeing a process gone or a connection closed and ending: a rank may just be done.
 GRACE = 2.0
