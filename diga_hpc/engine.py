@@ -58,6 +58,10 @@ class Engine:
         self._torch_optimizer = optimizer
         self._moments = MOMENTS[config.optimizer.name]
         self._clear_optimizer()
+        # What forward passes change, and how it was before this step's: a step may have to be taken back.
+        self._buffers = list(self.student.buffers())
+        self._buffers_before = [buffer.clone() for buffer in self._buffers]
+        self._between_steps = True
 
     def _deepspeed_config(self) -> dict:
         clip = self.config.optimizer.clip_norm if self._zero else 0.0  # without ZeRO `step` clips
@@ -73,6 +77,9 @@ class Engine:
 
     def __call__(self, images: torch.Tensor) -> Prediction:
         """images [B,3,H,W] in [0,1] -> Prediction, with gradients."""
+        if self._between_steps:
+            self._between_steps = False
+            torch._foreach_copy_(self._buffers_before, self._buffers)
         with self.autocast():
             return Prediction(*self._engine(images))
 
@@ -96,11 +103,13 @@ class Engine:
     def step(self, step: int) -> StepResult:
         """Update with the rates of step `step`, after `backward` of all micro batches.
 
-        If a loss or gradient is not finite on any rank, no rank changes anything. Reading the gradient's norm
-        is the one host synchronisation of a training step; by then the backward pass is all queued.
+        If a loss or gradient is not finite on any rank, no rank changes anything; running statistics are then
+        those of before the forward passes. Reading the gradient's norm is the one host synchronisation of a
+        training step; by then the backward pass is all queued.
         """
         assert self._backwards == self.accumulation, f"{self._backwards} of {self.accumulation} micro batches"
         self._backwards = 0
+        self._between_steps = True
         self._set_rates(step)
         if self._zero:
             self._engine.step()
@@ -110,7 +119,10 @@ class Engine:
         else:
             result = self._clip_or_discard()
             self._engine.step()
-        self.world.mean(float_buffers(self.student))
+        if result.applied:
+            self.world.mean(float_buffers(self.student))
+        else:
+            torch._foreach_copy_(self._buffers, self._buffers_before)
         return result
 
     def _clip_or_discard(self) -> StepResult:

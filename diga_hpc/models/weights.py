@@ -6,6 +6,7 @@ tensors may sit under a wrapper key and carry wrapper prefixes; the model classe
 ValueError that says what to do.
 """
 
+import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,9 +59,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     try:
         content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickled(path)
     except Exception as error:  # a damaged file can fail anywhere inside the two readers
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"weights: {path} cannot be read ({reason}): it is damaged, cut short, or holds objects other "
+            f"weights: {path} cannot be read ({_first_line(error)}): it is damaged, cut short, or holds objects other "
             "than tensors, which are not loaded because they can run code. Copy it again, or where it is "
             "trusted save its state dict alone as .safetensors"
         ) from error
@@ -165,6 +165,10 @@ def _check_fit(
         )
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(names[:KEYS_SHOWN]) + (", ..." if len(names) > KEYS_SHOWN else "")
 
@@ -182,12 +186,14 @@ def resnet101_imagenet() -> tuple[dict[str, Tensor], str]:
 
         # The plain recipe: the results that DeepLabV2 is compared with start from weights of this kind.
         published = ResNet101_Weights.IMAGENET1K_V1
-        return published.get_state_dict(progress=False, check_hash=True), published.url
-    except (ImportError, OSError, RuntimeError) as error:  # no torchvision, no network, a damaged download
+        # The hash is checked after a download alone: what lies in a cache that others share may hold code.
+        return published.get_state_dict(progress=False, check_hash=True, weights_only=True), published.url
+    # No torchvision, no network, a damaged or foreign file.
+    except (ImportError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
-            "weights: 'imagenet' for deeplabv2_resnet101 needs torchvision's ResNet-101, which is neither in "
-            f"{torch.hub.get_dir()}/checkpoints nor to be downloaded ({error}). Put resnet101-63fe2227.pth "
-            "there, or give the path of a weight file"
+            "weights: 'imagenet' for deeplabv2_resnet101 needs torchvision's ResNet-101, which is neither whole in "
+            f"{torch.hub.get_dir()}/checkpoints nor to be downloaded ({_first_line(error)}). Put "
+            "resnet101-63fe2227.pth there, or give the path of a weight file"
         ) from error
 
 
