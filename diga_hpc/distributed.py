@@ -5,6 +5,7 @@ Where ranks come from is in ranks.py, how they meet in rendezvous.py.
 
 import logging
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from diga_hpc import failures, ranks, rendezvous, signals, watchdog
+from diga_hpc import failures, processes, ranks, rendezvous, signals, watchdog
 from diga_hpc.config import Config, EngineSection
 from diga_hpc.errors import Stopped, UserError
 from diga_hpc.ranks import Ranks
@@ -98,12 +99,12 @@ def start(config: Config) -> World:
 
 
 def _device(engine: EngineSection, me: Ranks) -> torch.device:
-    os.environ["LOCAL_RANK"] = str(me.local_rank)  # DeepSpeed insists on the variable
+    """The device of this rank, which DeepSpeed finds through variables: it reads them when it is imported."""
+    os.environ["LOCAL_RANK"] = str(me.local_rank)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if engine.device == "cuda" and not gpus:
         raise UserError("`engine.device` = 'cuda', but torch finds no GPU; set engine.device=cpu or auto")
     if not gpus or engine.device == "cpu":
-        # DeepSpeed reads this when it is imported.
         os.environ["DS_ACCELERATOR"] = "cpu"
         return torch.device("cpu")
     # One GPU may be all that Slurm shows to each task; several must be enough for all tasks.
@@ -114,7 +115,34 @@ def _device(engine: EngineSection, me: Ranks) -> torch.device:
         )
     device = torch.device("cuda", me.local_rank % gpus)
     torch.cuda.set_device(device)
+    # Not that of the job which this shell belongs to, nor the rank's number where it sees one GPU alone.
+    os.environ |= {"DS_ACCELERATOR": "cuda", "LOCAL_RANK": str(device.index)}
     return device
+
+
+def _claim_gpu(store: dist.Store, me: Ranks, device: torch.device) -> None:
+    """Raise UserError if another rank has this rank's GPU: NCCL would refuse both without saying why."""
+    uuid = torch.cuda.get_device_properties(device).uuid
+    if store.add(f"gpu/{processes.host()}/{uuid}", 1) > 1:
+        raise UserError(
+            f"rank {me.rank} on {processes.host()} has the GPU of another rank ({device}, {uuid}): start one rank for "
+            "each GPU (--ntasks-per-node equal to --gpus-per-node)"
+        )
+
+
+def _allow_sockets(ranks: int) -> None:
+    """Raise this process's limit of open files to what so many ranks need; Slurm hands on a login shell's 1024.
+
+    Gloo connects every rank with every other one, in two groups, and rank 0 serves two connections of each.
+    """
+    needed = 4 * ranks + 1000  # data, workers, libraries
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UserError(
+            f"`ulimit -Hn` is {hard}: {ranks} ranks need {needed} open files each; have the limit raised on the nodes"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _join(me: Ranks, device: torch.device, config: Config) -> None:
@@ -122,9 +150,12 @@ def _join(me: Ranks, device: torch.device, config: Config) -> None:
     if me.size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
+    _allow_sockets(me.size)
     store = rendezvous.join(me, rendezvous.facts(config, device))
     store.set_timeout(COLLECTIVE_TIMEOUT)
     watchdog.start(store, me.rank, me.size)  # first: a rank may die while the others connect to it
+    if device.type == "cuda":
+        _claim_gpu(store, me, device)
     dist.init_process_group(
         backend, store=store, rank=me.rank, world_size=me.size, timeout=COLLECTIVE_TIMEOUT
     )
@@ -164,7 +195,10 @@ class StopFlag:
         self.world = world
         self.remaining = stop_after
         self.requested = False
-        self._group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if world.size > 1 else None
+        # Beside what trains: the host's group where there is one, as each connects every rank with all others.
+        self._group = None
+        if world.size > 1:
+            self._group = _host_group or dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
 
     def listen(self) -> None:

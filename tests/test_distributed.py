@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from conftest import diga, write_tiny_yaml
 from test_training import final_files, keep_signal_handlers, load  # noqa: F401
 
 from diga_hpc import config as configuration
-from diga_hpc import ranks, requeue, signals
+from diga_hpc import distributed, ranks, requeue, signals
+from diga_hpc.config import EngineSection
 from diga_hpc.distributed import World
 from diga_hpc.errors import Stopped, UserError
 from diga_hpc.ranks import Ranks
@@ -55,6 +57,64 @@ def test_the_place_of_a_process(environment, expected):
 def test_a_place_that_makes_no_sense(environment, message):
     with pytest.raises(UserError, match=message):
         ranks.find(environment)
+
+
+@pytest.mark.parametrize(
+    ("visible", "local_rank", "local_size", "chosen"),
+    [
+        (8, 5, 8, 5),
+        (1, 5, 8, 0),  # --gpus-per-task=1: each task sees its own alone
+    ],
+)
+def test_deepspeed_is_told_the_gpu_among_those_that_the_rank_sees(
+    monkeypatch, visible, local_rank, local_size, chosen
+):
+    see_gpus(monkeypatch, visible)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # of a login node, handed over by sbatch
+    monkeypatch.setenv("LOCAL_RANK", "7")
+    device = distributed._device(EngineSection(), Ranks(local_rank, local_size, local_rank, local_size))
+    assert device == torch.device("cuda", chosen)
+    assert os.environ["LOCAL_RANK"] == str(chosen) and os.environ["DS_ACCELERATOR"] == "cuda"
+
+
+def test_ranks_without_a_gpu_of_their_own_are_refused(monkeypatch):
+    see_gpus(monkeypatch, 4)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UserError, match="8 ranks on this host, but only 4 GPUs"):
+        distributed._device(EngineSection(), Ranks(0, 8, 0, 8))
+    see_gpus(monkeypatch, 1)
+    store = torch.distributed.HashStore()
+    distributed._claim_gpu(store, Ranks(0, 2, 0, 2), torch.device("cuda", 0))
+    with pytest.raises(UserError, match="rank 1 on .* has the GPU of another rank .*--ntasks-per-node"):
+        distributed._claim_gpu(store, Ranks(1, 2, 1, 2), torch.device("cuda", 0))
+
+
+def see_gpus(monkeypatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"GPU-{device.index}")
+    )
+
+
+def test_many_ranks_raise_the_limit_of_open_files_or_say_who_must():
+    script = """
+import resource, sys
+from diga_hpc import distributed
+from diga_hpc.errors import UserError
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 3000))
+distributed._allow_sockets(500)
+print(resource.getrlimit(resource.RLIMIT_NOFILE))
+try:
+    distributed._allow_sockets(512)
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    raised, refused = done.stdout.splitlines()
+    assert raised == "(3000, 3000)"
+    assert refused.startswith("`ulimit -Hn` is 3000: 512 ranks need 3048 open files each")
 
 
 def test_the_master():

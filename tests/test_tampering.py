@@ -15,7 +15,7 @@ from test_training import load
 
 from diga_hpc import checkpoint, predict
 from diga_hpc.errors import Stopped, UserError
-from diga_hpc.models.weights import read_state_dict
+from diga_hpc.models.weights import read_state_dict, resnet101_imagenet
 from diga_hpc.stages.pipeline import Pipeline
 
 IDENTITY = {"seed": 0, "warm_up.steps": 40}
@@ -336,6 +336,15 @@ def test_imported_weights_are_tensors_or_an_error(tmp_path, name):
     WEIGHTS[name](tmp_path / name)
     with pytest.raises(ValueError, match=f"weights: .*{name}"):
         read_state_dict(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["bomb.pth", "archive.pth", "cut.pth", "empty.pth"])
+def test_imagenet_weights_in_a_shared_cache_are_tensors_or_an_error(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    WEIGHTS[name](tmp_path / "hub/checkpoints/resnet101-63fe2227.pth")
+    with pytest.raises(ValueError, match=f"neither whole in {tmp_path}/hub/checkpoints"):
+        resnet101_imagenet()
 
 
 def test_damaged_centroids_are_named(tiny_yaml, tmp_path):
