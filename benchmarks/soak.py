@@ -88,8 +88,11 @@ class Ranks:
 
     def __init__(self, config: Path, run_dir: Path, workers: int, log: Path):
         self.run_dir, self.log = run_dir, log
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        # Taken, but not listened at: nothing else is given the port, and rank 0, who names it, may listen there.
+        self._holder = socket.socket()
+        self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._holder.bind(("127.0.0.1", 0))
+        port = self._holder.getsockname()[1]
         arguments = ["pipeline", str(config), f"run_dir={run_dir}", f"data.workers={workers}"]
         self.started = time.monotonic()
         self.group = 0

@@ -151,9 +151,9 @@ def _join(me: Ranks, device: torch.device, config: Config) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
     _allow_sockets(me.size)
+    # From here on ranks are watched: one may die while the others connect to it.
     store = rendezvous.join(me, rendezvous.facts(config, device))
     store.set_timeout(COLLECTIVE_TIMEOUT)
-    watchdog.start(store, me.rank, me.size)  # first: a rank may die while the others connect to it
     if device.type == "cuda":
         _claim_gpu(store, me, device)
     dist.init_process_group(

@@ -30,7 +30,7 @@ _meetings = itertools.count()
 
 
 def join(me: Ranks, facts: dict[str, str]) -> dist.Store:
-    """Meet the other ranks and agree on `facts`; returns a store that all share.
+    """Meet the other ranks and agree on `facts`; returns a store that all share, with the watchdog at work.
 
     Raises UserError on rank 0, and ReportedByRank0 on the others, for a master that cannot be reached, a port in
     use, missing ranks and facts that differ. DIGA_JOIN_TIMEOUT sets how many seconds ranks wait for each other.
@@ -48,6 +48,7 @@ def join(me: Ranks, facts: dict[str, str]) -> dist.Store:
             _decide(store, me.size, timeout, deadline)
         else:
             _await_verdict(store, time.monotonic() + timeout)
+        watchdog.start(store, me.rank, me.size)
     except (dist.DistError, RuntimeError) as error:
         # Errors of a store whose other end has gone: rank 0 has said why, or has died.
         raise UserError(

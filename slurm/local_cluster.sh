@@ -48,13 +48,17 @@ require() { # command, Debian package
   command -v "$1" >/dev/null || die "$1 is missing; install it: apt-get install $2"
 }
 
-free_ports() { # as many as asked, all different
-  python3 - "$1" <<'PYTHON'
+# Prints so many free ports, and holds them until its input ends: nothing else is given a port that is taken, yet
+# who names it may listen there.
+hold_ports='
 import socket, sys
-held = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
-print(*(s.getsockname()[1] for s in held))
-PYTHON
-}
+held = [socket.socket() for _ in range(int(sys.argv[1]))]
+for holder in held:
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+print(*(holder.getsockname()[1] for holder in held), flush=True)
+sys.stdin.read()
+'
 
 start() {
   require slurmctld slurm-wlm
@@ -75,13 +79,15 @@ start() {
   trap take_down EXIT
   start_munge
   local ports
-  read -r -a ports <<<"$(free_ports $((nodes + 3)))"
+  coproc holder { exec python3 -c "$hold_ports" $((nodes + 3)); }
+  read -r -a ports <&"${holder[0]}"
   [[ $accounting == no ]] || start_accounting "${ports[nodes + 1]}" "${ports[nodes + 2]}"
   write_configuration "${ports[@]}"
   export SLURM_CONF=$dir/slurm.conf
   (cd "$dir" && slurmctld -f "$SLURM_CONF")
   for n in $(seq "$nodes"); do (cd "$dir" && slurmd -N "node$n" -f "$SLURM_CONF"); done
   wait_for 60 nodes_are_idle
+  exec {holder[1]}>&- # the daemons have their ports
   trap - EXIT
   echo "up: $nodes nodes of $cpus CPUs and $gpus GPUs in $dir" >&2
   print_env
@@ -158,6 +164,8 @@ SlurmctldLogFile=$dir/slurmctld.log
 SlurmdSpoolDir=$dir/%n
 SlurmdPidFile=$dir/slurmd-%n.pid
 SlurmdLogFile=$dir/slurmd-%n.log
+# Jobs of two clusters on this machine have different numbers.
+FirstJobId=$((1000 + RANDOM))
 # Processes are followed through /proc: no cgroups, no systemd.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none

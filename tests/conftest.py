@@ -1,6 +1,7 @@
 """Shared parts of the tests: a configuration small enough to train in seconds, and the command line."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from slurm_cluster import cluster, gpu_cluster, large_cluster  # noqa: F401  fixtures for every test module
+from slurm_cluster import cluster, gpu_cluster, large_cluster, two_node_cluster  # noqa: F401  fixtures for every test
 
 # Without a GPU the Triton kernels run in Triton's interpreter, chosen before they are imported. Kernels are only
 # run where a test asks for them, so other tests do not notice.
@@ -22,6 +23,13 @@ if not torch.cuda.is_available():
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA or ROCm device")
 
+
+# Where these tests run in a job of their own, they are no part of it.
+for name in list(os.environ):
+    if name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "FORCE_COLOR") or name.startswith(
+        ("SLURM_", "MASTER_", "TORCHELASTIC_", "DIGA_JOIN_")
+    ):
+        del os.environ[name]
 
 TINY = """
 run_dir: {run_dir}
@@ -40,6 +48,15 @@ self_training: {{steps: 4, crop: [32, 48], batch: {{full: 4}}}}
 evaluation: {{panels: 1}}
 logging: {{every: 1, checkpoint_every: 2}}
 """
+
+
+@pytest.fixture
+def free_port():
+    """A port that nothing else is given meanwhile: taken, but not listened at, which leaves it to who names it."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield str(holder.getsockname()[1])
 
 
 @pytest.fixture

@@ -58,6 +58,12 @@ class Cluster:
         """sbatch with these arguments; returns the number of the job."""
         return self.run("sbatch", "--parsable", *arguments, **environment)
 
+    def cancel_all(self) -> None:
+        """What a test has left, deaf ranks too, would stand in the way of the next."""
+        for options in (["--full", "--signal=KILL"], []):
+            if jobs := self.run("squeue", "-h", "-o", "%A").split():
+                self.run("scancel", *options, *set(jobs), check=False)
+
     def state(self, job: str) -> str:
         """RUNNING, COMPLETED, FAILED, ...; a job that is requeued is PENDING or COMPLETING for a while."""
         words = self.run("scontrol", "show", "job", "--oneliner", job).split()
@@ -96,8 +102,10 @@ class Cluster:
         """A node dies with slurmd and all that it runs of a job, as by a power failure. It is back at the end."""
         ranks = self.ranks_on(node, job)
         with self.without_slurmd(node):
-            for pid in {*ranks, *map(_parent_of, ranks)} - {0, 1}:
-                os.kill(pid, signal.SIGKILL)
+            # First those who would tell of the others' end, as long as they are there: a rank may just have ended.
+            for pid in [*({*map(_parent_of, ranks)} - {0, 1} - {*ranks}), *ranks]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             try:
                 yield
             finally:
@@ -165,9 +173,16 @@ def _cluster(folder: Path, *options: str):
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory):
-    """Two nodes of 2 CPUs."""
+def two_node_cluster(tmp_path_factory: pytest.TempPathFactory):
+    """See `cluster`."""
     yield from _cluster(tmp_path_factory.mktemp("cluster"), "--nodes", "2")
+
+
+@pytest.fixture
+def cluster(two_node_cluster: Cluster):
+    """Two nodes of 2 CPUs, without jobs."""
+    yield two_node_cluster
+    two_node_cluster.cancel_all()
 
 
 @pytest.fixture(scope="session")

@@ -154,7 +154,7 @@ def test_a_name_that_only_slurm_knows(tmp_path, monkeypatch):
 # Each rank brings one fact; errors and exit codes are those of the command line.
 MEET = """
 import sys
-from diga_hpc import cli, ranks, rendezvous
+from diga_hpc import cli, ranks, rendezvous, watchdog
 
 def join():
     me = ranks.find()
@@ -162,6 +162,7 @@ def join():
     store.set(f"left/{me.rank}", "")
     if me.rank == 0:  # the store ends with it
         store.wait([f"left/{rank}" for rank in range(me.size)])
+    watchdog.stop()
 
 cli.app = join
 cli.main()
@@ -188,32 +189,28 @@ def meet(facts: dict[int, str], size: int, **environment: str) -> dict[int, tupl
     return ended
 
 
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return str(server.getsockname()[1])
-
-
-def test_ranks_that_agree_meet():
-    ended = meet({0: "2.14", 1: "2.14", 2: "2.14"}, 3, MASTER_PORT=free_port())
+def test_ranks_that_agree_meet(free_port):
+    ended = meet({0: "2.14", 1: "2.14", 2: "2.14"}, 3, MASTER_PORT=free_port)
     assert ended == {rank: (0, []) for rank in range(3)}
 
 
-def test_ranks_that_disagree_are_told_by_rank_0():
-    ended = meet({0: "2.14", 1: "2.14", 2: "2.13"}, 3, MASTER_PORT=free_port())
+def test_ranks_that_disagree_are_told_by_rank_0(free_port):
+    ended = meet({0: "2.14", 1: "2.14", 2: "2.13"}, 3, MASTER_PORT=free_port)
     (line,) = ended[0][1]
     assert "error: ranks disagree: torch is 2.14 on ranks 0-1, 2.13 on rank 2;" in line
     assert ended[0][0] == 2 and ended[1] == ended[2] == (2, [])
 
 
-def test_missing_ranks_are_named():
-    ended = meet({0: "2.14", 1: "2.14", 3: "2.14"}, 4, MASTER_PORT=free_port(), DIGA_JOIN_TIMEOUT="12")
+def test_missing_ranks_are_named(free_port):
+    ended = meet({0: "2.14", 1: "2.14", 3: "2.14"}, 4, MASTER_PORT=free_port, DIGA_JOIN_TIMEOUT="12")
     (line,) = ended[0][1]
     assert "error: only 3 of 4 ranks joined within 12 s (missing: 2)" in line
     assert ended[0][0] == 2 and ended[1] == ended[3] == (2, [])
 
 
 def test_a_master_that_does_not_resolve():
-    ended = meet({0: "2.14"}, 2, MASTER_ADDR="no-such-host.invalid", MASTER_PORT="7")
+    impatient = {"RES_OPTIONS": "timeout:1 attempts:1"}
+    ended = meet({0: "2.14"}, 2, MASTER_ADDR="no-such-host.invalid", MASTER_PORT="7", **impatient)
     code, (line,) = ended[0]
     assert code == 2 and "the master's name 'no-such-host.invalid' does not resolve; set MASTER_ADDR" in line
 
@@ -229,14 +226,13 @@ def test_a_port_in_use():
     assert code == 2 and f"rank 0 cannot be reached at 127.0.0.1:{port} within 10 s" in line
 
 
-def test_configurations_that_differ_are_named_key_by_key(tiny_yaml):
+def test_configurations_that_differ_are_named_key_by_key(tiny_yaml, free_port):
     """Through the real command line; a rank's own folder of the data may differ."""
-    port = free_port()
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "diga_hpc", "warm-up", tiny_yaml, f"seed={rank}", f"data.root=/n{rank}"],
             env=os.environ
-            | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port},
+            | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": free_port},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -245,7 +241,7 @@ def test_configurations_that_differ_are_named_key_by_key(tiny_yaml):
     errors = [process.communicate(timeout=100)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
     assert "error: ranks disagree: `seed` is 0 on rank 0, 1 on rank 1; start all" in errors[0]
-    assert "data.root" not in errors[0] and "error" not in errors[1]
+    assert "data.root" not in errors[0] and "diga-hpc: error" not in errors[1]
     assert not (tiny_yaml.parent / "run").exists()
 
 

@@ -38,7 +38,7 @@ def last_step(run_dir: Path) -> int:
 
 def test_interrupted_twice_it_resumes_twice_and_ends_with_the_same_bits(tiny_yaml, tmp_path, two_nodes):
     """Two nodes; told to stop once while it imports torch, and once in the middle of training."""
-    overrides = [*ONE_STAGE, "warm_up.steps=48", "logging.checkpoint_every=1000"]
+    overrides = [*ONE_STAGE, "warm_up.steps=120", "logging.checkpoint_every=1000"]
     options = dict(nodes=2, time=10)
     whole = launch.submit("pipeline", tiny_yaml, [*overrides, f"run_dir={tmp_path / 'whole'}"], **options)
     rows = whole.results()
@@ -59,7 +59,7 @@ def test_interrupted_twice_it_resumes_twice_and_ends_with_the_same_bits(tiny_yam
     assert [entry["job"] for entry in requeues(tmp_path / "parts")] == [job, job]
     assert final_files(tmp_path / "parts") == final_files(tmp_path / "whole")
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 49))
+    assert steps == list(range(1, 121))
     assert len(logs[1].read_text().split("Starting with JobEnvironment")) == 4  # one log through all starts
 
 
@@ -88,8 +88,13 @@ def test_a_sweep_of_four_runs_collects_one_table(tiny_yaml, tmp_path, two_nodes)
 def test_a_killed_rank_ends_the_job_and_is_named_with_its_node(tiny_yaml, tmp_path, two_nodes):
     submission = launch.submit("warm-up", tiny_yaml, [*ONE_STAGE, "warm_up.steps=1000"], nodes=2, time=10)
     until(lambda: last_step(tmp_path / "run") > 2, 120, "training")
-    killed = [pid for pid, environment in processes() if environment.get("SLURM_PROCID") == "1" and
-              environment.get("SLURM_JOB_ID") == submission.job_ids[0] and "SUBMITIT_EXECUTOR" in environment]  # fmt: skip
+    wanted = {
+        "SLURM_PROCID": "1",
+        "SLURM_JOB_ID": submission.job_ids[0],
+        "SLURM_CONF": os.environ["SLURM_CONF"],
+    }
+    killed = [pid for pid, environment in processes() if wanted.items() <= environment.items()
+              and "SUBMITIT_EXECUTOR" in environment]  # fmt: skip
     for pid in killed:
         os.kill(pid, 9)
     with pytest.raises(JobFailed, match=rf"^job {submission.job_ids[0]}, rank 1 on node2: Killed; end of "):

@@ -114,14 +114,14 @@ def test_a_full_disk_ends_the_run_and_with_space_it_goes_on(tiny_yaml, tmp_path,
 
 def test_a_node_that_dies_costs_the_job_a_minute_and_it_goes_on(cluster, tiny_yaml, tmp_path):
     """slurmd, its steps and its tasks are killed at once, as a power failure does; Slurm itself notices much later."""
-    options = ["source_only=null", "warm_up.start=model", "warm_up.steps=40"]
+    options = ["source_only=null", "warm_up.start=model", "warm_up.steps=120"]
     script = Path(__file__).parent.parent / "slurm/warmup.sh"
     run_dir = tmp_path / "run"
     job = cluster.submit("--nodes=2", "--ntasks-per-node=1", script, tiny_yaml, *options)
     until(lambda: steps_logged(run_dir) > 5, 120, "steps")
     log = run_dir / f"logs/warmup-{job}.log"
     with cluster.without("node2", job):
-        until(lambda: f"job {job} is requeued" in log.read_text(), 60, "the requeue")
+        until(lambda: f"job {job} is requeued" in log.read_text(), 120, "the requeue")
         assert not cluster.ranks_on("node1", job)
         assert "rank 0 on node1 ends because of rank 1 on node2: process" in log.read_text()
         assert "the node is lost" in log.read_text()
@@ -134,15 +134,16 @@ def test_a_node_that_dies_costs_the_job_a_minute_and_it_goes_on(cluster, tiny_ya
 
 def test_a_job_outlives_slurmd(cluster, tiny_yaml, tmp_path):
     """Its steps go on without the daemon, whose node is given back when it runs again."""
-    options = ["source_only=null", "warm_up.start=model", "warm_up.steps=20"]
+    options = ["source_only=null", "warm_up.start=model", "warm_up.steps=150"]
     script = Path(__file__).parent.parent / "slurm/warmup.sh"
     job = cluster.submit("--nodes=2", "--ntasks-per-node=1", script, tiny_yaml, *options)
     until(lambda: steps_logged(tmp_path / "run") > 5, 120, "steps")
     log = tmp_path / f"run/logs/warmup-{job}.log"
     with cluster.without_slurmd("node2"):
-        until(lambda: "warm-up is done" in log.read_text(), 60, "the end of training")
+        assert steps_logged(tmp_path / "run") < 150
+        until(lambda: "warm-up is done" in log.read_text(), 120, "the end of training")
     assert cluster.wait(job) == "COMPLETED", log.read_text() + cluster.describe(job)
-    assert steps_logged(tmp_path / "run") == 20
+    assert steps_logged(tmp_path / "run") == 150
 
 
 FROZEN = [

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import diga, final_files
+from slurm_cluster import until
 
 from diga_hpc import checkpoint
 from diga_hpc import config as configuration
@@ -73,8 +74,8 @@ def test_a_signal_stops_at_a_step_boundary_and_the_same_command_goes_on(tiny_yam
         text=True,
     )
     metrics = tmp_path / "run/metrics.jsonl"
-    while not metrics.is_file() or not metrics.read_text():
-        assert process.poll() is None, process.stderr.read()
+    until(lambda: process.poll() is not None or (metrics.is_file() and metrics.read_text()), 120, "a step")
+    assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75 and "start the same command again to go on" in errors

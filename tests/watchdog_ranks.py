@@ -128,10 +128,16 @@ def become_rank(rank: int, scenario: str, port: int) -> None:
     os._exit(code)
 
 
+# Ports that nothing else is given: taken, but not listened at, which leaves them to who names them.
+held: list[socket.socket] = []
+
+
 def start(scenario: str) -> dict[int, int]:
     """Process -> rank."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    held.append(socket.socket())
+    held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held[-1].bind(("127.0.0.1", 0))
+    port = held[-1].getsockname()[1]
     ranks = {}
     for rank in range(RANKS):
         pid = os.fork()
