@@ -33,6 +33,7 @@ SUSPECTED_SILENT = 6.0
 # Seconds between seeing a process gone or a connection closed and ending: a rank may just be done.
 GRACE = 2.0
 TELLING = 2.5  # seconds that rank 0, which may hold the store, stays for the others to read what happened
+LEAVING = 2.0  # seconds that a thread has for what it is doing when watching ends
 PATIENCE = 15.0  # seconds that a failed collective waits for the rank that made it fail to be named
 STORE_TIMEOUT = timedelta(seconds=60)
 
@@ -70,16 +71,20 @@ class Watchdog:
         self._published = threading.Event()
         self._wake = threading.Event()
         self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._judge)]
 
     def start(self) -> None:
         """Start watching. Every rank calls it, once it has introduced itself."""
-        for work in (self._talk, self._judge):
-            threading.Thread(target=work, name=f"watchdog {work.__name__}", daemon=True).start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """From now on other ranks may leave."""
         self._stopping.set()
         self._wake.set()
+        # An interpreter that ends while a thread is within the store aborts.
+        for thread in self._threads:
+            thread.join(LEAVING)
 
     def publish(self, failure: Failure) -> Failure:
         """Tell the other ranks; returns the failure that was told first, which may be another rank's."""
