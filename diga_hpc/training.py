@@ -153,6 +153,7 @@ class _Loop:
         self.done = state["step"]
         self.skipped = state["skipped"]
         self.bad_in_a_row = 0
+        self.gradient_norm = 0.0  # of the last step
         self.meter = Meter(context.world)
         self.guards = Guards(context.config.guards, stage.name)
         self.broken_files = context.broken_files()
@@ -184,8 +185,11 @@ class _Loop:
                 if self.writer and self.writer.failed:
                     self.context.stop.requested = True  # all ranks stop together, and find the error in _save
                 last, stopping = self.done == section.steps, self.context.stop.at_step_boundary()
-                if last or stopping or self.done % config.logging.every == 0:
-                    journal.write(self.done, self._log_line(clock))
+                alarmed = self._is_stuck() or self.guards.alarm
+                if last or stopping or alarmed or self.done % config.logging.every == 0:
+                    line = self._log_line(clock)
+                    journal.write(self.done, line)
+                    self._check(line)
                 if last or stopping or self.done % config.logging.checkpoint_every == 0:
                     self._save(wait=last or stopping)
                 if stopping and not last:
@@ -220,23 +224,32 @@ class _Loop:
             self.guards.step(step, result.gradient_norm)
             self.stage.absorb(statistics)
         else:
-            self._count_bad_step(step, result.gradient_norm)
+            self.skipped += 1
+            self.bad_in_a_row += 1
+        self.gradient_norm = result.gradient_norm
 
-    def _count_bad_step(self, step: int, norm: float) -> None:
-        self.skipped += 1
-        self.bad_in_a_row += 1
-        if self.bad_in_a_row >= self.context.config.engine.max_bad_steps:
-            parts = ", ".join(f"{name} = {value:.4g}" for name, value in self.meter.flush().items())
-            raise UserError(
-                f"{self.stage.name}: {self.bad_in_a_row} steps in a row up to step {step} had a loss or gradient that "
-                f"is not finite (gradient norm {norm:.4g}; means since the last log point: {parts}); lower "
-                "optimizer.lr_head and optimizer.lr_backbone, set optimizer.clip_norm, or use engine.precision=fp32"
+    def _is_stuck(self) -> bool:
+        """Whether too many steps in a row were not finite."""
+        return self.bad_in_a_row >= self.context.config.engine.max_bad_steps
+
+    def _check(self, line: dict[str, float]) -> None:
+        """After a log line that says it: raise UserError for what must end the run. All ranks find the same."""
+        self.broken_files.write()
+        if self._is_stuck():
+            parts = ", ".join(
+                f"{name} = {value:.4g}" for name, value in line.items() if name.startswith("loss/")
             )
+            raise UserError(
+                f"{self.stage.name}: {self.bad_in_a_row} steps in a row up to step {self.done - 1} had a loss or gradient "
+                f"that is not finite (gradient norm {self.gradient_norm:.4g}; means since the last log point: {parts}); "
+                "lower optimizer.lr_head and optimizer.lr_backbone, set optimizer.clip_norm, or use engine.precision=fp32"
+            )
+        if self.guards.alarm:
+            raise UserError(self.guards.alarm)
 
     def _log_line(self, clock: "_Clock") -> dict[str, float]:
         rates = self.engine.rates(self.done - 1)
         world = self.context.world
-        self.broken_files.write()
         means = self.meter.flush()
         with self.engine.gathered():
             distance = self.teacher.distance(self.engine.student)

@@ -266,6 +266,8 @@ def test_bad_steps_in_a_row_end_the_run_with_step_and_losses(tiny_yaml, tmp_path
     with pytest.raises(UserError, match=r"3 steps in a row up to step 6 .*loss/total = nan.*lower"):
         train(job.context, stage, job._starting_model(), job.source, None)
     assert stage.absorbed == 3
+    last = json.loads((config.run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["step"], last["guard/skipped_steps"]) == (7, 4)
 
 
 def test_skipped_steps_are_counted(tiny_yaml, tmp_path):
