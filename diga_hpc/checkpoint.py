@@ -201,7 +201,10 @@ def _write(folder: Path, groups: Groups, state: dict[str, Any]) -> None:
 
 
 def _prune(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
-    """Later ones are not counted: they are broken, or the run would have gone on from them."""
+    """Later ones are not counted: they are broken, or the run would have gone on from them.
+
+    One that cannot be dropped is named: the new one is whole all the same.
+    """
     older = []
     for path in _candidates(folder):
         number = re.fullmatch(r"step_(\d{8,})", path.name)
@@ -209,7 +212,10 @@ def _prune(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
             older.append((int(number[1]), path))
     for number, path in older[keep:]:
         if keep_every is None or number % keep_every:
-            _remove(path)
+            try:
+                _remove(path)
+            except OSError as error:
+                log.warning("%s: old checkpoint cannot be removed (%s); remove it", path, error.strerror)
 
 
 def _remove(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: round trip, what breaks them, and that the one before a broken one is used."""
 
+import errno
 import json
 import logging
 import os
@@ -135,6 +136,22 @@ def test_content_is_on_disk_before_its_name(tmp_path, monkeypatch):
         temporary.write_text("{}")
     expected = [f"fsync {tmp_path.name}", "fsync .results.json.writing", "replace results.json", "fsync new"]
     assert happened == expected
+
+
+def test_an_old_one_that_cannot_be_removed_is_named_and_costs_nothing(folder, caplog, monkeypatch):
+    rename = os.rename
+
+    def stale(source, to):
+        if Path(source).name == "step_00000010":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        rename(source, to)
+
+    monkeypatch.setattr(os, "rename", stale)
+    for step in (30, 40):
+        checkpoint.save(folder, step, groups(step), {}, keep=1)
+    assert f"{folder}/step_00000010: old checkpoint cannot be removed (Stale file handle)" in caplog.text
+    assert sorted(p.name for p in folder.iterdir()) == ["step_00000010", "step_00000040"]
+    assert checkpoint.newest(folder).name == "step_00000040"
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
