@@ -46,7 +46,7 @@ def save(
 ) -> Path:
     """Write `step_{step}` below `folder`; drop older ones but the newest `keep` and multiples of `keep_every`.
 
-    groups: file stem -> tensor name -> tensor. One process calls it. Raises UserError where the folder cannot
+    groups: file stem -> tensor name -> tensor. state: the number of steps `skipped` among others. One process calls it. Raises UserError where the folder cannot
     be written; nothing is left of the attempt then.
     """
     final = folder / f"step_{step:08d}"
@@ -167,8 +167,11 @@ def _file_problem(file: Path, size: int, digest: str) -> str | None:
 def _state_problem(
     path: Path, state: dict[str, Any], stage: str | None, identity: dict[str, Any] | None
 ) -> str | None:
-    if not isinstance(state["step"], int) or path.name != f"step_{state['step']:08d}":
-        return f"{STATE} says step {state['step']!r}"
+    for key in ("step", "skipped"):
+        if type(state.get(key)) is not int or state[key] < 0:
+            return f"{STATE} says {key} {state.get(key)!r}, expected a count"
+    if path.name != f"step_{state['step']:08d}":
+        return f"{STATE} says step {state['step']}"
     # Not every checkpoint has these: the first versions did not write them.
     theirs = state.get("stage", stage)
     if stage is not None and theirs != stage:

@@ -51,7 +51,9 @@ def test_a_run_is_described_checkpoint_by_checkpoint(run_dir):
 
 
 def test_a_broken_one_is_said_and_exits_with_1(run_dir, tmp_path):
-    checkpoint.save(tmp_path, 3, {"student": {"w": torch.ones(5)}}, {"stage": "warm_up"}, keep=1)
+    checkpoint.save(
+        tmp_path, 3, {"student": {"w": torch.ones(5)}}, {"stage": "warm_up", "skipped": 0}, keep=1
+    )
     path = tmp_path / "step_00000003"
     content = (path / "student.safetensors").read_bytes()
     (path / "student.safetensors").write_bytes(content[:-1])
