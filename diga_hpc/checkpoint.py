@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 STATE = "state.json"
 TENSORS = ".safetensors"
+NAME = re.compile(r"step_(\d{8,})")
 # Folders under these names are not checkpoints yet, or no longer.
 WRITING, DELETING = ".writing_", ".deleting_"
 LARGEST_JSON = 16 << 20
@@ -210,7 +211,7 @@ def _prune(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
     """
     older = []
     for path in _candidates(folder):
-        number = re.fullmatch(r"step_(\d{8,})", path.name)
+        number = NAME.fullmatch(path.name)
         if number and int(number[1]) <= step:
             older.append((int(number[1]), path))
     for number, path in older[keep:]:
