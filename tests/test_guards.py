@@ -185,6 +185,25 @@ def test_fewer_files_may_be_broken_than_are_known(broken_yaml, tmp_path):
         broken.add(["b.png: broken"])
 
 
+def test_files_count_once_whatever_is_wrong_with_them_and_no_more_when_their_entry_is_removed(
+    broken_yaml, tmp_path
+):
+    run = Run(with_files(broken_yaml, tmp_path, "run", "data.skip_errors=1"))
+    world = World(0, 1, 0, torch.device("cpu"))
+    broken = BrokenFiles(run.config, run, world)
+    broken.add(["day 1: rain/a.png: cut short", "day 1: rain/a.png: not readable (3)"])
+    broken.write()
+    broken.add(["day 1: rain/a.png: not readable (1)"])
+    broken.write()
+    assert json.loads(run.skipped_data.read_text()) == ["day 1: rain/a.png: cut short"]
+    with pytest.raises(
+        UserError, match=f"rain/b.png: .*mend them and remove their entries from {run.skipped_data} "
+    ):
+        broken.add(["day 1: rain/b.png: cut short"])
+    run.skipped_data.unlink()
+    BrokenFiles(run.config, run, world).add(["day 1: rain/b.png: cut short"])
+
+
 def test_what_replaces_a_broken_file_is_the_same_after_a_resume(broken_yaml, tmp_path):
     whole = with_files(broken_yaml, tmp_path, "whole", "data.skip_errors=2")
     Pipeline(whole).warm_up()
