@@ -9,15 +9,20 @@ import sys
 import threading
 from pathlib import Path
 
-from diga_hpc.errors import UserError
+from diga_hpc.errors import MachineError, UserError
 
 EXIT_FAILED = 1
 FINISHING = 10.0  # seconds that a process which has to end gives to a checkpoint that is being written
-STORAGE = {
+# Failures of the machine that a file is on or the process runs on.
+MACHINE = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space there or have the quota raised",
     errno.EROFS: "choose a folder that can be written",
     errno.EIO: "have the disk or file server looked at",
+    errno.ESTALE: "have the file server looked at",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "have the machine's limit of open files raised",
+    errno.ENOMEM: "set data.workers to a smaller number or give the job more memory",
 }
 
 
@@ -25,10 +30,10 @@ def explained(error: BaseException, run_dir: Path) -> UserError | None:
     """What the user can do about a failure of machine or surroundings; None for other errors."""
     if isinstance(error, UserError):
         return error
-    if isinstance(error, OSError) and error.errno in STORAGE:
+    if isinstance(error, OSError) and error.errno in MACHINE:
         place = error.filename or run_dir
-        return UserError(
-            f"{place}: {error.strerror}; {STORAGE[error.errno]}, and start the same command again"
+        return MachineError(
+            f"{place}: {error.strerror}; {MACHINE[error.errno]}, and start the same command again"
         )
     if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return UserError(
@@ -42,7 +47,7 @@ def summary(error: BaseException) -> str:
     """An exception in one line."""
     if isinstance(error, UserError):
         # A loader's worker process hands its error over with its traceback in front.
-        return " ".join(str(error).rsplit("UserError: ", 1)[-1].split())
+        return " ".join(str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].split())
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 

@@ -1,5 +1,6 @@
 """Guard rails: what counts as an alarm, what ends a run, what the report says; broken files that are passed over."""
 
+import errno
 import json
 import re
 import shutil
@@ -10,10 +11,11 @@ import torch
 from PIL import Image
 from test_training import final_files, load, losses
 
+from diga_hpc import failures
 from diga_hpc.broken_files import BrokenFiles
 from diga_hpc.config import GuardSection
 from diga_hpc.distributed import World
-from diga_hpc.errors import Stopped, UserError
+from diga_hpc.errors import MachineError, Stopped, UserError
 from diga_hpc.guards import Guards
 from diga_hpc.report import write_report
 from diga_hpc.run import Run, write_json
@@ -164,6 +166,30 @@ def test_broken_files_are_passed_over_listed_and_shown(broken_yaml, tmp_path, wo
     assert f"{tmp_path}/data/images/3.png: not a readable image" in first
     assert f"{tmp_path}/data/labels/7.png: not a readable label" in second
     assert "2 broken files passed over" in write_report(config.run_dir).read_text()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failure_of_the_machine_is_no_broken_file(broken_yaml, tmp_path, monkeypatch, workers):
+    """Neither in training nor in a pass over all images: what replaces the file would change the run."""
+    config = with_files(broken_yaml, tmp_path, "run", "data.skip_errors=9", f"data.workers={workers}")
+    job = Pipeline(config)
+    broken = job.context.broken_files()
+    opened = Image.open
+
+    def stale(path):
+        if str(path).endswith("5.png"):
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return opened(path)
+
+    monkeypatch.setattr(Image, "open", stale)
+    for work in (job.warm_up, lambda: list(broken.images(job.source, [5]))):
+        with pytest.raises(MachineError) as error:
+            work()
+        assert failures.summary(error.value) == (
+            f"{tmp_path}/data/images/5.png: Stale file handle; have the file server looked at, and start the same "
+            "command again"
+        )
+    assert "5.png" not in (config.run_dir / "skipped_data.json").read_text()
 
 
 def test_one_file_too_many_ends_the_run(broken_yaml, tmp_path):

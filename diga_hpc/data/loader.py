@@ -21,7 +21,7 @@ from diga_hpc.config import Config, TrainingSection
 from diga_hpc.data import transforms
 from diga_hpc.data.datasets import AnyDataset, Sample
 from diga_hpc.data.label_spaces import IGNORE
-from diga_hpc.errors import UserError
+from diga_hpc.errors import MachineError, UserError
 from diga_hpc.translator import color_statistics
 from diga_hpc.views import draw_color_change
 
@@ -142,6 +142,8 @@ class TrainingSamples(torch.utils.data.Dataset):
         for _ in range(self.config.data.skip_errors):
             try:
                 return dataset.load(index)
+            except MachineError:
+                raise
             except UserError as error:
                 skipped.append(str(error))
                 index = int(replacements.integers(len(dataset)))
@@ -204,7 +206,7 @@ class InferenceImages(torch.utils.data.Dataset):
         try:
             sample = self.dataset.load(self.indices[i])
         except UserError as error:
-            if self.may_break:
+            if self.may_break and not isinstance(error, MachineError):
                 return str(error)
             raise
         return sample._replace(image=transforms.resize_image(sample.image, full_size(self.dataset, sample)))
