@@ -1,5 +1,6 @@
 """The lock of a run directory: refused while its holder lives, taken over when it does not, never held by two."""
 
+import errno
 import json
 import logging
 import os
@@ -93,6 +94,39 @@ def test_a_process_that_got_the_number_of_a_dead_one_is_not_taken_for_it(tmp_pat
         RunLock.acquire(tmp_path)
     leave_lock(tmp_path, started="1")
     RunLock.acquire(tmp_path).release()
+
+
+def unreadable(error):
+    def read_text(*_, **__):
+        raise error
+
+    return read_text
+
+
+@pytest.mark.parametrize(
+    ("error", "pid", "alive"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), os.getpid(), None),  # this process has none left
+        (FileNotFoundError(), os.getpid(), None),  # a mount that hides processes
+        (FileNotFoundError(), 2**22 + 1, False),  # larger than any number of a process
+        (FileNotFoundError(), 2**70, False),
+        (FileNotFoundError(), "x", False),
+    ],
+)
+def test_a_process_that_cannot_be_seen_is_not_dead(monkeypatch, error, pid, alive):
+    process = replace(processes.this(), pid=pid)
+    monkeypatch.setattr(processes.Path, "read_text", unreadable(error))
+    assert processes.is_alive(process) is alive
+
+
+def test_a_hidden_process_of_another_user_exists(monkeypatch):
+    def kill(*_):
+        raise PermissionError
+
+    process = replace(processes.this(), pid=1)
+    monkeypatch.setattr(processes.Path, "read_text", unreadable(FileNotFoundError()))
+    monkeypatch.setattr(os, "kill", kill)
+    assert processes.is_alive(process) is None
 
 
 def test_on_another_machine_signs_of_life_decide(tmp_path):
