@@ -230,6 +230,7 @@ class _Loop:
                     journal.write(self.done, line)
                     self._check(line)
                 if last or stopping or self.done % config.logging.checkpoint_every == 0:
+                    journal.sync()
                     self._save(wait=last or stopping)
                 if stopping and not last:
                     raise Stopped(

@@ -1,6 +1,7 @@
 """Training: resume is bit-identical, ranks and ZeRO stages and accumulation change nothing, bad steps are skipped."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from conftest import diga, final_files
 
 from diga_hpc import checkpoint
 from diga_hpc import config as configuration
+from diga_hpc.checkpoint_writer import CheckpointWriter
 from diga_hpc.engine import Engine
 from diga_hpc.errors import Stopped, UserError
 from diga_hpc.stages.pipeline import Pipeline
@@ -276,6 +278,39 @@ def test_skipped_steps_are_counted(tiny_yaml, tmp_path):
     train(job.context, Faulty(config.warm_up, {1: float("nan")}), job._starting_model(), job.source, None)
     last = json.loads((config.run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["guard/skipped_steps"] == 1
+
+
+@pytest.mark.parametrize(
+    "tail", [b"\0\xff\xfe\x80", b'{"stage": "warm_up", "st', b"3\n", b"{}\n", b"cut the line end"]
+)
+def test_what_a_power_failure_leaves_in_the_log_does_not_block_the_next_start(tiny_yaml, tmp_path, tail):
+    config = load(tiny_yaml, tmp_path / "run", *STEPS, "warm_up.steps=4")
+    with pytest.raises(Stopped):
+        Pipeline(config, stop_after=2).warm_up()
+    metrics = config.run_dir / "metrics.jsonl"
+    content = metrics.read_bytes()
+    metrics.write_bytes(content.removesuffix(b"\n") if tail == b"cut the line end" else content + tail)
+    Pipeline(config).warm_up()
+    assert metrics.read_bytes().startswith(content)
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_lines_are_on_disk_before_a_checkpoint_begins(tiny_yaml, tmp_path, monkeypatch):
+    synced, saved, fsync, save = [], [], os.fsync, CheckpointWriter.save
+
+    def watched_fsync(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("metrics.jsonl"):
+            synced.append(os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    def watched_save(self, *arguments):
+        saved.append((tmp_path / "run/metrics.jsonl").stat().st_size)
+        save(self, *arguments)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(CheckpointWriter, "save", watched_save)
+    Pipeline(load(tiny_yaml, tmp_path / "run", *STEPS, "warm_up.steps=4")).warm_up()
+    assert synced == saved and len(saved) == 2
 
 
 def test_each_tensor_is_in_one_group_and_rates_follow_poly(tiny_yaml, tmp_path):
