@@ -5,6 +5,7 @@ import errno
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -60,12 +61,15 @@ def let_finish(thread: threading.Thread) -> None:
     _unfinished = thread
 
 
-def end(line: str, code: int) -> None:
-    """Say one last line and end this process, whatever its other threads are doing; nothing it started stays."""
+def end(line: str, code: int, finishing: float = FINISHING) -> None:
+    """Say one last line and end this process, whatever its other threads are doing; nothing it started stays.
+
+    finishing: seconds for a checkpoint that is being written.
+    """
     with contextlib.suppress(OSError):
         os.write(2, f"diga-hpc: {line}\n".encode())
     if _unfinished is not None:
-        _unfinished.join(FINISHING)
+        _unfinished.join(finishing)
     for child in multiprocessing.active_children():
         child.kill()
     # The directory may be what hangs.
@@ -80,7 +84,10 @@ def leave(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    for child in multiprocessing.active_children():
+    children = multiprocessing.active_children()
+    if children:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
+    for child in children:
         child.kill()
     os._exit(code)
 

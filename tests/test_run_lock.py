@@ -146,6 +146,37 @@ def test_a_holder_gives_signs_of_life(tmp_path, monkeypatch):
     lock.release()
 
 
+OVERTAKEN = """
+import json, sys, threading, time
+from pathlib import Path
+from diga_hpc import failures, run_lock
+run_lock.HEARTBEAT = 0.1
+folder = Path(sys.argv[1])
+run_lock.RunLock.acquire(folder)
+def write():
+    while "node9" not in (folder / ".lock").read_text():
+        time.sleep(0.01)
+    time.sleep(3)
+    (folder / "written").write_text("")
+writing = threading.Thread(target=write)
+failures.let_finish(writing)
+writing.start()
+print("held", flush=True)
+writing.join()
+"""
+
+
+def test_a_holder_that_is_overtaken_writes_no_checkpoint_to_its_end(tmp_path):
+    """In the folder that is another one's now."""
+    command = [sys.executable, "-c", OVERTAKEN, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    leave_lock(tmp_path, place="elsewhere", host="node9")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "on node9 since then has taken over this run" in errors
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
 @pytest.mark.parametrize(("restart", "taken_over"), [("1", True), ("0", False)])
 def test_a_requeued_job_goes_on_at_once(tmp_path, monkeypatch, restart, taken_over):
     """Not another step of the same start of the job."""

@@ -173,17 +173,27 @@ def collate(samples: list[Batch]) -> Batch:
     return Batch(**stacked, skipped=skipped)
 
 
+class _SampleNumbers:
+    """The numbers of a rank's samples, step by step. Not a list: a long training has millions."""
+
+    def __init__(self, section: TrainingSection, first_step: int, rank: int, world_size: int):
+        self.share = section.batch.share(world_size)
+        total = section.batch.total
+        self.starts = range(first_step * total + rank * self.share, section.steps * total, total)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in self.starts:
+            yield list(range(start, start + self.share))
+
+
 def training_batches(
     samples: TrainingSamples, *, first_step: int, rank: int, world_size: int, workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
     """This rank's batches of the steps from `first_step` on."""
-    section = samples.section
-    share = section.batch.share(world_size)
-    numbers = [
-        list(range(start, start + share))
-        for step in range(first_step, section.steps)
-        for start in [step * section.batch.total + rank * share]
-    ]
+    numbers = _SampleNumbers(samples.section, first_step, rank, world_size)
     loader = DataLoader(
         samples, batch_sampler=numbers, num_workers=workers, collate_fn=collate, pin_memory=pin_memory,
         persistent_workers=False, prefetch_factor=4 if workers else None, worker_init_fn=_ignore_signals,
