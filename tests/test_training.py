@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from conftest import diga, final_files
 from diga_hpc import checkpoint
 from diga_hpc import config as configuration
 from diga_hpc.checkpoint_writer import CheckpointWriter
+from diga_hpc.distributed import World
 from diga_hpc.engine import Engine
-from diga_hpc.errors import Stopped, UserError
+from diga_hpc.errors import ReportedByRank0, Stopped, UserError
 from diga_hpc.stages.pipeline import Pipeline
-from diga_hpc.training import Stage, StepOutput, train
+from diga_hpc.training import Stage, StepOutput, train, trained_weights
 
 
 @pytest.fixture(autouse=True)
@@ -278,6 +280,21 @@ def test_skipped_steps_are_counted(tiny_yaml, tmp_path):
     train(job.context, Faulty(config.warm_up, {1: float("nan")}), job._starting_model(), job.source, None)
     last = json.loads((config.run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["guard/skipped_steps"] == 1
+
+
+def test_other_ranks_load_what_rank_0_has_verified():
+    """They look at nothing themselves."""
+
+    class Rank1(World):
+        def from_main(self, value):
+            return said
+
+    context = SimpleNamespace(world=Rank1(1, 2, 1, torch.device("cpu")))
+    said = (Path("student.safetensors"), None)
+    assert trained_weights(context, "warm_up", 4) == said[0]
+    said = (None, "stage warm_up is at step 2 of 4")
+    with pytest.raises(ReportedByRank0):
+        trained_weights(context, "warm_up", 4)
 
 
 @pytest.mark.parametrize(
