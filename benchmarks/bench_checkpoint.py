@@ -74,14 +74,15 @@ def measure(loop: Loop, folder: Path, saves: int) -> dict:
     loop.step()
     numbers = itertools.count(1)
     synchronous = [
-        seconds(checkpoint.save, folder, next(numbers), loop.groups(), {}, 1) for _ in range(saves)
+        seconds(checkpoint.save, folder, next(numbers), loop.groups(), {"skipped": 0}, 1)
+        for _ in range(saves)
     ]
     writer = CheckpointWriter(folder, LoggingSection(keep=1))
     writer.prepare(loop.groups())
     stalls, alone, beside = [], [], []
     for _ in range(saves + 1):
         alone += [loop.step() for _ in range(10)]
-        stalls.append(seconds(writer.save, next(numbers), loop.groups(), {}))
+        stalls.append(seconds(writer.save, next(numbers), loop.groups(), {"skipped": 0}))
         while writer._thread.is_alive():
             took = loop.step()
             if writer._thread.is_alive():

@@ -71,7 +71,7 @@ class Kill:
 
     rank: int
     after: float  # since the start of the ranks
-    saving: bool
+    saving: bool  # whether a checkpoint was being written at that moment, by rank 0
     workers: int
     to_end: float
     exit_codes: list[int]
@@ -198,6 +198,7 @@ class Soak:
         self.config.write_text(CONFIG.replace("FOLDER", str(folder / "data")))
         draw_scenes(folder / "data")
         self.kills: list[Kill] = []
+        self.resumes = 0  # starts that went on from a checkpoint
         self.runs_compared = 0
         self.problems: list[str] = []
         first, second = (self._undisturbed(folder / f"undisturbed_{i}") for i in range(2))
@@ -229,30 +230,39 @@ class Soak:
         """False if the run came to its end before."""
         workers = int(self.random.random() < 0.25)
         log = self.folder / f"log_{len(self.kills)}"
-        steps = len(metrics(run_dir))
+        is_restart = run_dir.is_dir()
+        has_checkpoint = any(run_dir.glob("checkpoints/*/step_*"))
+        left = being_written(run_dir)  # by the kill before; a start removes it when it comes to that stage
+        started = time.time()
         ranks = Ranks(self.config, run_dir, workers, log)
-        rank, saving = self.random.randrange(RANKS), self.random.random() < 0.3
+        rank, wait_for_save = self.random.randrange(RANKS), self.random.random() < 0.3
         moment = ranks.started + self.random.uniform(0, 0.8 * self.duration)
         progress = None
         while not ranks.poll():
             now = time.monotonic()
-            if progress is None and len(metrics(run_dir)) != steps:
+            if progress is None and any(entry["time"] >= started for entry in metrics(run_dir)[-1:]):
                 progress = now - ranks.started
-            if now >= moment and (not saving or is_saving(run_dir)):
+            found = being_written(run_dir)
+            left &= found
+            saving = bool(found - left)
+            if now >= moment and (saving or not wait_for_save):
                 break
             time.sleep(0.001)
-        if self.kills and progress is not None:
+        if is_restart and progress is not None:
             self.kills[-1].to_progress = progress
-        if ranks.codes and not self._died_by_itself(ranks):
+        # A start that found nothing left to train has used the last checkpoints.
+        self.resumes += has_checkpoint and (progress is not None or bool(ranks.codes))
+        if ranks.codes:
+            self._expect_success(ranks)
             return False
         self._kill(ranks, rank, run_dir, saving, workers)
         return True
 
-    def _died_by_itself(self, ranks: Ranks) -> bool:
+    def _expect_success(self, ranks: Ranks) -> None:
+        """Of a start that ends without a kill."""
         ranks.wait(LONGEST_END)
         if set(ranks.codes.values()) != {0}:
             self.problems.append(f"ended without a kill, {ranks.codes}: {ranks.last_line(0)}")
-        return False
 
     def _kill(self, ranks: Ranks, rank: int, run_dir: Path, saving: bool, workers: int) -> None:
         os.kill(ranks.pids[rank], signal.SIGKILL)
@@ -280,6 +290,7 @@ class Soak:
         print(f"{len(self.kills):5d} {'; '.join(kill.problems) or 'held'}: {kill.last_line}", flush=True)
 
     def _finish(self, run_dir: Path) -> None:
+        self.resumes += any(run_dir.glob("checkpoints/*/step_*"))
         ranks = Ranks(self.config, run_dir, 0, self.folder / "log_finish")
         if not ranks.wait(600) or set(ranks.codes.values()) != {0}:
             self.problems.append(f"the last start failed, {ranks.codes}: {ranks.last_line(0)}")
@@ -320,8 +331,9 @@ def steps_lost(run_dir: Path) -> int:
     return max(0, entries[-1]["step"] - max(saved, default=0))
 
 
-def is_saving(run_dir: Path) -> bool:
-    return any(run_dir.glob(f"checkpoints/*/{checkpoint.WRITING}*"))
+def being_written(run_dir: Path) -> set[Path]:
+    """Checkpoints that are being written, or were when their process was killed."""
+    return set(run_dir.glob(f"checkpoints/*/{checkpoint.WRITING}*"))
 
 
 def broken_checkpoints(run_dir: Path) -> list[str]:
@@ -342,15 +354,17 @@ def write_report(soak: Soak, path: Path, seconds: float) -> bool:
     kills = soak.kills
     problems = soak.problems + [f"kill {i}: {p}" for i, kill in enumerate(kills) for p in kill.problems]
     rows = {
-        "kills": len(kills),
-        "of them while saving": sum(kill.saving for kill in kills),
-        "of rank 0 / rank 1": " / ".join(str(sum(kill.rank == r for kill in kills)) for r in range(RANKS)),
+        "kills (rank 0 / rank 1)": f"{len(kills)} ({_by_rank(kills)})",
+        "of them while saving (rank 0 / rank 1)": _by_rank([kill for kill in kills if kill.saving]),
         "with loader workers": sum(kill.workers > 0 for kill in kills),
+        "resumes: starts that went on from a checkpoint": soak.resumes,
         "runs that reached their end, all compared": soak.runs_compared,
         "corrupt checkpoints, differing runs and other problems": len(problems),
         "steps lost at a kill": _spread([k.steps_lost for k in kills], "{:.0f}"),
-        "kill to the end of the job (s)": _spread([k.to_end for k in kills], "{:.1f}"),
-        "start to the first step (s)": _spread([k.to_progress for k in kills if k.to_progress], "{:.1f}"),
+        "time to fail: kill to the end of the job (s)": _spread([k.to_end for k in kills], "{:.1f}"),
+        "time to restart: start to the first step (s)": _spread(
+            [k.to_progress for k in kills if k.to_progress], "{:.1f}"
+        ),
         "undisturbed run (s)": f"{soak.duration:.1f}",
         "hours": f"{seconds / 3600:.2f}",
     }
@@ -364,10 +378,15 @@ def write_report(soak: Soak, path: Path, seconds: float) -> bool:
     lines += [f"* {problem}" for problem in problems]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".md").write_text("\n".join(lines).rstrip() + "\n")
-    summary = {"kills": [asdict(k) for k in kills], "runs": soak.runs_compared, "problems": problems}
+    summary = {"kills": [asdict(k) for k in kills], "resumes": soak.resumes,
+               "runs": soak.runs_compared, "problems": problems}  # fmt: skip
     path.with_suffix(".json").write_text(json.dumps(summary, indent=1))
     print("\n".join(lines))
     return not problems
+
+
+def _by_rank(kills: list[Kill]) -> str:
+    return " / ".join(str(sum(kill.rank == rank for kill in kills)) for rank in range(RANKS))
 
 
 def _spread(values: list[float], form: str) -> str:

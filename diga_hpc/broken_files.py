@@ -1,9 +1,11 @@
 """Files that a run passes over because they cannot be read: at most data.skip_errors of them.
 
-RUN_DIR/skipped_data.json lists what was wrong with each, of all ranks and starts.
+RUN_DIR/skipped_data.json lists what was wrong with each, of all ranks and starts. A file that was mended counts until
+its entry is removed there.
 """
 
 import logging
+import re
 from collections.abc import Iterable, Iterator
 
 from diga_hpc.config import Config
@@ -24,12 +26,12 @@ class BrokenFiles:
         self.workers = config.data.workers
         self.path = run.skipped_data
         self.world = world
-        self.known = set(world.from_main(read_json(self.path, []) if world.is_main else None))
-        self.mine = set(self.known)
+        self.known = _by_file(world.from_main(read_json(self.path, []) if world.is_main else None))
+        self.mine = dict(self.known)
 
     def add(self, problems: Iterable[str]) -> None:
         """What was wrong with files. Raises UserError as soon as this rank alone knows of too many."""
-        self.mine.update(problems)
+        self.mine = _by_file(problems) | self.mine
         self._check(self.mine)
 
     def images(self, dataset: AnyDataset, indices: list[int]) -> Iterator[Sample | None]:
@@ -44,18 +46,30 @@ class BrokenFiles:
         """Bring the ranks together, if any file may be passed over, and list them."""
         if not self.limit:
             return
-        found = self.world.union(self.mine)
+        found = _by_file(self.world.union(set(self.mine.values()))) | self.known
         if found == self.known:
             return
         if self.world.is_main:
             log.warning("broken files passed over so far: %d, listed in %s", len(found), self.path)
-            write_json(self.path, sorted(found))
+            write_json(self.path, sorted(found.values()))
         self._check(found)
-        self.known, self.mine = found, set(found)
+        self.known, self.mine = found, dict(found)
 
-    def _check(self, found: set[str]) -> None:
+    def _check(self, found: dict[str, str]) -> None:
         if len(found) > self.limit:
+            new = found.keys() - self.known.keys() or found.keys()
             raise UserError(
-                f"{min(found - self.known or found)}; with it {len(found)} files are broken and data.skip_errors is "
-                f"{self.limit}: mend them, or raise data.skip_errors"
+                f"{found[min(new)]}; with it {len(found)} files are broken and data.skip_errors is {self.limit}: mend "
+                f"them and remove their entries from {self.path} (or all of it), or raise data.skip_errors"
             )
+
+
+def _by_file(problems: Iterable[str]) -> dict[str, str]:
+    """File -> what is wrong with it: one text each, since two reads may fail in two ways. The texts begin with it."""
+    return {_file(text): text for text in sorted(problems, reverse=True)}
+
+
+def _file(problem: str) -> str:
+    """Up to its suffix: names of folders may hold a colon."""
+    found = re.match(r".*?\.\w+(?=: )", problem)
+    return found[0] if found else problem

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 STATE = "state.json"
 TENSORS = ".safetensors"
+NAME = re.compile(r"step_(\d{8,})")
 # Folders under these names are not checkpoints yet, or no longer.
 WRITING, DELETING = ".writing_", ".deleting_"
 LARGEST_JSON = 16 << 20
@@ -46,8 +47,8 @@ def save(
 ) -> Path:
     """Write `step_{step}` below `folder`; drop older ones but the newest `keep` and multiples of `keep_every`.
 
-    groups: file stem -> tensor name -> tensor. One process calls it. Raises UserError where the folder cannot
-    be written; nothing is left of the attempt then.
+    groups: file stem -> tensor name -> tensor. state: the number of steps `skipped` among others. One process
+    calls it. Raises UserError where the folder cannot be written; nothing is left of the attempt then.
     """
     final = folder / f"step_{step:08d}"
     temporary = folder / f"{WRITING}{final.name}"
@@ -167,8 +168,11 @@ def _file_problem(file: Path, size: int, digest: str) -> str | None:
 def _state_problem(
     path: Path, state: dict[str, Any], stage: str | None, identity: dict[str, Any] | None
 ) -> str | None:
-    if not isinstance(state["step"], int) or path.name != f"step_{state['step']:08d}":
-        return f"{STATE} says step {state['step']!r}"
+    for key in ("step", "skipped"):
+        if type(state.get(key)) is not int or state[key] < 0:
+            return f"{STATE} says {key} {state.get(key)!r}, expected a count"
+    if path.name != f"step_{state['step']:08d}":
+        return f"{STATE} says step {state['step']}"
     # Not every checkpoint has these: the first versions did not write them.
     theirs = state.get("stage", stage)
     if stage is not None and theirs != stage:
@@ -201,15 +205,21 @@ def _write(folder: Path, groups: Groups, state: dict[str, Any]) -> None:
 
 
 def _prune(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
-    """Later ones are not counted: they are broken, or the run would have gone on from them."""
+    """Later ones are not counted: they are broken, or the run would have gone on from them.
+
+    One that cannot be dropped is named: the new one is whole all the same.
+    """
     older = []
     for path in _candidates(folder):
-        number = re.fullmatch(r"step_(\d{8,})", path.name)
+        number = NAME.fullmatch(path.name)
         if number and int(number[1]) <= step:
             older.append((int(number[1]), path))
     for number, path in older[keep:]:
         if keep_every is None or number % keep_every:
-            _remove(path)
+            try:
+                _remove(path)
+            except OSError as error:
+                log.warning("%s: old checkpoint cannot be removed (%s); remove it", path, error.strerror)
 
 
 def _remove(path: Path) -> None:

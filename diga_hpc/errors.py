@@ -12,6 +12,10 @@ class UserError(ValueError):
     """
 
 
+class MachineError(UserError):
+    """A file could not be read for a reason that lies outside it: another one in its place would be no remedy."""
+
+
 class ReportedByRank0(UserError):
     """What stops this rank is told by rank 0, so that a job of many ranks says it once."""
 

@@ -5,19 +5,25 @@ import errno
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
 from pathlib import Path
 
-from diga_hpc.errors import UserError
+from diga_hpc.errors import MachineError, UserError
 
 EXIT_FAILED = 1
 FINISHING = 10.0  # seconds that a process which has to end gives to a checkpoint that is being written
-STORAGE = {
+# Failures of the machine that a file is on or the process runs on.
+MACHINE = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space there or have the quota raised",
     errno.EROFS: "choose a folder that can be written",
     errno.EIO: "have the disk or file server looked at",
+    errno.ESTALE: "have the file server looked at",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "have the machine's limit of open files raised",
+    errno.ENOMEM: "set data.workers to a smaller number or give the job more memory",
 }
 
 
@@ -25,10 +31,10 @@ def explained(error: BaseException, run_dir: Path) -> UserError | None:
     """What the user can do about a failure of machine or surroundings; None for other errors."""
     if isinstance(error, UserError):
         return error
-    if isinstance(error, OSError) and error.errno in STORAGE:
+    if isinstance(error, OSError) and error.errno in MACHINE:
         place = error.filename or run_dir
-        return UserError(
-            f"{place}: {error.strerror}; {STORAGE[error.errno]}, and start the same command again"
+        return MachineError(
+            f"{place}: {error.strerror}; {MACHINE[error.errno]}, and start the same command again"
         )
     if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return UserError(
@@ -42,7 +48,7 @@ def summary(error: BaseException) -> str:
     """An exception in one line."""
     if isinstance(error, UserError):
         # A loader's worker process hands its error over with its traceback in front.
-        return " ".join(str(error).rsplit("UserError: ", 1)[-1].split())
+        return " ".join(str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].split())
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
@@ -55,12 +61,15 @@ def let_finish(thread: threading.Thread) -> None:
     _unfinished = thread
 
 
-def end(line: str, code: int) -> None:
-    """Say one last line and end this process, whatever its other threads are doing; nothing it started stays."""
+def end(line: str, code: int, finishing: float = FINISHING) -> None:
+    """Say one last line and end this process, whatever its other threads are doing; nothing it started stays.
+
+    finishing: seconds for a checkpoint that is being written.
+    """
     with contextlib.suppress(OSError):
         os.write(2, f"diga-hpc: {line}\n".encode())
     if _unfinished is not None:
-        _unfinished.join(FINISHING)
+        _unfinished.join(finishing)
     for child in multiprocessing.active_children():
         child.kill()
     # The directory may be what hangs.
@@ -75,7 +84,10 @@ def leave(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    for child in multiprocessing.active_children():
+    children = multiprocessing.active_children()
+    if children:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
+    for child in children:
         child.kill()
     os._exit(code)
 

@@ -6,6 +6,7 @@
 
 A loss that is not finite is the engine's (engine.max_bad_steps). Everything here is the same on all ranks, and
 nothing waits for the device between two log points: the gradient's norm is read by the engine in any case.
+An alarm ends nothing by itself: the loop writes its last log line first, which the report counts from.
 """
 
 import math
@@ -13,7 +14,6 @@ import statistics
 from collections import deque
 
 from diga_hpc.config import GuardSection
-from diga_hpc.errors import UserError
 
 WINDOW = 100  # steps
 FEWEST = 20  # steps before a median means something
@@ -26,13 +26,14 @@ class Guards:
     def __init__(self, section: GuardSection, stage: str):
         self.section = section
         self.stage = stage
+        self.alarm: str | None = None  # why the run must end
         self._norms: deque[float] = deque(maxlen=WINDOW)
         self._largest = 0.0
         self._exploded = 0  # since the last log point
         self._in_a_row = {"gradient": 0, "teacher": 0, "consensus": 0}
 
     def step(self, number: int, norm: float) -> None:
-        """After an applied step. Raises UserError when too many in a row exploded."""
+        """After an applied step. Sets `alarm` when too many in a row exploded."""
         median = statistics.median(self._norms) if len(self._norms) >= FEWEST else math.inf
         exploded = norm > self.section.gradient_factor * median
         self._norms.append(norm)
@@ -45,7 +46,7 @@ class Guards:
         )  # fmt: skip
 
     def log_point(self, metrics: dict[str, float], teacher_distance: float) -> dict[str, float]:
-        """The keys guard/* of a log line. Raises UserError when something has lasted for too many log points."""
+        """The keys guard/* of a log line. Sets `alarm` when something has lasted for too many log points."""
         section = self.section
         low, high = section.consensus_kept
         # A comparison with NaN is false: not below the limit is also not finite.
@@ -76,4 +77,4 @@ class Guards:
         self._in_a_row[what] = self._in_a_row[what] + 1 if alarm else 0
         if limit and self._in_a_row[what] >= limit:
             unit = "steps" if what == "gradient" else "log points"
-            raise UserError(f"{self.stage}: {limit} {unit} in a row {message} (see `guards`)")
+            self.alarm = f"{self.stage}: {limit} {unit} in a row {message} (see `guards`)"

@@ -2,6 +2,7 @@
 between two log points; one reduction and one host synchronisation happen there."""
 
 import json
+import os
 import resource
 import time
 from pathlib import Path
@@ -73,6 +74,11 @@ class Journal:
                 self._board.add_scalar(name, value, step)
         self._bar.show(step, values)
 
+    def sync(self) -> None:
+        """Before a checkpoint: lines of steps that a run does not do again are on disk."""
+        if self._active:
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         if self._active:
             self._file.close()
@@ -82,12 +88,17 @@ class Journal:
 
 
 def keep_before(metrics: Path, stage: str, step: int) -> None:
-    """Drop a stage's lines behind the step that it goes on from, so that no step is logged twice."""
+    """Drop a stage's lines behind the step that it goes on from, so that no step is logged twice.
+
+    And what a power failure left: lines cut short, and bytes that are no text.
+    """
     if not metrics.is_file():
         return
-    lines = metrics.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if not _is_after(line, stage, step)]
-    if len(kept) < len(lines):
+    lines = metrics.read_text(errors="replace").splitlines(keepends=True)
+    kept = [
+        line if line.endswith("\n") else f"{line}\n" for line in lines if not _is_after(line, stage, step)
+    ]
+    if kept != lines:
         with whole(metrics) as temporary:
             temporary.write_text("".join(kept))
 
@@ -95,9 +106,9 @@ def keep_before(metrics: Path, stage: str, step: int) -> None:
 def _is_after(line: str, stage: str, step: int) -> bool:
     try:
         entry = json.loads(line)
-    except ValueError:
-        return True  # a line cut short when the process was killed
-    return entry["stage"] == stage and entry["step"] > step
+        return entry["stage"] == stage and entry["step"] > step
+    except (ValueError, KeyError, TypeError):
+        return True  # no line of ours
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -106,7 +106,7 @@ def _newest_finished(run_dir: Path) -> Path:
     for stage in reversed(steps):
         found = checkpoint.newest(run_dir / "checkpoints" / stage)
         step = checkpoint.read_state(found)["step"] if found else 0
-        if found and step >= steps[stage]:
+        if found and step == steps[stage]:
             return found
         if found:
             reached.append(f"{stage} is at step {step} of {steps[stage]}")

@@ -34,7 +34,10 @@ def is_alive(process: Process) -> bool | None:
     """Whether it runs; None where that cannot be seen from here."""
     if process.place != _place():
         return None
-    return _started(process.pid) == process.started
+    started = _started(process.pid)
+    if started is None:
+        return False
+    return started == process.started if started and process.started else None
 
 
 @functools.cache
@@ -47,10 +50,23 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When the process with this number started; None if there is none, or it has ended."""
+    """When the process with this number started: empty where that cannot be seen, None if there is none any more."""
     try:
         # The second field is a name in brackets, which may hold anything.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
+    except (FileNotFoundError, ProcessLookupError):
+        return "" if _exists(pid) else None
+    except OSError:  # no file descriptors left
+        return ""
     return None if fields[0] in ENDED else fields[19]
+
+
+def _exists(pid: int) -> bool:
+    """Asked of the system itself: /proc may be missing, or hide the processes of other users."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError, TypeError):  # the last two: no number of a process
+        return False
+    return True

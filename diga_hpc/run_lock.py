@@ -101,7 +101,8 @@ class RunLock:
                 other = _parse(self.path.read_bytes())
                 if other is not None and other != self.holder and not self._released.is_set():
                     # This process slept for so long (a suspended machine) that another one took its place.
-                    failures.end(f"{self.path}: {other} has taken over this run", code=1)
+                    # A checkpoint that is still being written lies where the new owner writes its own.
+                    failures.end(f"{self.path}: {other} has taken over this run", code=1, finishing=0)
 
 
 def _me() -> Holder:

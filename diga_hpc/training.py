@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -33,6 +33,7 @@ from diga_hpc.run import Run, source_commit
 from diga_hpc.teacher import Teacher
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass
@@ -96,7 +97,7 @@ def train(
     written.
     """
     config, world, section = context.config, context.world, stage.section
-    found = world.from_main(_newest(context, stage) if world.is_main else None)
+    found = rank_0_finds(world, lambda: _newest(context, stage))
     groups, state = checkpoint.load(found) if found else ({}, {"step": 0, "skipped": 0})
     first_step = state["step"]
     if first_step == section.steps:
@@ -104,7 +105,7 @@ def train(
     teacher = Teacher(student, config)
     teacher.model.to(world.device)
     if groups:
-        _check_fit(found, groups, student, config)
+        _check_fit(found, groups, student, stage, config)
         student.load_state_dict(groups["student"])
         teacher.model.load_state_dict(groups["teacher"])
         stage.load_state(groups.get("extra", {}))
@@ -122,24 +123,62 @@ def _newest(context: Context, stage: Stage) -> Path | None:
     """The checkpoint to go on from; what a killed process left is removed. Rank 0 calls it."""
     folder = context.run.checkpoints(stage.name)
     checkpoint.sweep(folder)
-    return checkpoint.newest(folder, stage.name, configuration.identity(context.config))
+    return _newest_of(context, stage.name, stage.section.steps)
 
 
-def _check_fit(path: Path, groups: Groups, student: SegmentationModel, config: Config) -> None:
-    """Raise UserError where the tensors are not those of this network and optimiser."""
-    network = {name: tuple(t.shape) for name, t in student.state_dict().items()}
-    trainable = {name: tuple(p.shape) for name, p in student.named_parameters() if p.requires_grad}
+def _newest_of(context: Context, stage: str, steps: int) -> Path | None:
+    """The newest checkpoint of a stage of so many steps."""
+    found = checkpoint.newest(context.run.checkpoints(stage), stage, configuration.identity(context.config))
+    if found and checkpoint.read_state(found)["step"] > steps:
+        raise UserError(
+            f"{found}: is behind the end of {stage}, which has {steps} steps; remove the folder to go on from the "
+            "checkpoint before it"
+        )
+    return found
+
+
+def rank_0_finds(world: World, find: Callable[[], T]) -> T:
+    """What rank 0 finds, on all ranks: on a network file system others may see an older state. So is its UserError."""
+    found = problem = None
+    if world.is_main:
+        try:
+            found = find()
+        except UserError as error:
+            problem = str(error)
+    found, problem = world.from_main((found, problem))
+    if problem:
+        raise UserError(problem) if world.is_main else ReportedByRank0
+    return found
+
+
+def _check_fit(path: Path, groups: Groups, student: SegmentationModel, stage: Stage, config: Config) -> None:
+    """Raise UserError where the tensors are not those of this network, optimiser and stage."""
+    network = forms(student.state_dict())
+    trainable = forms({name: p for name, p in student.named_parameters() if p.requires_grad})
     moments = MOMENTS[config.optimizer.name]
     optimizer = {f"{moment}/{name}": shape for moment in moments for name, shape in trainable.items()}
-    expected = {"student": network, "teacher": network, "optimizer": optimizer | {"step": ()}}
-    for stem, shapes in expected.items():
-        found = {name: tuple(t.shape) for name, t in groups.get(stem, {}).items()}
-        strange = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+    expected = {
+        "student": network,
+        "teacher": network,
+        "optimizer": optimizer | {"step": ()},
+        "extra": forms(stage.state()),
+    }
+    for stem, wanted in expected.items():
+        found = forms(groups.get(stem, {}))
+        strange = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         if strange:
             raise UserError(
                 f"{path}/{stem}.safetensors: not of this network and optimiser ({len(strange)} tensors differ: "
                 f"{', '.join(strange[:3])}); remove the folder to go on from the checkpoint before it"
             )
+
+
+def forms(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What must be the same for tensors to be loaded: shapes, and how a network normalises its images."""
+    return {
+        name: (t.dtype, t.tolist()) if name.endswith("_extra_state") else tuple(t.shape)
+        for name, t in tensors.items()
+    }
 
 
 class _Loop:
@@ -153,6 +192,7 @@ class _Loop:
         self.done = state["step"]
         self.skipped = state["skipped"]
         self.bad_in_a_row = 0
+        self.gradient_norm = 0.0  # of the last step
         self.meter = Meter(context.world)
         self.guards = Guards(context.config.guards, stage.name)
         self.broken_files = context.broken_files()
@@ -184,9 +224,13 @@ class _Loop:
                 if self.writer and self.writer.failed:
                     self.context.stop.requested = True  # all ranks stop together, and find the error in _save
                 last, stopping = self.done == section.steps, self.context.stop.at_step_boundary()
-                if last or stopping or self.done % config.logging.every == 0:
-                    journal.write(self.done, self._log_line(clock))
+                alarmed = self._is_stuck() or self.guards.alarm
+                if last or stopping or alarmed or self.done % config.logging.every == 0:
+                    line = self._log_line(clock)
+                    journal.write(self.done, line)
+                    self._check(line)
                 if last or stopping or self.done % config.logging.checkpoint_every == 0:
+                    journal.sync()
                     self._save(wait=last or stopping)
                 if stopping and not last:
                     raise Stopped(
@@ -220,23 +264,32 @@ class _Loop:
             self.guards.step(step, result.gradient_norm)
             self.stage.absorb(statistics)
         else:
-            self._count_bad_step(step, result.gradient_norm)
+            self.skipped += 1
+            self.bad_in_a_row += 1
+        self.gradient_norm = result.gradient_norm
 
-    def _count_bad_step(self, step: int, norm: float) -> None:
-        self.skipped += 1
-        self.bad_in_a_row += 1
-        if self.bad_in_a_row >= self.context.config.engine.max_bad_steps:
-            parts = ", ".join(f"{name} = {value:.4g}" for name, value in self.meter.flush().items())
-            raise UserError(
-                f"{self.stage.name}: {self.bad_in_a_row} steps in a row up to step {step} had a loss or gradient that "
-                f"is not finite (gradient norm {norm:.4g}; means since the last log point: {parts}); lower "
-                "optimizer.lr_head and optimizer.lr_backbone, set optimizer.clip_norm, or use engine.precision=fp32"
+    def _is_stuck(self) -> bool:
+        """Whether too many steps in a row were not finite."""
+        return self.bad_in_a_row >= self.context.config.engine.max_bad_steps
+
+    def _check(self, line: dict[str, float]) -> None:
+        """After a log line that says it: raise UserError for what must end the run. All ranks find the same."""
+        self.broken_files.write()
+        if self._is_stuck():
+            parts = ", ".join(
+                f"{name} = {value:.4g}" for name, value in line.items() if name.startswith("loss/")
             )
+            raise UserError(
+                f"{self.stage.name}: {self.bad_in_a_row} steps in a row up to step {self.done - 1} had a loss or gradient "
+                f"that is not finite (gradient norm {self.gradient_norm:.4g}; means since the last log point: {parts}); "
+                "lower optimizer.lr_head and optimizer.lr_backbone, set optimizer.clip_norm, or use engine.precision=fp32"
+            )
+        if self.guards.alarm:
+            raise UserError(self.guards.alarm)
 
     def _log_line(self, clock: "_Clock") -> dict[str, float]:
         rates = self.engine.rates(self.done - 1)
         world = self.context.world
-        self.broken_files.write()
         means = self.meter.flush()
         with self.engine.gathered():
             distance = self.teacher.distance(self.engine.student)
@@ -325,10 +378,18 @@ class _Clock:
 
 
 def trained_weights(context: Context, stage: str, steps: int, network: str = "student") -> Path:
-    """The weights' file of a finished stage: `student` or `teacher`. Raises UserError if it is not finished."""
-    identity = configuration.identity(context.config)
-    found = checkpoint.newest(context.run.checkpoints(stage), stage, identity)
-    step = checkpoint.read_state(found)["step"] if found else 0
-    if step < steps:
-        raise UserError(f"{context.run.path}: stage {stage} is at step {step} of {steps}; finish it first")
-    return found / f"{network}.safetensors"
+    """The weights' file of a finished stage: `student` or `teacher`. Raises UserError if it is not finished.
+
+    All ranks call it; rank 0 verifies the checkpoint.
+    """
+
+    def find() -> Path:
+        found = _newest_of(context, stage, steps)
+        step = checkpoint.read_state(found)["step"] if found else 0
+        if step < steps:
+            raise UserError(
+                f"{context.run.path}: stage {stage} is at step {step} of {steps}; finish it first"
+            )
+        return found / f"{network}.safetensors"
+
+    return rank_0_finds(context.world, find)

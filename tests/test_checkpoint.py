@@ -1,5 +1,6 @@
 """Checkpoints: round trip, what breaks them, and that the one before a broken one is used."""
 
+import errno
 import json
 import logging
 import os
@@ -23,13 +24,13 @@ def groups(value: float):
 @pytest.fixture
 def folder(tmp_path):
     for step in (10, 20):
-        checkpoint.save(tmp_path, step, groups(step), {"stage": "warm_up"}, keep=2)
+        checkpoint.save(tmp_path, step, groups(step), {"stage": "warm_up", "skipped": 0}, keep=2)
     return tmp_path
 
 
 def test_round_trip(folder):
     got, state = checkpoint.load(checkpoint.newest(folder))
-    assert state == {"stage": "warm_up", "step": 20}
+    assert state == {"stage": "warm_up", "skipped": 0, "step": 20}
     want = groups(20.0)
     assert got.keys() == want.keys()
     for stem, tensors in want.items():
@@ -37,7 +38,7 @@ def test_round_trip(folder):
 
 
 def test_only_the_newest_are_kept(folder):
-    checkpoint.save(folder, 30, groups(30), {}, keep=2)
+    checkpoint.save(folder, 30, groups(30), {"skipped": 0}, keep=2)
     assert sorted(p.name for p in folder.iterdir()) == ["step_00000020", "step_00000030"]
 
 
@@ -76,7 +77,7 @@ def test_manifest_that_names_files_elsewhere_is_refused(folder):
 
 def test_none_left(tmp_path):
     assert checkpoint.newest(tmp_path) is None
-    checkpoint.save(tmp_path, 1, groups(1), {}, keep=2)
+    checkpoint.save(tmp_path, 1, groups(1), {"skipped": 0}, keep=2)
     cut(tmp_path / "step_00000001/student.safetensors")
     assert checkpoint.newest(tmp_path) is None
 
@@ -87,10 +88,12 @@ def test_a_save_that_was_interrupted_leaves_no_checkpoint(tmp_path, monkeypatch)
 
     monkeypatch.setattr(checkpoint.os, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(tmp_path, 1, groups(1), {}, keep=2)
+        checkpoint.save(tmp_path, 1, groups(1), {"skipped": 0}, keep=2)
     assert checkpoint.newest(tmp_path) is None
     monkeypatch.undo()
-    checkpoint.save(tmp_path, 1, groups(1), {}, keep=2)  # what was left does not disturb the next one
+    checkpoint.save(
+        tmp_path, 1, groups(1), {"skipped": 0}, keep=2
+    )  # what was left does not disturb the next one
     assert checkpoint.newest(tmp_path).name == "step_00000001"
 
 
@@ -110,7 +113,7 @@ def test_a_file_that_cannot_be_read_costs_its_checkpoint_alone(folder, caplog, m
 
 def test_a_key_of_another_version_is_no_other_configuration(tmp_path):
     identity = {"seed": 0, "optimizer.name": "sgd"}
-    checkpoint.save(tmp_path, 1, groups(1), {"stage": "warm_up", "config": identity}, keep=2)
+    checkpoint.save(tmp_path, 1, groups(1), {"stage": "warm_up", "skipped": 0, "config": identity}, keep=2)
     assert checkpoint.newest(tmp_path, "warm_up", identity | {"optimizer.new": 3}) is not None
     assert checkpoint.newest(tmp_path, "warm_up", {"seed": 0}) is not None
     assert checkpoint.newest(tmp_path, "warm_up", identity | {"seed": 1}) is None
@@ -137,10 +140,26 @@ def test_content_is_on_disk_before_its_name(tmp_path, monkeypatch):
     assert happened == expected
 
 
+def test_an_old_one_that_cannot_be_removed_is_named_and_costs_nothing(folder, caplog, monkeypatch):
+    rename = os.rename
+
+    def stale(source, to):
+        if Path(source).name == "step_00000010":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        rename(source, to)
+
+    monkeypatch.setattr(os, "rename", stale)
+    for step in (30, 40):
+        checkpoint.save(folder, step, groups(step), {"skipped": 0}, keep=1)
+    assert f"{folder}/step_00000010: old checkpoint cannot be removed (Stale file handle)" in caplog.text
+    assert sorted(p.name for p in folder.iterdir()) == ["step_00000010", "step_00000040"]
+    assert checkpoint.newest(folder).name == "step_00000040"
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="checkpoint cannot be written"):
-        checkpoint.save(tmp_path / "file", 1, groups(1), {}, keep=2)
+        checkpoint.save(tmp_path / "file", 1, groups(1), {"skipped": 0}, keep=2)
 
 
 def test_a_file_that_is_no_safetensors(tmp_path):

@@ -31,7 +31,7 @@ def held(monkeypatch):
 def test_tensors_may_change_while_they_are_written(tmp_path, held):
     writer = CheckpointWriter(tmp_path, LoggingSection())
     weight = torch.arange(6.0)
-    writer.save(1, {"student": {"weight": weight}}, {})
+    writer.save(1, {"student": {"weight": weight}}, {"skipped": 0})
     weight.zero_()
     assert checkpoint.newest(tmp_path) is None
     held.set()
@@ -43,11 +43,11 @@ def test_tensors_may_change_while_they_are_written(tmp_path, held):
 def test_a_second_save_waits_for_the_first_and_reuses_its_memory(tmp_path, held):
     writer = CheckpointWriter(tmp_path, LoggingSection(keep=5))
     weight = torch.ones(4)
-    writer.save(1, {"student": {"weight": weight}}, {})
+    writer.save(1, {"student": {"weight": weight}}, {"skipped": 0})
     threading.Timer(0.2, held.set).start()
     weight.fill_(2)
     before = {key: buffer.data_ptr() for key, buffer in writer._buffers.items()}
-    writer.save(2, {"student": {"weight": weight}}, {})
+    writer.save(2, {"student": {"weight": weight}}, {"skipped": 0})
     assert {key: buffer.data_ptr() for key, buffer in writer._buffers.items()} == before
     writer.close()
     values = {p.name: load_file(p / "student.safetensors")["weight"][0].item() for p in tmp_path.iterdir()}
@@ -57,9 +57,9 @@ def test_a_second_save_waits_for_the_first_and_reuses_its_memory(tmp_path, held)
 def test_an_error_arrives_at_the_next_save_and_at_the_end(tmp_path):
     (tmp_path / "file").write_text("")
     writer = CheckpointWriter(tmp_path / "file", LoggingSection())
-    writer.save(1, {"student": {"weight": torch.ones(1)}}, {})
+    writer.save(1, {"student": {"weight": torch.ones(1)}}, {"skipped": 0})
     with pytest.raises(UserError, match="file/step_00000001: checkpoint cannot be written"):
-        writer.save(2, {"student": {"weight": torch.ones(1)}}, {})
+        writer.save(2, {"student": {"weight": torch.ones(1)}}, {"skipped": 0})
     with pytest.raises(UserError, match="cannot be written"):
         writer.wait()
 
@@ -83,14 +83,14 @@ def test_a_run_ends_at_the_step_after_a_write_failed(tiny_yaml, tmp_path, monkey
 def test_multiples_are_kept_beside_the_newest(tmp_path):
     writer = CheckpointWriter(tmp_path, LoggingSection(keep=1, keep_every=4))
     for step in range(1, 11):
-        writer.save(step, {"student": {"weight": torch.ones(1)}}, {})
+        writer.save(step, {"student": {"weight": torch.ones(1)}}, {"skipped": 0})
     writer.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000004", "step_00000008", "step_00000010"]
 
 
 def test_a_broken_later_checkpoint_does_not_cost_the_new_one(tmp_path):
     (tmp_path / "step_00000009").mkdir()
-    checkpoint.save(tmp_path, 5, {"student": {"weight": torch.ones(1)}}, {}, keep=1)
+    checkpoint.save(tmp_path, 5, {"student": {"weight": torch.ones(1)}}, {"skipped": 0}, keep=1)
     assert checkpoint.newest(tmp_path).name == "step_00000005"
 
 

@@ -1,5 +1,6 @@
 """Data sets on disk, the geometry of crops, and streams that do not depend on workers or ranks."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +261,16 @@ def test_stream_does_not_depend_on_workers_ranks_or_the_first_step(tiny_yaml):
     for whole, first, second in zip(alone, *two, strict=True):
         parts = whole.split(2)
         assert same(parts[0], first) and same(parts[1], second)
+
+
+def test_a_long_training_does_not_list_its_samples(tiny_yaml):
+    samples = samples_of(configuration.load(tiny_yaml, ["warm_up.steps=250000"]))
+    options = {"first_step": 1, "rank": 1, "world_size": 2, "workers": 0, "pin_memory": False}
+    tracemalloc.start()
+    batches = training_batches(samples, **options)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20 and len(batches) == 249_999
 
 
 def test_seed_changes_the_stream(tiny_yaml):

@@ -1,6 +1,8 @@
 """Guard rails: what counts as an alarm, what ends a run, what the report says; broken files that are passed over."""
 
+import errno
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,10 +11,11 @@ import torch
 from PIL import Image
 from test_training import final_files, load, losses
 
+from diga_hpc import failures
 from diga_hpc.broken_files import BrokenFiles
 from diga_hpc.config import GuardSection
 from diga_hpc.distributed import World
-from diga_hpc.errors import Stopped, UserError
+from diga_hpc.errors import MachineError, Stopped, UserError
 from diga_hpc.guards import Guards
 from diga_hpc.report import write_report
 from diga_hpc.run import Run, write_json
@@ -38,10 +41,9 @@ def test_explosions_in_a_row_end_the_run_and_a_calm_step_resets_the_count():
     guards = Guards(GuardSection(gradient_factor=10, max_exploding_steps=3), "warm_up")
     for norm in [1.0] * 30 + [20.0, 20.0, 1.0, 20.0, 20.0]:
         guards.step(0, norm)
-    with pytest.raises(
-        UserError, match=r"warm_up: 3 steps in a row .* 10 times the median 1, 20 at step 7; lower"
-    ):
-        guards.step(7, 20.0)
+    assert guards.alarm is None
+    guards.step(7, 20.0)
+    assert re.match(r"warm_up: 3 steps in a row .* 10 times the median 1, 20 at step 7; lower", guards.alarm)
 
 
 @pytest.mark.parametrize("distance", [1.5, float("inf"), float("nan")])
@@ -49,8 +51,9 @@ def test_a_diverged_teacher_is_seen_at_log_points(distance):
     guards = Guards(GuardSection(max_diverged=2), "warm_up")
     assert guards.log_point({}, 0.9)["guard/teacher_diverged"] == 0
     assert guards.log_point({}, distance)["guard/teacher_diverged"] == 1
-    with pytest.raises(UserError, match="2 log points in a row the teacher's parameters differ"):
-        guards.log_point({}, distance)
+    assert guards.alarm is None
+    assert guards.log_point({}, distance)["guard/teacher_diverged"] == 1
+    assert "2 log points in a row the teacher's parameters differ" in guards.alarm
 
 
 @pytest.mark.parametrize("kept", [0.0, 1.0, float("nan")])
@@ -58,8 +61,9 @@ def test_a_consensus_that_keeps_nothing_or_everything(kept):
     guards = Guards(GuardSection(max_degenerate=2), "self_training_1")
     assert guards.log_point({"consensus/kept": 0.5}, 0.0)["guard/consensus_degenerate"] == 0
     assert guards.log_point({"consensus/kept": kept}, 0.0)["guard/consensus_degenerate"] == 1
-    with pytest.raises(UserError, match="self_training_1: 2 log points in a row the consensus keeps"):
-        guards.log_point({"consensus/kept": kept}, 0.0)
+    assert guards.alarm is None
+    guards.log_point({"consensus/kept": kept}, 0.0)
+    assert "self_training_1: 2 log points in a row the consensus keeps" in guards.alarm
     assert "guard/consensus_degenerate" not in guards.log_point({}, 0.0)
 
 
@@ -90,8 +94,11 @@ class Exploding(Stage):
         return StepOutput(loss, {"loss/total": loss})
 
 
-def test_an_exploding_run_stops_and_the_report_says_why(tiny_yaml, tmp_path):
+@pytest.mark.parametrize("every", [1, 20])
+def test_an_exploding_run_stops_and_the_report_says_why(tiny_yaml, tmp_path, every):
+    """Also where the last log point is long ago."""
     options = [
+        f"logging.every={every}",
         "warm_up.steps=60",
         "guards.max_exploding_steps=4",
         "optimizer.lr_head=1e-9",
@@ -102,11 +109,21 @@ def test_an_exploding_run_stops_and_the_report_says_why(tiny_yaml, tmp_path):
     with pytest.raises(UserError, match=r"warm_up: 4 steps in a row gradient norms"):
         train(job.context, Exploding(config.warm_up, 30), job._starting_model(), job.source, None)
     last = log_lines(config.run_dir)[-1]
-    assert last["step"] == 33 and last["guard/exploding_steps"] == 1
+    assert last["step"] == 34
     assert last["guard/gradient_norm"] == pytest.approx(
-        1000 * log_lines(config.run_dir)[20]["guard/gradient_norm"], rel=0.1
+        1000 * log_lines(config.run_dir)[0]["guard/gradient_norm"], rel=0.1
     )
-    assert "3 steps with an exploding gradient" in write_report(config.run_dir).read_text()
+    assert sum(line["guard/exploding_steps"] for line in log_lines(config.run_dir)) == 4
+    assert "4 steps with an exploding gradient" in write_report(config.run_dir).read_text()
+
+
+def test_a_run_that_a_log_point_ends_has_that_line(tiny_yaml, tmp_path):
+    """A teacher that is anything else than the student has diverged here; the first step moves it."""
+    limits = ["guards.teacher_distance=1e-12", "guards.max_diverged=2", "warm_up.steps=9", "logging.every=2"]
+    config = load(tiny_yaml, tmp_path / "run", "source_only=null", "warm_up.start=model", *limits)
+    with pytest.raises(UserError, match="warm_up: 2 log points in a row the teacher's parameters differ"):
+        Pipeline(config).warm_up()
+    assert [(e["step"], e["guard/teacher_diverged"]) for e in log_lines(config.run_dir)] == [(2, 1), (4, 1)]
 
 
 # ------------------------------------------------------------------------------------ broken files
@@ -151,6 +168,30 @@ def test_broken_files_are_passed_over_listed_and_shown(broken_yaml, tmp_path, wo
     assert "2 broken files passed over" in write_report(config.run_dir).read_text()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failure_of_the_machine_is_no_broken_file(broken_yaml, tmp_path, monkeypatch, workers):
+    """Neither in training nor in a pass over all images: what replaces the file would change the run."""
+    config = with_files(broken_yaml, tmp_path, "run", "data.skip_errors=9", f"data.workers={workers}")
+    job = Pipeline(config)
+    broken = job.context.broken_files()
+    opened = Image.open
+
+    def stale(path):
+        if str(path).endswith("5.png"):
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return opened(path)
+
+    monkeypatch.setattr(Image, "open", stale)
+    for work in (job.warm_up, lambda: list(broken.images(job.source, [5]))):
+        with pytest.raises(MachineError) as error:
+            work()
+        assert failures.summary(error.value) == (
+            f"{tmp_path}/data/images/5.png: Stale file handle; have the file server looked at, and start the same "
+            "command again"
+        )
+    assert "5.png" not in (config.run_dir / "skipped_data.json").read_text()
+
+
 def test_one_file_too_many_ends_the_run(broken_yaml, tmp_path):
     config = with_files(broken_yaml, tmp_path, "run", "data.skip_errors=1")
     with pytest.raises(
@@ -168,6 +209,25 @@ def test_fewer_files_may_be_broken_than_are_known(broken_yaml, tmp_path):
         UserError, match="a.png: broken; with it 2 files are broken and data.skip_errors is 1"
     ):
         broken.add(["b.png: broken"])
+
+
+def test_files_count_once_whatever_is_wrong_with_them_and_no_more_when_their_entry_is_removed(
+    broken_yaml, tmp_path
+):
+    run = Run(with_files(broken_yaml, tmp_path, "run", "data.skip_errors=1"))
+    world = World(0, 1, 0, torch.device("cpu"))
+    broken = BrokenFiles(run.config, run, world)
+    broken.add(["day 1: rain/a.png: cut short", "day 1: rain/a.png: not readable (3)"])
+    broken.write()
+    broken.add(["day 1: rain/a.png: not readable (1)"])
+    broken.write()
+    assert json.loads(run.skipped_data.read_text()) == ["day 1: rain/a.png: cut short"]
+    with pytest.raises(
+        UserError, match=f"rain/b.png: .*mend them and remove their entries from {run.skipped_data} "
+    ):
+        broken.add(["day 1: rain/b.png: cut short"])
+    run.skipped_data.unlink()
+    BrokenFiles(run.config, run, world).add(["day 1: rain/b.png: cut short"])
 
 
 def test_what_replaces_a_broken_file_is_the_same_after_a_resume(broken_yaml, tmp_path):

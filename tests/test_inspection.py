@@ -1,5 +1,6 @@
 """`diga-hpc inspect` and `export`: what is said is what is there, without torch; an export can be trained from."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from conftest import TINY, diga
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from diga_hpc import checkpoint, cli
+from diga_hpc import checkpoint, cli, tensor_file
 from diga_hpc.errors import UserError
+from diga_hpc.inspection import export
 from diga_hpc.models import build_model
 
 
@@ -51,7 +53,9 @@ def test_a_run_is_described_checkpoint_by_checkpoint(run_dir):
 
 
 def test_a_broken_one_is_said_and_exits_with_1(run_dir, tmp_path):
-    checkpoint.save(tmp_path, 3, {"student": {"w": torch.ones(5)}}, {"stage": "warm_up"}, keep=1)
+    checkpoint.save(
+        tmp_path, 3, {"student": {"w": torch.ones(5)}}, {"stage": "warm_up", "skipped": 0}, keep=1
+    )
     path = tmp_path / "step_00000003"
     content = (path / "student.safetensors").read_bytes()
     (path / "student.safetensors").write_bytes(content[:-1])
@@ -99,4 +103,29 @@ def test_exports_that_cannot_be(run_dir, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             CliRunner().invoke(cli.app, ["export", *map(str, arguments)], catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_into_a_checkpoint_is_refused(run_dir, tmp_path):
+    """It would replace a network by one whose checksum the manifest does not have."""
+    path = run_dir / "checkpoints/warm_up/step_00000002"
+    (tmp_path / "link").symlink_to(path)
+    for folder in (path, path / "new", tmp_path / "link"):
+        with pytest.raises(UserError, match="is in a checkpoint's folder"):
+            export(run_dir, folder / "student.safetensors", "teacher")
+    assert checkpoint.verify(path) is None
+
+
+@pytest.mark.parametrize("reader", ["read_header", "read_data"])
+def test_a_source_that_cannot_be_read_is_not_blamed_on_the_destination(
+    run_dir, tmp_path, monkeypatch, reader
+):
+    def failing(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    source = run_dir / "checkpoints/warm_up/step_00000004"
+    monkeypatch.setattr("diga_hpc.predict.find_checkpoint", lambda path: (run_dir, source))
+    monkeypatch.setattr(tensor_file, reader, failing)
+    with pytest.raises(UserError, match=f"{source}/student.safetensors: cannot be read .Input/output error"):
+        export(run_dir, tmp_path / "x.safetensors", "student")
     assert list(tmp_path.iterdir()) == []

@@ -48,7 +48,7 @@ def run_dir(tmp_path, states) -> Path:
     run.mkdir()
     (run / "config.yaml").write_text(CONFIG.format(size="[32, 48]"))
     for stage in ("source_only", "warm_up"):
-        checkpoint.save(run / "checkpoints" / stage, 2, states, {"stage": stage}, keep=1)
+        checkpoint.save(run / "checkpoints" / stage, 2, states, {"stage": stage, "skipped": 0}, keep=1)
     return run
 
 
@@ -106,13 +106,13 @@ def test_the_teacher_is_another_network(run_dir, images, tmp_path):
 def test_the_newest_finished_stage_is_taken(run_dir, states):
     folder = run_dir / "checkpoints"
     assert find_checkpoint(run_dir) == (run_dir, folder / "warm_up/step_00000002")
-    checkpoint.save(folder / "self_training_1", 2, states, {}, keep=1)
-    checkpoint.save(folder / "self_training_2", 1, states, {}, keep=1)  # not at its last step
+    checkpoint.save(folder / "self_training_1", 2, states, {"skipped": 0}, keep=1)
+    checkpoint.save(folder / "self_training_2", 1, states, {"skipped": 0}, keep=1)  # not at its last step
     assert find_checkpoint(run_dir)[1] == folder / "self_training_1/step_00000002"
 
 
 def test_a_checkpoint_of_an_unfinished_stage_can_be_named(run_dir, images, states, tmp_path, caplog):
-    found = checkpoint.save(run_dir / "checkpoints/self_training_1", 1, states, {}, keep=1)
+    found = checkpoint.save(run_dir / "checkpoints/self_training_1", 1, states, {"skipped": 0}, keep=1)
     with caplog.at_level(logging.INFO, "diga_hpc"):
         assert predict(found, images, tmp_path / "out", "student") == 2
     assert "self_training_1/step_00000001" in caplog.text
@@ -131,7 +131,7 @@ def test_errors_of_the_weights(run_dir, images, tmp_path, states):
     )
     refused(r"images: neither a run directory .* nor a checkpoint", images, images, output, "student")
     refused(r"'pupil': expected student or teacher", run_dir, images, output, "pupil")
-    lonely = checkpoint.save(tmp_path / "elsewhere", 2, states, {}, keep=1)
+    lonely = checkpoint.save(tmp_path / "elsewhere", 2, states, {"skipped": 0}, keep=1)
     refused(r"step_00000002: no config.yaml in a folder above it", lonely, images, output, "student")
     (lonely / "student.safetensors").write_bytes(b"")
     refused(r"broken checkpoint \(student.safetensors has 0 bytes", lonely, images, output, "student")
@@ -149,7 +149,7 @@ def test_errors_of_a_run_without_a_finished_stage(run_dir, images, tmp_path, sta
         tmp_path / "out",
         "student",
     )
-    checkpoint.save(empty / "checkpoints/warm_up", 1, states, {}, keep=1)
+    checkpoint.save(empty / "checkpoints/warm_up", 1, states, {"skipped": 0}, keep=1)
     refused(r"\(warm_up is at step 1 of 2\); go on training", empty, images, tmp_path / "out", "student")
 
 

@@ -1,5 +1,6 @@
 """The lock of a run directory: refused while its holder lives, taken over when it does not, never held by two."""
 
+import errno
 import json
 import logging
 import os
@@ -96,6 +97,39 @@ def test_a_process_that_got_the_number_of_a_dead_one_is_not_taken_for_it(tmp_pat
     RunLock.acquire(tmp_path).release()
 
 
+def unreadable(error):
+    def read_text(*_, **__):
+        raise error
+
+    return read_text
+
+
+@pytest.mark.parametrize(
+    ("error", "pid", "alive"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), os.getpid(), None),  # this process has none left
+        (FileNotFoundError(), os.getpid(), None),  # a mount that hides processes
+        (FileNotFoundError(), 2**22 + 1, False),  # larger than any number of a process
+        (FileNotFoundError(), 2**70, False),
+        (FileNotFoundError(), "x", False),
+    ],
+)
+def test_a_process_that_cannot_be_seen_is_not_dead(monkeypatch, error, pid, alive):
+    process = replace(processes.this(), pid=pid)
+    monkeypatch.setattr(processes.Path, "read_text", unreadable(error))
+    assert processes.is_alive(process) is alive
+
+
+def test_a_hidden_process_of_another_user_exists(monkeypatch):
+    def kill(*_):
+        raise PermissionError
+
+    process = replace(processes.this(), pid=1)
+    monkeypatch.setattr(processes.Path, "read_text", unreadable(FileNotFoundError()))
+    monkeypatch.setattr(os, "kill", kill)
+    assert processes.is_alive(process) is None
+
+
 def test_on_another_machine_signs_of_life_decide(tmp_path):
     leave_lock(tmp_path, place="elsewhere", host="node9", age=60)
     with pytest.raises(UserError, match=r"on node9 since then \(last sign of life 6\d s ago; taken as dead"):
@@ -110,6 +144,37 @@ def test_a_holder_gives_signs_of_life(tmp_path, monkeypatch):
     os.utime(tmp_path / ".lock", (0, 0))
     until(lambda: (tmp_path / ".lock").stat().st_mtime > time.time() - 10, 20, "a sign of life")
     lock.release()
+
+
+OVERTAKEN = """
+import json, sys, threading, time
+from pathlib import Path
+from diga_hpc import failures, run_lock
+run_lock.HEARTBEAT = 0.1
+folder = Path(sys.argv[1])
+run_lock.RunLock.acquire(folder)
+def write():
+    while "node9" not in (folder / ".lock").read_text():
+        time.sleep(0.01)
+    time.sleep(3)
+    (folder / "written").write_text("")
+writing = threading.Thread(target=write)
+failures.let_finish(writing)
+writing.start()
+print("held", flush=True)
+writing.join()
+"""
+
+
+def test_a_holder_that_is_overtaken_writes_no_checkpoint_to_its_end(tmp_path):
+    """In the folder that is another one's now."""
+    command = [sys.executable, "-c", OVERTAKEN, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    leave_lock(tmp_path, place="elsewhere", host="node9")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "on node9 since then has taken over this run" in errors
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(("restart", "taken_over"), [("1", True), ("0", False)])

@@ -49,6 +49,7 @@ def test_twenty_kills_at_random_moments_cost_at_most_the_steps_since_a_checkpoin
     summary = json.loads((tmp_path / "soak.json").read_text())
     kills = summary["kills"]
     assert len(kills) == 20 and summary["problems"] == [] and summary["runs"] >= 1
+    assert 1 <= summary["resumes"] <= len(kills)  # each kill is followed by one start at most
     assert {kill["rank"] for kill in kills} == {0, 1} and any(kill["saving"] for kill in kills)
     assert max(kill["to_end"] for kill in kills) <= 60
     assert sum(-signal.SIGKILL in kill["exit_codes"] for kill in kills) >= 15  # the others came too late

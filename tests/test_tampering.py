@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_training import load
 
 from diga_hpc import checkpoint, predict
@@ -227,7 +228,11 @@ FORGERIES = {
     "signed: state is a list": signed("state.json", b"[]"),
     "signed: state without step": signed("state.json", b"{}"),
     "signed: step is text": signed("state.json", b'{"step": "00000020"}'),
-    "signed: config is text": signed("state.json", b'{"step": 20, "stage": "warm_up", "config": "x"}'),
+    "signed: no skipped": signed("state.json", b'{"step": 20, "stage": "warm_up"}'),
+    "signed: skipped is text": signed("state.json", b'{"step": 20, "skipped": "0", "stage": "warm_up"}'),
+    "signed: skipped is negative": signed("state.json", b'{"step": 20, "skipped": -1, "stage": "warm_up"}'),
+    "signed: skipped is truth": signed("state.json", b'{"step": 20, "skipped": true, "stage": "warm_up"}'),
+    "signed: config is text": signed("state.json", b'{"step": 20, "skipped": 0, "stage": "warm_up", "config": "x"}'),
     "signed: header too long": signed("student.safetensors", (2**63).to_bytes(8, "little") + b"{}"),
     "signed: header is a list": signed("student.safetensors", tensor_file([])),
     "signed: header is deep": signed("student.safetensors", tensor_file(b"[" * 200_000)),
@@ -284,7 +289,19 @@ def lose_the_teacher(groups):
     del groups["teacher"]
 
 
-@pytest.mark.parametrize("change", [lose_a_tensor, bend_a_tensor, lose_the_teacher])
+def normalise_otherwise(groups):
+    """A text as long as that of the network's own kind."""
+    groups["student"]["normalization._extra_state"].fill_(ord("x"))
+
+
+def add_centroids(groups):
+    groups["extra"] = {"values": torch.zeros(9, 4)}
+
+
+CHANGES = [lose_a_tensor, bend_a_tensor, lose_the_teacher, normalise_otherwise, add_centroids]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_valid_tensors_of_another_network_are_an_error_that_names_the_file(stopped, change):
     """A moment of shape [1, ...] would be broadcast silently."""
     config, path = stopped
@@ -293,6 +310,19 @@ def test_valid_tensors_of_another_network_are_an_error_that_names_the_file(stopp
     checkpoint.save(path.parent, 2, groups, state, keep=2)
     with pytest.raises(UserError, match=r"step_00000002/\w+.safetensors: not of this network.*remove"):
         Pipeline(config).warm_up()
+
+
+def test_a_checkpoint_behind_the_last_step_is_not_taken_for_a_finished_stage(stopped):
+    config, path = stopped
+    groups, state = checkpoint.load(path)
+    foreign = checkpoint.save(path.parent, 99, groups, state, keep=2)
+    for job in (Pipeline.warm_up, lambda pipeline: pipeline._network("warm_up", "student")):
+        with pytest.raises(
+            UserError, match=f"{foreign}: is behind the end of warm_up, which has 4 steps; remove"
+        ):
+            job(Pipeline(config))
+    with pytest.raises(UserError, match="warm_up is at step 99 of 4"):
+        predict.find_checkpoint(config.run_dir)
 
 
 def test_a_damaged_only_checkpoint_begins_anew_and_predict_refuses_it(stopped, caplog):
@@ -347,10 +377,27 @@ def test_imagenet_weights_in_a_shared_cache_are_tensors_or_an_error(tmp_path, mo
         resnet101_imagenet()
 
 
-def test_damaged_centroids_are_named(tiny_yaml, tmp_path):
+def test_damaged_and_foreign_centroids_are_named(tiny_yaml, tmp_path):
+    """One centroid for all classes would be broadcast silently."""
     config = load(tiny_yaml, tmp_path / "run", "source_only=null", "warm_up.start=model")
     Pipeline(config).warm_up()
     Pipeline(config).pseudo_labels(1)
-    (config.run_dir / "centroids/round_1.safetensors").write_bytes(BOMB)
+    file = config.run_dir / "centroids/round_1.safetensors"
+    own = load_file(file)
+    for foreign in ({"values": own["values"][:1], "seen": own["seen"]}, {"x": own["values"]}, {}):
+        save_file(foreign, file)
+        with pytest.raises(UserError, match=f"{file}: not centroids of this network and label space"):
+            Pipeline(config).self_training(1)
+    file.write_bytes(BOMB)
     with pytest.raises(UserError, match=r"centroids/round_1.safetensors: not a readable safetensors file"):
         Pipeline(config).self_training(1)
+    save_file(own, file)
+    with pytest.raises(Stopped):
+        Pipeline(config, stop_after=2).self_training(1)
+    newest = config.run_dir / "checkpoints/self_training_1/step_00000002"
+    groups, state = checkpoint.load(newest)
+    one = groups["extra"] | {"values": groups["extra"]["values"][:1].clone()}
+    for foreign in (groups | {"extra": one}, {k: v for k, v in groups.items() if k != "extra"}):
+        checkpoint.save(newest.parent, 2, foreign, state, keep=2)
+        with pytest.raises(UserError, match="step_00000002/extra.safetensors: not of this network"):
+            Pipeline(config).self_training(1)

@@ -1,10 +1,12 @@
 """Training: resume is bit-identical, ranks and ZeRO stages and accumulation change nothing, bad steps are skipped."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +15,12 @@ from slurm_cluster import until
 
 from diga_hpc import checkpoint
 from diga_hpc import config as configuration
+from diga_hpc.checkpoint_writer import CheckpointWriter
+from diga_hpc.distributed import World
 from diga_hpc.engine import Engine
-from diga_hpc.errors import Stopped, UserError
+from diga_hpc.errors import ReportedByRank0, Stopped, UserError
 from diga_hpc.stages.pipeline import Pipeline
-from diga_hpc.training import Stage, StepOutput, train
+from diga_hpc.training import Stage, StepOutput, train, trained_weights
 
 
 @pytest.fixture(autouse=True)
@@ -268,6 +272,8 @@ def test_bad_steps_in_a_row_end_the_run_with_step_and_losses(tiny_yaml, tmp_path
     with pytest.raises(UserError, match=r"3 steps in a row up to step 6 .*loss/total = nan.*lower"):
         train(job.context, stage, job._starting_model(), job.source, None)
     assert stage.absorbed == 3
+    last = json.loads((config.run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["step"], last["guard/skipped_steps"]) == (7, 4)
 
 
 def test_skipped_steps_are_counted(tiny_yaml, tmp_path):
@@ -276,6 +282,54 @@ def test_skipped_steps_are_counted(tiny_yaml, tmp_path):
     train(job.context, Faulty(config.warm_up, {1: float("nan")}), job._starting_model(), job.source, None)
     last = json.loads((config.run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["guard/skipped_steps"] == 1
+
+
+def test_other_ranks_load_what_rank_0_has_verified():
+    """They look at nothing themselves."""
+
+    class Rank1(World):
+        def from_main(self, value):
+            return said
+
+    context = SimpleNamespace(world=Rank1(1, 2, 1, torch.device("cpu")))
+    said = (Path("student.safetensors"), None)
+    assert trained_weights(context, "warm_up", 4) == said[0]
+    said = (None, "stage warm_up is at step 2 of 4")
+    with pytest.raises(ReportedByRank0):
+        trained_weights(context, "warm_up", 4)
+
+
+@pytest.mark.parametrize(
+    "tail", [b"\0\xff\xfe\x80", b'{"stage": "warm_up", "st', b"3\n", b"{}\n", b"cut the line end"]
+)
+def test_what_a_power_failure_leaves_in_the_log_does_not_block_the_next_start(tiny_yaml, tmp_path, tail):
+    config = load(tiny_yaml, tmp_path / "run", *STEPS, "warm_up.steps=4")
+    with pytest.raises(Stopped):
+        Pipeline(config, stop_after=2).warm_up()
+    metrics = config.run_dir / "metrics.jsonl"
+    content = metrics.read_bytes()
+    metrics.write_bytes(content.removesuffix(b"\n") if tail == b"cut the line end" else content + tail)
+    Pipeline(config).warm_up()
+    assert metrics.read_bytes().startswith(content)
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_lines_are_on_disk_before_a_checkpoint_begins(tiny_yaml, tmp_path, monkeypatch):
+    synced, saved, fsync, save = [], [], os.fsync, CheckpointWriter.save
+
+    def watched_fsync(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("metrics.jsonl"):
+            synced.append(os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    def watched_save(self, *arguments):
+        saved.append((tmp_path / "run/metrics.jsonl").stat().st_size)
+        save(self, *arguments)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(CheckpointWriter, "save", watched_save)
+    Pipeline(load(tiny_yaml, tmp_path / "run", *STEPS, "warm_up.steps=4")).warm_up()
+    assert synced == saved and len(saved) == 2
 
 
 def test_each_tensor_is_in_one_group_and_rates_follow_poly(tiny_yaml, tmp_path):

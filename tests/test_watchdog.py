@@ -99,3 +99,27 @@ def test_a_loader_worker_that_died_is_explained(tmp_path, text, expected):
 def test_other_errors_are_not_explained_away(tmp_path):
     assert failures.explained(RuntimeError("shape mismatch"), tmp_path) is None
     assert failures.explained(FileNotFoundError(2, "No such file", "x"), tmp_path) is None
+
+
+LEAVE = """
+import multiprocessing, os, signal, time
+from diga_hpc import failures
+
+def taken_for_a_failure(*_):
+    raise RuntimeError("a worker ended")
+
+def exit_later(code, now=os._exit):
+    time.sleep(1)
+    now(code)
+
+multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()
+signal.signal(signal.SIGCHLD, taken_for_a_failure)
+os._exit = exit_later
+failures.leave(7)
+"""
+
+
+def test_a_process_leaves_with_its_code_although_its_workers_end():
+    """Torch's handler raises when a loader's worker ends."""
+    done = subprocess.run([sys.executable, "-c", LEAVE], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (7, "")

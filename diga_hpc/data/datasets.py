@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from diga_hpc import failures
 from diga_hpc.config import (
     CamvidDataset,
     CityscapesDataset,
@@ -320,7 +321,7 @@ def read_image(path: Path) -> torch.Tensor:
         with Image.open(path) as picture:
             mode, pixels = picture.mode, np.array(picture.convert("RGB"))
     except UNREADABLE as error:
-        raise UserError(f"{path}: not a readable image ({error}); replace the file") from error
+        raise _unreadable(path, "image", error) from error
     if mode.startswith("I"):
         raise UserError(f"{path}: a 16-bit grey image; convert it to 8 bits a channel")
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
@@ -336,7 +337,7 @@ def read_label(path: Path, table: np.ndarray) -> torch.Tensor:
         with Image.open(path) as picture:
             ids = np.asarray(picture)
     except UNREADABLE as error:
-        raise UserError(f"{path}: not a readable label file ({error}); replace the file") from error
+        raise _unreadable(path, "label file", error) from error
     if ids.ndim != 2 or ids.dtype != np.uint8:
         raise UserError(
             f"{path}: labels must be an 8-bit PNG of one channel, found {picture.mode} {ids.shape}"
@@ -349,6 +350,13 @@ def read_label(path: Path, table: np.ndarray) -> torch.Tensor:
             f"{_ranges(np.flatnonzero(table != UNKNOWN))} (map it in `id_map` or list it in `ignored_ids`)"
         )
     return torch.from_numpy(label)
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> UserError:
+    """MachineError where the file itself may be whole."""
+    return failures.explained(error, path) or UserError(
+        f"{path}: not a readable {kind} ({error}); replace the file"
+    )
 
 
 def _ranges(values: np.ndarray) -> str:

@@ -21,7 +21,7 @@ from diga_hpc.config import Config, TrainingSection
 from diga_hpc.data import transforms
 from diga_hpc.data.datasets import AnyDataset, Sample
 from diga_hpc.data.label_spaces import IGNORE
-from diga_hpc.errors import UserError
+from diga_hpc.errors import MachineError, UserError
 from diga_hpc.translator import color_statistics
 from diga_hpc.views import draw_color_change
 
@@ -142,6 +142,8 @@ class TrainingSamples(torch.utils.data.Dataset):
         for _ in range(self.config.data.skip_errors):
             try:
                 return dataset.load(index)
+            except MachineError:
+                raise
             except UserError as error:
                 skipped.append(str(error))
                 index = int(replacements.integers(len(dataset)))
@@ -171,17 +173,27 @@ def collate(samples: list[Batch]) -> Batch:
     return Batch(**stacked, skipped=skipped)
 
 
+class _SampleNumbers:
+    """The numbers of a rank's samples, step by step. Not a list: a long training has millions."""
+
+    def __init__(self, section: TrainingSection, first_step: int, rank: int, world_size: int):
+        self.share = section.batch.share(world_size)
+        total = section.batch.total
+        self.starts = range(first_step * total + rank * self.share, section.steps * total, total)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in self.starts:
+            yield list(range(start, start + self.share))
+
+
 def training_batches(
     samples: TrainingSamples, *, first_step: int, rank: int, world_size: int, workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
     """This rank's batches of the steps from `first_step` on."""
-    section = samples.section
-    share = section.batch.share(world_size)
-    numbers = [
-        list(range(start, start + share))
-        for step in range(first_step, section.steps)
-        for start in [step * section.batch.total + rank * share]
-    ]
+    numbers = _SampleNumbers(samples.section, first_step, rank, world_size)
     loader = DataLoader(
         samples, batch_sampler=numbers, num_workers=workers, collate_fn=collate, pin_memory=pin_memory,
         persistent_workers=False, prefetch_factor=4 if workers else None, worker_init_fn=_ignore_signals,
@@ -204,7 +216,7 @@ class InferenceImages(torch.utils.data.Dataset):
         try:
             sample = self.dataset.load(self.indices[i])
         except UserError as error:
-            if self.may_break:
+            if self.may_break and not isinstance(error, MachineError):
                 return str(error)
             raise
         return sample._replace(image=transforms.resize_image(sample.image, full_size(self.dataset, sample)))

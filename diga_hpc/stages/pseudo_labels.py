@@ -16,12 +16,13 @@ from diga_hpc.checkpoint import read_tensors
 from diga_hpc.data.datasets import AnyDataset
 from diga_hpc.data.label_spaces import IGNORE
 from diga_hpc.data.loader import inference_images
+from diga_hpc.errors import UserError
 from diga_hpc.files import whole
 from diga_hpc.inference import Labeler, features_and_labels, rescale
 from diga_hpc.models import SegmentationModel
 from diga_hpc.pictures import write_labels
 from diga_hpc.teacher import Teacher
-from diga_hpc.training import Context
+from diga_hpc.training import Context, forms, rank_0_finds
 from diga_hpc.views import unit_range
 
 
@@ -84,10 +85,21 @@ def save_centroids(centroids: Centroids, path: Path) -> None:
 
 
 def load_centroids(context: Context, path: Path, channels: int) -> Centroids:
-    """The centroids that a round starts from, as rank 0 reads them."""
+    """The centroids that a round starts from, as rank 0 reads them. Raises UserError for other tensors."""
     world = context.world
     centroids = Centroids(context.space.num_classes, channels, context.config.centroids, world.device)
-    centroids.load_state(world.from_main(read_tensors(path) if world.is_main else None))
+    expected = forms(centroids.state())
+
+    def read() -> dict[str, torch.Tensor]:
+        tensors = read_tensors(path)
+        if forms(tensors) != expected:
+            raise UserError(
+                f"{path}: not centroids of this network and label space (expected {expected}); remove the file and "
+                "start the pipeline again to have it made again"
+            )
+        return tensors
+
+    centroids.load_state(rank_0_finds(world, read))
     return centroids
 
 
