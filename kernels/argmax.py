@@ -199,8 +199,13 @@ def _rows_per_strip(positions: Sequence[tuple[int, int, int]], H: int) -> int:
 
 
 def supported(maps: Sequence[Tensor]) -> bool:
-    """Whether the kernel can do it; float64 is for the reference."""
-    return all(m.dtype != torch.float64 for m in maps)
+    """Whether the kernel can do it; float64, and offsets within an image beyond 32 bits, are for the reference."""
+    return all(m.dtype != torch.float64 and _reach(m) < 2**31 for m in maps)
+
+
+def _reach(maps: Tensor) -> int:
+    """The offset of the last element of an image from its first."""
+    return sum((n - 1) * stride for n, stride in zip(maps.shape[1:], maps.stride()[1:], strict=True))
 
 
 @torch.library.custom_op("diga_hpc::argmax_labels", mutates_args=())
