@@ -17,7 +17,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 import torch
 import triton
 
-SLEEP_CYCLES = 2_000_000  # about a millisecond
+SLEEP_CYCLES = 10_000_000  # about 5 ms, longer than the launches of any contender take
 FLUSH_BYTES = 256 << 20  # several times the second-level cache of any GPU so far
 
 
@@ -60,7 +60,7 @@ def _output(*command: str) -> str:
 
 
 def first_call_seconds(function: Callable[[], object]) -> float:
-    """Compile time, kept apart from the timings."""
+    """Compile time, kept apart from the timings; so of a function that nobody has called yet."""
     start = time.perf_counter()
     function()
     _wait()
@@ -72,8 +72,8 @@ def times_us(
 ) -> dict[str, list[float]]:
     """Microseconds of every repetition, one contender after the other within each repetition.
 
-    With `flush` the caches are overwritten before each call, and the device sleeps for a millisecond while the launches
-    of the call are queued, so that the host's time does not show.
+    The device sleeps while the launches of a call are queued, so that the host's time does not show. With `flush` the
+    caches are overwritten before each call.
     """
     for function in contenders.values():
         for _ in range(warm_ups):
@@ -85,7 +85,7 @@ def times_us(
     for _ in range(repetitions):
         for name, function in contenders.items():
             junk.zero_()
-            if gpu and flush:
+            if gpu:
                 torch.cuda._sleep(SLEEP_CYCLES)
             found[name].append(_one_event_pair(function) if gpu else _one_clock(function))
     _wait()

@@ -5,8 +5,9 @@
     python benchmarks/bench_kernels.py --max-autotune   torch.compile's slow mode as well (GPU)
     python benchmarks/bench_kernels.py --smoke          everything once on tiny maps, seconds
 
-Correctness comes first: every contender must agree with float64 before anything is timed. README.md in this folder
-says how to read the table. At the end the rows are compared with the recorded ones of the same device.
+Correctness comes first: every contender must agree with float64 before anything but its compilation is timed.
+README.md in this folder says how to read the table. The rows of a case are kept and printed as soon as it is done. At
+the end all are compared with the recorded ones of the same device.
 """
 
 import argparse
@@ -79,14 +80,23 @@ def _has_liger() -> bool:
 
 
 def bench(case: Case, functions: dict[str, Callable], repetitions: int, warm_ups: int) -> list[dict]:
-    """Rows of one case: forward, and forward with backward where there is one."""
-    given = inputs(case, "cuda" if torch.cuda.is_available() else "cpu")
+    """Rows of one case: forward, and forward with backward where there is one. Exits where a contender is wrong."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    given = inputs(case, device)
+    passes = {
+        backward: {name: _call(function, backward, case, given) for name, function in functions.items()}
+        for backward in ((False, True) if case.has_gradient else (False,))
+    }
+    # Before the check, which compiles as well.
+    compile_s = {
+        backward: {name: measure.first_call_seconds(call) for name, call in calls.items()}
+        for backward, calls in passes.items()
+    }
+    check(case, device, functions)
     rate = measure.exponentials_per_second()
     floor = 1e6 * case.exponentials() / rate if rate and case.exponentials() else None
     rows = []
-    for backward in (False, True) if case.has_gradient else (False,):
-        calls = {name: _call(function, backward, case, given) for name, function in functions.items()}
-        compile_s = {name: measure.first_call_seconds(call) for name, call in calls.items()}
+    for backward, calls in passes.items():
         peaks = {name: measure.extra_peak_bytes(call) for name, call in calls.items()}
         options = {"repetitions": repetitions, "warm_ups": warm_ups}
         timings = {"cold": measure.times_us(calls, flush=True, **options)}
@@ -99,7 +109,9 @@ def bench(case: Case, functions: dict[str, Callable], repetitions: int, warm_ups
                 row = {"case": str(case), "pass": "forward+backward" if backward else "forward"}
                 row |= {"contender": name, "column": column} | measure.quantiles(values)
                 row["fraction_of_floor"] = floor and floor / row["median_us"]
-                rows.append(row | {"extra_peak_bytes": peaks[name], "first_call_s": compile_s[name]})
+                rows.append(
+                    row | {"extra_peak_bytes": peaks[name], "first_call_s": compile_s[backward][name]}
+                )
     return rows
 
 
@@ -119,12 +131,14 @@ def _call(function: Callable, backward: bool, case: Case, given: dict) -> Callab
 # ------------------------------------------------------------------------------------------------ table and plot
 
 
+HEADER = """\
+| case | pass | contender | cold (p10..p90) us | warm us | graph us | of floor | extra peak MiB |
+|---|---|---|---|---|---|---|---|"""
+
+
 def table(rows: list[dict]) -> str:
-    """Markdown: one line per case, pass and contender; medians in microseconds."""
-    lines = [
-        "| case | pass | contender | cold (p10..p90) us | warm us | graph us | of floor | extra peak MiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """Markdown below HEADER: one line per case, pass and contender; medians in microseconds."""
+    lines = []
     groups: dict[tuple, dict[str, dict]] = {}
     for row in rows:
         groups.setdefault((row["case"], row["pass"], row["contender"]), {})[row["column"]] = row
@@ -189,20 +203,21 @@ def main() -> None:
     repetitions = 2 if options.smoke else options.repetitions or (100 if gpu else 15)
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     where, rows = measure.environment(), []
-    for case in cases:
-        functions = contenders(case, options.smoke, options.max_autotune)
-        check(case, "cuda" if gpu else "cpu", functions)
-        found = bench(case, functions, repetitions, 1 if options.smoke else 25 if gpu else 3)
-        rows += [row | where for row in found]
-
     stem = "kernels_" + re.sub(r"\W+", "_", where["device"])
     recorded = newest_runs(RESULTS / f"{stem}.jsonl")
     out = RESULTS if options.record else options.out or Path(tempfile.mkdtemp())
     out.mkdir(parents=True, exist_ok=True)
-    with (out / f"{stem}.jsonl").open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    print(HEADER, flush=True)
+    for case in cases:
+        functions = contenders(case, options.smoke, options.max_autotune)
+        found = bench(case, functions, repetitions, 1 if options.smoke else 25 if gpu else 3)
+        found = [row | where for row in found]
+        # At once: a later case may be wrong, too large, or one too many for the time there is.
+        with (out / f"{stem}.jsonl").open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in found)
+        print(table(found), flush=True)
+        rows += found
     plot(rows, out / f"{stem}.png")
-    print(table(rows))
     print(f"\nrows and plot: {out / stem}.jsonl, .png")
     if not options.smoke:
         print(compare(rows, recorded).text)

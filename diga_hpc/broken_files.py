@@ -36,7 +36,10 @@ class BrokenFiles:
 
     def images(self, dataset: AnyDataset, indices: list[int]) -> Iterator[Sample | None]:
         """Images for inference, one item an index; None for one that is passed over."""
-        for item in inference_images(dataset, indices, self.workers, may_break=self.limit > 0):
+        pin_memory, may_break = self.world.device.type == "cuda", self.limit > 0
+        for item in inference_images(
+            dataset, indices, self.workers, pin_memory=pin_memory, may_break=may_break
+        ):
             if isinstance(item, str):
                 self.add([item])
                 item = None

@@ -125,11 +125,11 @@ def adapt_normalization(
     for layer in layers:
         layer.momentum = 0.0
     groups = _groups(dataset, world)
-    batches = _batches(images(dataset, [i for group in groups for i in group]), groups)
+    batches = _batches(images(dataset, [i for group in groups for i in group]), groups, world.device)
     if watch is not None:
         batches = watch(batches, "adapting normalisation statistics", len(groups))
     for batch in itertools.chain.from_iterable(batches):
-        model(unit_range(batch.to(world.device)))
+        model(unit_range(batch))
         count += 1
     for hook in hooks:
         hook.remove()
@@ -148,10 +148,15 @@ def _groups(dataset: AnyDataset, world: World) -> list[range]:
     return [range(g * ADAPTATION_BATCH, min((g + 1) * ADAPTATION_BATCH, len(dataset))) for g in starts]
 
 
-def _batches(samples: Iterator[Sample | None], groups: list[range]) -> Iterator[list[torch.Tensor]]:
-    """Each group as uint8 [n,3,H,W], in parts where the size changes."""
+def _batches(
+    samples: Iterator[Sample | None], groups: list[range], device: torch.device
+) -> Iterator[list[torch.Tensor]]:
+    """Each group as uint8 [n,3,H,W] on the device, in parts where the size changes."""
     for group in groups:
-        images = [sample.image for _ in group if (sample := next(samples)) is not None]
+        # One by one: stacked before, they would not be in pinned memory, and the copy would wait.
+        images = [
+            sample.image.to(device, non_blocking=True) for _ in group if (sample := next(samples)) is not None
+        ]
         yield [torch.stack(list(same)) for _, same in itertools.groupby(images, key=lambda i: i.shape)]
 
 

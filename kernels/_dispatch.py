@@ -127,12 +127,15 @@ def _triton_works() -> bool:
 
 
 def _probe(device: str = "cuda") -> None:
-    """Compile and run a whole loss with its gradient, also where the first call of a process is in inference mode."""
+    """Compile and run each kind of kernel, also where the first call of a process is in inference mode."""
     with torch.inference_mode(False), torch.enable_grad():
         logits = torch.zeros(2, 2, 2, 2, device=device, requires_grad=True)
         labels = torch.zeros(1, 4, 4, device=device, dtype=torch.uint8)
         segmentation, distillation = _load("warm_up", "warm_up_loss")(logits, logits, labels)
         (segmentation + distillation).backward()
+        maps = logits.detach()
+        _load("argmax", "argmax_labels")(maps, (4, 4))
+        _load("consensus", "consensus_labels")(maps[:1], maps[0, :, 0], labels)
 
 
 def _load(module: str, name: str) -> Callable:

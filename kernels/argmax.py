@@ -41,7 +41,24 @@ def _node(pointer, CLAMP: tl.constexpr):
     return value
 
 
+def _odd(numbers: Sequence[int]) -> tuple[int, ...]:
+    """2n - 1 for each number n.
+
+    Triton compiles anew when a number becomes a multiple of 16 or ceases to be one, in tuples whatever it is told
+    (do_not_specialize), and images of any size come here. Odd numbers never are; and 1, which is a constant, stays 1.
+    """
+    return tuple(2 * n - 1 for n in numbers)
+
+
 @triton.jit
+def _from_odd(odd):
+    numbers = ()
+    for i in tl.static_range(len(odd)):
+        numbers = numbers + ((odd[i] + 1) >> 1,)
+    return numbers
+
+
+@triton.jit(do_not_specialize_on_alignment=["H", "W", "label_stride_n", "label_stride_y"])
 def _label_strips(
     maps, strides, sizes, labels, result, counts, H, W, label_stride_n, label_stride_y, label_stride_x, ignore_index,
     K: tl.constexpr, SCALES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -50,7 +67,7 @@ def _label_strips(
     """COLUMNS strips of one image; grid (columns of pixels / COLUMNS, rows of pixels / ROWS, images).
 
     maps, strides, sizes: per scale the pointer, the four strides, and (h, w, step, offset, unit of the rows, the same
-    three of the columns): pixel y lies at (y step + offset) / unit among the nodes.
+    three of the columns), as `_odd` makes them: pixel y lies at (y step + offset) / unit among the nodes.
     With AGREE, a pixel keeps its class only where `labels` has the same one and the best value is above 0, and
     counts[class, program] is the number of kept pixels.
     """
@@ -65,10 +82,12 @@ def _label_strips(
     left_weights = ()
     right_weights = ()
     images = ()
+    class_strides = ()
     row_weights = ()
     for s in tl.static_range(SCALES):
-        stride_n, stride_k, stride_h, stride_w = strides[s]
-        h, w, y_step, y_offset, y_unit, x_step, x_offset, x_unit = sizes[s]
+        stride_n, stride_k, stride_h, stride_w = _from_odd(strides[s])
+        h, w, y_step, y_offset, y_unit, x_step, x_offset, x_unit = _from_odd(sizes[s])
+        class_strides = class_strides + (stride_k,)
         position = tl.minimum(tl.maximum(x * x_step + x_offset, 0), (w - 1) * x_unit)
         j = position // x_unit
         right_weight = (position - j * x_unit).to(tl.float32) / x_unit
@@ -101,10 +120,9 @@ def _label_strips(
     for k in range(0, K):
         z = ()
         for s in tl.static_range(SCALES):
-            stride_k = strides[s][1]
             rows = ()
             for node_row in tl.static_range(3):
-                row = images[3 * s + node_row] + k * stride_k
+                row = images[3 * s + node_row] + k * class_strides[s]
                 left = _node(row + lefts[s], CLAMP) * left_weights[s]
                 rows = rows + (left + _node(row + rights[s], CLAMP) * right_weights[s],)
             higher = ()
@@ -174,8 +192,8 @@ def label_strips(
         for m in maps
     ]
     rows = _rows_per_strip([rows for rows, _ in positions], H)
-    strides = tuple(m.stride() for m in maps)
-    sizes = tuple((*m.shape[2:], *y, *x) for m, (y, x) in zip(maps, positions, strict=True))
+    strides = tuple(_odd(m.stride()) for m in maps)
+    sizes = tuple(_odd((*m.shape[2:], *y, *x)) for m, (y, x) in zip(maps, positions, strict=True))
     result = torch.empty(B, H, W, dtype=torch.uint8, device=maps[0].device)
     grid = (triton.cdiv(W, _WARP), triton.cdiv(H, rows), B)
     agree = labels is not None
@@ -199,8 +217,13 @@ def _rows_per_strip(positions: Sequence[tuple[int, int, int]], H: int) -> int:
 
 
 def supported(maps: Sequence[Tensor]) -> bool:
-    """Whether the kernel can do it; float64 is for the reference."""
-    return all(m.dtype != torch.float64 for m in maps)
+    """Whether the kernel can do it; float64, and offsets within an image beyond 32 bits, are for the reference."""
+    return all(m.dtype != torch.float64 and _reach(m) < 2**31 for m in maps)
+
+
+def _reach(maps: Tensor) -> int:
+    """The offset of the last element of an image from its first."""
+    return sum((n - 1) * stride for n, stride in zip(maps.shape[1:], maps.stride()[1:], strict=True))
 
 
 @torch.library.custom_op("diga_hpc::argmax_labels", mutates_args=())

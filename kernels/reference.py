@@ -289,7 +289,7 @@ def _distillation(
     H, W = upsampling.out_size
     pixels = kl_N.new_full((), B * H * W) if mask_NHW is None else mask_NHW[:B].sum()
     weight_N = torch.ones_like(kl_N)
-    weight_N[:B] = reverse_weight  # the student's view 1 is the reverse direction
+    weight_N[:B].fill_(reverse_weight)  # the student's view 1 is the reverse direction
     weight_N *= _reciprocal(pixels)
     loss = (kl_N * weight_N).sum().to(student_hNKw.dtype)
     if student.partition_gradient is None:

@@ -372,8 +372,10 @@ def _scan_images(
     weights = None if target is None else target.class_weights
     mask = logits if mask is None else mask.view(torch.uint8)
     # The sums of exponentials of a row of a cell, each in [1, K], must not overflow when multiplied; then one
-    # logarithm per row does. A precise one costs as much as three classes.
-    row_log = (triton.cdiv(size[1], cells_x) + 2) * math.log2(K) < 120
+    # logarithm per row does. A precise one costs as much as three classes. The widest cell lies between two nodes; the
+    # cells outside the border nodes are half as wide.
+    widest = triton.cdiv(size[1], w - 1 if align_corners else w) + 2
+    row_log = widest * math.log2(K) < 120
     with on_device(logits):
         _scan_cells[(triton.cdiv(cells_x, cells), cells_y, N)](
             logits, mask, labels, logits if weights is None else weights, *planes, partials,

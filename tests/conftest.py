@@ -46,6 +46,7 @@ source_only: {{steps: 3, crop: [32, 48], batch: {{full: 4}}}}
 warm_up: {{steps: 4, crop: [32, 48], start: source_only, batch: {{full: 3, half: 1}}}}
 self_training: {{steps: 4, crop: [32, 48], batch: {{full: 4}}}}
 evaluation: {{panels: 1}}
+engine: {{device: cpu}}
 logging: {{every: 1, checkpoint_every: 2}}
 """
 

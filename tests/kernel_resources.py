@@ -118,10 +118,10 @@ def source(kernel: JITFunction, arguments: dict) -> ASTSource:
     """The signature that a launch with these arguments would compile."""
     signature, constants, attributes = {}, {}, {}
 
-    def describe(value: object, path: tuple[int, ...], constant: bool) -> str | tuple:
+    def describe(value: object, path: tuple[int, ...], constant: bool, align: bool) -> str | tuple:
         """The type of one argument, or of all in a tuple."""
         if isinstance(value, tuple):
-            return tuple(describe(v, (*path, i), constant) for i, v in enumerate(value))
+            return tuple(describe(v, (*path, i), constant, True) for i, v in enumerate(value))
         aligned = isinstance(value, torch.Tensor)  # as the allocator makes them
         if isinstance(value, torch.Tensor):
             kind = "*" + TYPES[value.dtype]
@@ -130,14 +130,15 @@ def source(kernel: JITFunction, arguments: dict) -> ASTSource:
         elif isinstance(value, float):
             kind = "fp32"
         else:
-            kind, aligned = "i32", value % 16 == 0
+            kind, aligned = "i32", align and value % 16 == 0
         if aligned:
             attributes[path] = [["tt.divisibility", 16]]
         return kind
 
     for position, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        signature[parameter.name] = describe(value, (position,), parameter.is_constexpr)
+        align = not parameter.do_not_specialize_on_alignment
+        signature[parameter.name] = describe(value, (position,), parameter.is_constexpr, align)
     return ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
 
 

@@ -216,6 +216,18 @@ def test_a_shared_offset_costs_no_digits(normal_shape, device):
     )
 
 
+@corners
+def test_near_equal_logits_of_wide_cells(device, align_corners):
+    """Where every class is as likely, a pixel's sum of exponentials is K: a product over a row must not overflow."""
+    logits = 1e-3 * torch.randn(1, 2, 2, 2).to(device)
+    labels = random_labels(1, 2, (2, 261), ignored=0).to(device)
+    assert_matches(
+        lambda z: kernels.cross_entropy_loss(z, labels, align_corners=align_corners),
+        lambda z: true_ce(z, labels, align_corners),
+        logits,
+    )
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("whose", ["student", "teacher"])
 def test_broken_logits_stay_visible(normal_shape, device, value, whose):

@@ -13,6 +13,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import _measure  # noqa: E402
 import _operations  # noqa: E402
+import bench_kernels  # noqa: E402
 from compare import compare  # noqa: E402
 
 ROW = {
@@ -40,6 +41,7 @@ def test_smoke_covers_every_operation_and_writes_rows_and_plot(tmp_path):
     [
         _operations.Case("warm_up_loss", 2, 3, (5, 7), (17, 25)),
         _operations.Case("argmax_labels", 1, 3, (5, 7), (17, 25), second=(3, 4)),
+        _operations.Case("self_training_step", 2, 3, (5, 7), (17, 25), D=4),
     ],
     ids=str,
 )
@@ -50,6 +52,58 @@ def test_a_wrong_contender_is_not_timed(case):
     wrong = {"ours": lambda *given: _operations.fused(*given) + offset}
     with pytest.raises(SystemExit, match="ours is wrong"):
         _operations.check(case, "cpu", wrong)
+
+
+def test_labels_of_a_step_are_compared_apart_from_its_loss():
+    """A near-tie moves the loss, and is no fault of a contender; many other labels are."""
+    case = _operations.Case("self_training_step", 2, 3, (5, 7), (129, 257), D=4)
+
+    def other_labels(count):
+        def contender(case, given):
+            if "consensus" in given:
+                return _operations.eager(case, given)
+            consensus = _operations._eager_consensus(case, given)
+            consensus.view(-1)[:count] = 1
+            if case.operation == "consensus_labels":
+                return consensus
+            return _operations.eager(case, given | {"consensus": consensus})
+
+        return {"ours": contender}
+
+    _operations.check(case, "cpu", other_labels(3))
+    with pytest.raises(SystemExit, match="ours is wrong in .* of the pixels"):
+        _operations.check(case, "cpu", other_labels(300))
+
+
+def test_rows_outlive_a_later_case_that_fails(tmp_path, monkeypatch):
+    def check(case, *_):
+        if case.operation == "argmax_labels":
+            raise SystemExit("wrong")
+
+    monkeypatch.setattr(bench_kernels, "check", check)
+    monkeypatch.setattr(bench_kernels, "SMOKE", bench_kernels.SMOKE[2:4])
+    monkeypatch.setattr(sys, "argv", ["bench_kernels.py", "--smoke", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="wrong"):
+        bench_kernels.main()
+    (file,) = tmp_path.glob("kernels_*.jsonl")
+    assert {json.loads(row)["case"].split()[0] for row in file.read_text().splitlines()} == {
+        "cross_entropy_loss"
+    }
+
+
+def test_first_calls_come_before_the_check(monkeypatch):
+    """Which would compile what they are to measure."""
+    calls = []
+
+    def contender(case, given):
+        calls.append("call")
+        return given["student"].sum()
+
+    monkeypatch.setattr(bench_kernels, "check", lambda *_: calls.append("check"))
+    monkeypatch.setattr(_measure, "first_call_seconds", lambda call: [call(), calls.append("timed")])
+    case = _operations.Case("cross_entropy_loss", 2, 3, (5, 7), (17, 25))
+    bench_kernels.bench(case, {"eager": contender}, 2, 1)
+    assert calls[:5] == ["call", "timed", "call", "timed", "check"]  # forward; with backward
 
 
 def test_memory_is_the_highest_sum_held_at_once():

@@ -12,16 +12,20 @@ HERE = Path(__file__).parent
 ACCEPT = "if that is intended, accept it: python tests/kernel_resources.py --accept"
 
 
+def run_python(*arguments: str | Path) -> str:
+    """In a process of its own: here the kernels may be interpreted."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    folders = [str(HERE.parent), str(HERE), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(folders)
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, dict[str, dict[str, int]]]:
-    """In a process of its own: here the kernels may be interpreted. Triton caches what did not change."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), environment.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, HERE / "kernel_resources.py"], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+    """Triton caches what did not change."""
+    return json.loads(run_python(HERE / "kernel_resources.py"))
 
 
 def test_no_spills_in_loops(compiled):
@@ -54,3 +58,28 @@ def test_resources_are_those_recorded(compiled):
     for kernel, targets in compiled.items():
         for target, resources in targets.items():
             assert resources == expected[kernel][target], f"{kernel} on {target}: {resources}; {ACCEPT}"
+
+
+KINDS = """
+from kernel_resources import *
+from triton.runtime.jit import create_function_from_signature
+
+kinds = set()
+for size in [(512, 1024), (513, 1025), (375, 1242), (480, 640), (601, 800), (1080, 1920)]:
+    nodes = [n // 8 for n in size]
+    half = [n // 2 for n in nodes]
+    labels = empty(1, *size, dtype=torch.uint8)
+    with intercepted() as launches:
+        argmax_call(19, [nodes, half], size)
+        argmax.label_strips([empty(1, 19, *nodes)], size, False, clamp=False, labels=labels)
+    for kernel, arguments, _ in launches:
+        backend = triton.compiler.make_backend(TARGETS["sm_90"])
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        kinds.add(str(bind(**arguments)[1]))
+print(len(kinds))
+"""
+
+
+def test_labels_of_images_of_any_size_compile_once():
+    """As Triton itself tells launches apart: one kernel for two scales, one that compares with labels."""
+    assert run_python("-c", KINDS).strip() == "2"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_truth import random_labels
+from test_benchmarks import _measure
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diga_hpc import kernels
@@ -59,6 +60,14 @@ def test_no_full_resolution_tensor_and_no_waiting():
         assert recorder.largest < K * size[0] * size[1] / 16, name
         # On the CPU consensus_labels looks once at whether the centroids are finite.
         assert len(recorder.waits) == (1 if name == "consensus_labels" else 0), (name, recorder.waits)
+
+
+def test_labels_of_a_large_image_take_little_memory():
+    """Written plainly two scales to 1024x2048 take 480 MB beside inputs and result; here they pass in tiles."""
+    maps = [torch.randn(1, 19, 129, 257), torch.randn(1, 19, 65, 129)]
+    size = (1024, 2048)
+    peak = _measure._cpu_extra_peak_bytes(lambda: kernels.argmax_labels(maps, size))
+    assert size[0] * size[1] < peak < size[0] * size[1] + 32e6
 
 
 def test_products_are_exact_whatever_the_training_chose():

@@ -102,6 +102,14 @@ def test_argmax_allocates_its_result_alone():
     assert sum(allocations.bytes.values()) <= copies, allocations.bytes
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_offsets_beyond_32_bits_are_for_the_reference(layout):
+    from diga_hpc.kernels import argmax
+
+    maps = {k: torch.empty(3, k, 4096, 4096, device="meta", memory_format=layout) for k in (127, 128, 129)}
+    assert {k: argmax.supported([m]) for k, m in maps.items()} == {127: True, 128: True, 129: False}
+
+
 def test_fakes_agree_with_the_operators():
     """Shapes, dtypes and strides that torch.compile is told are those that come out."""
     from diga_hpc.kernels import argmax, consensus

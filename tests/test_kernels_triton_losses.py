@@ -182,6 +182,18 @@ def test_first_argument_by_name():
     assert torch.equal(kernels.cross_entropy_loss(labels=labels, logits=logits), expected)
 
 
+@pytest.mark.parametrize("kernel", ["warm_up._warm_up", "argmax.label_strips", "consensus.consensus"])
+def test_the_probe_runs_every_kind_of_kernel(kernel, monkeypatch):
+    """A Triton that compiles the losses and not the labels would end a run at its first labels."""
+
+    def broken(*arguments, **options):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(f"diga_hpc.kernels.{kernel}", broken)
+    with pytest.raises(RuntimeError, match="no such instruction"):
+        _dispatch._probe("cpu")
+
+
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_whether_triton_works_does_not_depend_on_the_mode_of_the_first_call(mode):
     with mode():

@@ -13,7 +13,7 @@ from diga_hpc.distributed import World
 from diga_hpc.losses import Segmentation, class_weights
 from diga_hpc.models import build_model
 from diga_hpc.teacher import Teacher, float_buffers
-from diga_hpc.translator import color_statistics, translate
+from diga_hpc.translator import color_statistics, lab_to_rgb, rgb_to_lab, translate
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 IDENTITY = torch.tensor([1.0, 1, 1, 0, 0, 0, 0])
@@ -95,6 +95,30 @@ def styles(source, target):
 
     both = [torch.stack(torch.std_mean(rgb_to_lab(x), dim=(2, 3))[::-1], 1) for x in (source, target)]
     return torch.stack(both, 1)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("shape", [(2, 3, 13, 17), (3, 41, 66), (1, 3, 1, 5)])
+def test_lab_and_back_as_in_kornia(shape, dtype, tolerance):
+    """Also outside of the colours that a screen has, where both clip. Lab's numbers reach 100, so do its errors."""
+    from kornia import color
+
+    rgb = 1.4 * torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(dtype) - 0.2
+    lab = color.rgb_to_lab(rgb)
+    assert torch.allclose(rgb_to_lab(rgb), lab, atol=100 * tolerance, rtol=0)
+    moved = 0.8 * lab.flip(-1) + 5
+    assert torch.allclose(lab_to_rgb(moved), color.lab_to_rgb(moved), atol=tolerance, rtol=0)
+
+
+def test_color_translation_as_in_kornia():
+    from kornia.color import lab_to_rgb, rgb_to_lab
+
+    source, target = images(2, (15, 21), 3), 0.4 + 0.3 * images(2, (21, 11), 4)
+    style = styles(source, target)
+    (mean, std), (wanted_mean, wanted_std) = style[..., None, None].permute(1, 2, 0, 3, 4, 5)
+    expected = lab_to_rgb((rgb_to_lab(source) - mean) / (std + 1e-5) * wanted_std + wanted_mean)
+    moved = translate(TranslatorSection(kind="color"), source, target, style)
+    assert torch.allclose(moved, expected, atol=1e-5, rtol=0)
 
 
 def test_color_translation_takes_over_the_statistics_in_lab():

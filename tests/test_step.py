@@ -1,7 +1,9 @@
 """What a training step allocates and whether it waits for the device, seen from the operations it calls."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import kornia  # noqa: F401  makes tensors from numbers, once, when it is imported
 import pytest
 import torch
 from conftest import TINY
@@ -21,6 +23,7 @@ from diga_hpc.stages.self_training import SelfTraining
 from diga_hpc.stages.source_only import SourceOnly
 from diga_hpc.stages.warm_up import WarmUp
 from diga_hpc.teacher import Teacher
+from diga_hpc.training import Stage
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 # On a GPU each of these makes the host wait: reading a scalar, or a result whose size depends on the data.
@@ -28,12 +31,13 @@ WAITING = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "bincoun
 
 
 class Watch(TorchDispatchMode):
-    """Shapes of the float tensors that operations return, and the names of those that wait."""
+    """Shapes of the float tensors that operations return, the names of those that wait, and tensors from numbers."""
 
     def __init__(self):
         super().__init__()
         self.float_shapes: set[tuple[int, ...]] = set()
         self.waiting: list[str] = []
+        self.from_numbers: list[torch.Tensor] = []  # of torch.tensor and the like: on a GPU they wait for it
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -47,6 +51,8 @@ class Watch(TorchDispatchMode):
         )
         if any(w in name for w in WAITING) or boolean_index:
             self.waiting.append(name)
+        if name == "lift_fresh":
+            self.from_numbers.append(result)
         for tensor in result if isinstance(result, (list, tuple)) else [result]:
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
                 self.float_shapes.add(tuple(tensor.shape))
@@ -64,23 +70,24 @@ def large_images(folder: Path, *overrides: str) -> configuration.Config:
     return configuration.load(path, list(overrides))
 
 
-@pytest.mark.parametrize("stage_name", ["source_only", "warm_up", "self_training"])
-def test_a_step_holds_no_full_size_logits_and_never_waits(tmp_path, stage_name, monkeypatch):
-    # Reads whether centroids are finite, and only where that needs no waiting: on a CPU.
-    monkeypatch.setattr("diga_hpc.kernels._checks.check_consensus_labels", lambda *_: None)
-    config = large_images(tmp_path)
+STAGES = pytest.mark.parametrize("stage_name", ["source_only", "warm_up", "self_training"])
+
+
+def one_step(stage_name: str, config: configuration.Config, world: World) -> tuple[Stage, Callable[[], None]]:
+    """A stage, and a function that does all of one of its steps but the optimizer's part."""
     space, section = label_space(config), getattr(config, stage_name)
-    student = build_model("lite", space.num_classes)
+    student = build_model("lite", space.num_classes).to(world.device)
     teacher = Teacher(student, config)
-    segmentation = Segmentation(config.loss, torch.rand(space.num_classes), ALONE)
-    centroids = Centroids(space.num_classes, student.feature_channels, config.centroids, ALONE.device)
+    weights = torch.rand(space.num_classes).to(world.device)
+    segmentation = Segmentation(config.loss, weights, world)
+    centroids = Centroids(space.num_classes, student.feature_channels, config.centroids, world.device)
     centroids.values.normal_()
     centroids.seen.fill_(True)
     stage = {
         "source_only": lambda: SourceOnly(section, segmentation),
         "warm_up": lambda: WarmUp(section, segmentation, config.translator),
         "self_training": lambda: SelfTraining(
-            section, segmentation, config.translator, round_number=1, centroids=centroids, world=ALONE
+            section, segmentation, config.translator, round_number=1, centroids=centroids, world=world
         ),
     }[stage_name]()
     samples = TrainingSamples(
@@ -88,16 +95,29 @@ def test_a_step_holds_no_full_size_logits_and_never_waits(tmp_path, stage_name, 
     )
     batch = collate([samples[n] for n in range(4)])
     batch.target_labels = torch.randint(0, space.num_classes, batch.source_labels.shape).to(torch.uint8)
+    batch = batch.to(world.device)
 
-    with Watch() as watch:
+    def step() -> None:
         output = stage.step(batch, student, teacher)
         output.loss.backward()
         if output.statistics is not None:
             stage.absorb([output.statistics])
 
-    assert full_size_floats(watch, section.crop, space.num_classes) == []
+    return stage, step
+
+
+@STAGES
+def test_a_step_holds_no_full_size_logits_and_never_waits(tmp_path, stage_name, monkeypatch):
+    # Reads whether centroids are finite, and only where that needs no waiting: on a CPU.
+    monkeypatch.setattr("diga_hpc.kernels._checks.check_consensus_labels", lambda *_: None)
+    config = large_images(tmp_path)
+    stage, step = one_step(stage_name, config, ALONE)
+    crop = stage.section.crop
+    watch = watched(step)
+    assert full_size_floats(watch, crop, label_space(config).num_classes) == []
     assert watch.waiting == []
-    assert (4, 3, *section.crop) in watch.float_shapes or stage_name == "source_only"  # the watch sees images
+    assert watch.from_numbers == []
+    assert (4, 3, *crop) in watch.float_shapes or stage_name == "source_only"  # the watch sees images
 
 
 def full_size_floats(watch: Watch, size: tuple[int, int], classes: int) -> list[tuple[int, ...]]:

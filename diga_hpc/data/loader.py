@@ -223,11 +223,19 @@ class InferenceImages(torch.utils.data.Dataset):
 
 
 def inference_images(
-    dataset: AnyDataset, indices: list[int], workers: int, *, may_break: bool = False
+    dataset: AnyDataset,
+    indices: list[int],
+    workers: int,
+    *,
+    pin_memory: bool = False,
+    may_break: bool = False,
 ) -> Iterator[Sample | str]:
     """One Sample at a time, decoded by the workers ahead of use; with `may_break`, what is wrong with a broken file."""
     images = InferenceImages(dataset, indices, may_break)
-    return iter(DataLoader(images, batch_size=None, num_workers=workers, worker_init_fn=_ignore_signals))
+    loader = DataLoader(
+        images, batch_size=None, num_workers=workers, pin_memory=pin_memory, worker_init_fn=_ignore_signals
+    )
+    return iter(loader)
 
 
 def _ignore_signals(worker: int) -> None:

@@ -83,20 +83,24 @@ def measure(
     mine = [todo[i] for i in world.share(len(todo))]
     # What an earlier start counted enters the sums over ranks once, by rank 0.
     matrix = ConfusionMatrix(context.space.num_classes, world.device)
-    seen = torch.tensor(seen, device=world.device) * world.is_main
+    seen = torch.tensor(seen) * world.is_main  # on the CPU: writing one number to a device would wait
     if counts is not None and world.is_main:
         matrix.counts.copy_(torch.tensor(counts))
 
     def keep() -> int:
-        total, images = world.sum(matrix.counts.clone()), world.sum(seen)
+        total, images = world.sum(matrix.counts.clone()), world.sum(seen.to(world.device))
         if world.is_main:
             write_json(partial, (images.tolist(), total.tolist()))
         return int(images.sum())
 
-    images = zip(mine, inference_images(validation, mine, context.config.data.workers), strict=True)
+    loaded = inference_images(
+        validation, mine, context.config.data.workers, pin_memory=world.device.type == "cuda"
+    )
+    images = zip(mine, loaded, strict=True)
     for index, sample in watched(context, len(validation), images, "evaluation", len(mine), keep):
-        predicted = label(sample.image.to(world.device), sample.label.shape)
-        matrix.add(sample.label.to(world.device), predicted)
+        image, truth = (t.to(world.device, non_blocking=True) for t in (sample.image, sample.label))
+        predicted = label(image, truth.shape)
+        matrix.add(truth, predicted)
         seen[index] = 1
         if panel is not None and index < section.panels:
             write_labels(context.run.panel(sample.name, panel), predicted, context.space)

@@ -40,7 +40,8 @@ def write_pseudo_labels(context: Context, model: SegmentationModel, target: AnyD
     for sample in watched(context, folder, images, "pseudo labels", len(missing)):
         if sample is None:
             continue
-        labels = label(sample.image.to(context.world.device), sample.image.shape[-2:])
+        image = sample.image.to(context.world.device, non_blocking=True)
+        labels = label(image, image.shape[-2:])
         write_labels(folder / f"{sample.name}.png", labels, context.space)
     broken.write()
 
@@ -70,7 +71,7 @@ def initial_centroids(
     for sample in watched(context, folder, images, "centroids", len(mine)):
         if sample is None:
             continue
-        image = rescale(unit_range(sample.image[None].to(device)), section.scale)
+        image = rescale(unit_range(sample.image[None].to(device, non_blocking=True)), section.scale)
         features, predicted = features_and_labels(model, image)
         total = total + image_class_means(features, predicted, num_classes, section.minimum_pixels)
     centroids = Centroids(num_classes, model.feature_channels, section, device)
@@ -125,9 +126,11 @@ def consensus_quality(
         4, dtype=torch.int64, device=world.device
     )  # labelled, kept, kept right, offline right
     mine = world.share(len(validation))
-    images = zip(mine, inference_images(validation, mine, config.data.workers), strict=True)
+    pin_memory = world.device.type == "cuda"
+    loaded = inference_images(validation, mine, config.data.workers, pin_memory=pin_memory)
+    images = zip(mine, loaded, strict=True)
     for index, sample in watched(context, folder, images, "consensus on validation images", len(mine)):
-        image, truth = sample.image.to(world.device), sample.label.to(world.device)
+        image, truth = (t.to(world.device, non_blocking=True) for t in (sample.image, sample.label))
         offline = label(image, truth.shape)
         consensus, _ = kernels.consensus_labels(
             teacher(unit_range(image[None])).features, centroids.values, offline[None], seen=centroids.seen
