@@ -161,6 +161,12 @@ class Run:
         return self.path / "report.html"
 
 
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Of the checkpoints in a stage's folder, in which a user may have put others."""
+    names = [path.name.removeprefix("step_") for path in folder.glob("step_*")]
+    return [int(name) for name in names if name.isdecimal()]
+
+
 def read_json(path: Path, default: Any) -> Any:
     """The content of a JSON file, or `default` where there is none. Raises UserError naming a broken one."""
     try:
