@@ -164,6 +164,8 @@ class StopFlag:
         self.world = world
         self.remaining = stop_after
         self.requested = False
+        self.interrupted = False
+        """By SIGINT, here: somebody's Ctrl-C, not Slurm."""
         self._group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if world.size > 1 else None
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
 
@@ -176,7 +178,7 @@ class StopFlag:
     def _handle(self, number: int, frame) -> None:
         if number == signal.SIGINT and self.requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self.interrupted = True, number == signal.SIGINT
 
     @property
     def counted_down(self) -> bool:
