@@ -1,4 +1,4 @@
-"""Package metadata. `kernels/` is installed as `diga_hpc.kernels` through the link diga_hpc/kernels."""
+"""Package metadata. `kernels/` is installed as `diga_hpc.kernels` through the link diga_hpc/kernels, so are jobs' scripts."""
 
 import re
 from pathlib import Path
@@ -36,7 +36,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=[f"diga_hpc{part}" for part in ("", ".configs", ".data", ".kernels", ".models", ".stages")],
-    package_data={"diga_hpc.configs": ["*.yaml"]},
+    package_data={"diga_hpc": ["slurm/env.sh", "slurm/ranks.sh"], "diga_hpc.configs": ["*.yaml"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "slurm": ["submitit>=1.5,<2"],  # 1.5.4; launch.py asks its executor for the sbatch text

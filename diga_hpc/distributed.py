@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from diga_hpc import failures, processes, ranks, rendezvous, signals, watchdog
 from diga_hpc.config import Config, EngineSection
-from diga_hpc.errors import Stopped, UserError
+from diga_hpc.errors import ReportedByRank0, Stopped, UserError
 from diga_hpc.ranks import Ranks
 
 # A rank that died is noticed by the others after this time at the latest. It covers what a rank may do alone,
@@ -70,6 +70,22 @@ class World:
         values = [value]
         dist.broadcast_object_list(values, src=0, group=_host_group)
         return values[0]
+
+    def found_by_main(self, find: Callable[[], T]) -> T:
+        """What rank 0 finds, on every rank: on a network file system the others may see an older state.
+
+        Its UserError is raised on rank 0, and on the others ReportedByRank0.
+        """
+        found = problem = None
+        if self.is_main:
+            try:
+                found = find()
+            except UserError as error:
+                problem = error
+        found, has_failed = self.from_main((found, problem is not None))
+        if has_failed:
+            raise problem or ReportedByRank0
+        return found
 
     def union(self, texts: set[str]) -> set[str]:
         """The texts of all ranks together."""
@@ -195,6 +211,8 @@ class StopFlag:
         self.world = world
         self.remaining = stop_after
         self.requested = False
+        self.interrupted = False
+        """By SIGINT, here: somebody's Ctrl-C, not Slurm."""
         # Beside what trains: the host's group where there is one, as each connects every rank with all others.
         self._group = None
         if world.size > 1:
@@ -210,7 +228,7 @@ class StopFlag:
     def _handle(self, number: int, frame) -> None:
         if number == signal.SIGINT and self.requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self.interrupted = True, number == signal.SIGINT
 
     @property
     def counted_down(self) -> bool:

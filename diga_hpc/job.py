@@ -44,13 +44,28 @@ def run(
     a signal in a job of Slurm, the job is requeued then.
     """
     signals.listen()
-    if stage not in STAGES:
-        raise UserError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
     resolved = configuration.load(config, overrides)
+    check(stage, resolved, round_number)
     from diga_hpc import watchdog
 
     with watchdog.reported(resolved.run_dir):
         return _run(stage, resolved, round_number, stop_after)
+
+
+def check(stage: str, config: Config, round_number: int) -> None:
+    """Raise UserError for a stage or a round that the configuration does not have."""
+    if stage not in STAGES:
+        raise UserError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
+    if stage == "pseudo-labels" and config.data.target is None:
+        raise UserError("pseudo-labels needs `data.target`, which is not set; name the images to label there")
+    if stage == "self-train" and config.self_training is None:
+        raise UserError("self-train needs `self_training`, which is not set; add it to the configuration")
+    rounds = config.self_training.rounds if config.self_training else 1
+    if stage in ("pseudo-labels", "self-train") and not 1 <= round_number <= rounds:
+        raise UserError(
+            f"round {round_number} of {stage}: `self_training.rounds` is {rounds}; choose a round from 1 to {rounds}, or "
+            "set more"
+        )
 
 
 def _run(stage: str, config: Config, round_number: int, stop_after: int | None) -> list[dict]:
@@ -60,14 +75,13 @@ def _run(stage: str, config: Config, round_number: int, stop_after: int | None) 
     job = Pipeline(config, stop_after)
     context = job.context
     try:
-        if context.world.is_main:
-            requeue.announce(context.run)
+        requeue.announce(context.run, context.world)
         STAGES[stage](job, round_number)
         if stage in REPORTED and context.world.is_main:
             _report(config.run_dir)
         context.world.barrier()
     except Stopped as stopped:
-        if not context.stop.counted_down:
+        if not (context.stop.counted_down or context.world.from_main(context.stop.interrupted)):
             requeue.hand_back(stopped, context.run, context.world)
         context.world.barrier()
         watchdog.stop()  # all ranks have agreed to leave

@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diga_hpc import cluster, job, report, requeue
+from diga_hpc import cluster, job, report, requeue, signals
 from diga_hpc import sweep as sweeps
 from diga_hpc.errors import EXIT_STOPPED, JobFailed, Stopped, UserError
 from diga_hpc.logs import RankLogs
@@ -63,6 +63,7 @@ class Job:
 
     def __call__(self) -> list[dict]:
         """The rows of results.json, on every rank."""
+        signals.listen()
         from diga_hpc.cli import log_to_terminal
 
         if "SUBMITIT_EXECUTOR" in os.environ:
@@ -165,7 +166,7 @@ def _jobs(plan: Plan, port: int = 0) -> dict[str, Job]:
 def _slurm_executor(plan: Plan) -> _SlurmExecutor:
     asked = plan.resources
     executor = _SlurmExecutor(plan.folder / "logs", python=f'"${{hold[@]}}" {shlex.quote(sys.executable)}')
-    setup, srun = _setup()
+    srun = ["--open-mode=append"]
     if asked.cpus_per_task:
         srun.append(f"--cpus-per-task={asked.cpus_per_task}")  # since Slurm 22.05 not taken over from sbatch
     executor.update_parameters(
@@ -182,39 +183,27 @@ def _slurm_executor(plan: Plan) -> _SlurmExecutor:
         wckey=None,  # submitit's own would be refused where such keys are tracked
         signal_delay_s=asked.signal_delay,
         stderr_to_stdout=True,
-        setup=setup,
+        setup=_setup(),
         srun_args=srun,
-        additional_parameters={"requeue": True, **asked.sbatch},
+        additional_parameters={**_requeue(asked.sbatch), **asked.sbatch},
     )
     return executor
 
 
-def _setup() -> tuple[list[str], list[str]]:
-    """Lines of the job before srun, and options of srun.
+def _requeue(options: Mapping[str, str | bool]) -> dict[str, bool]:
+    return {} if {"no-requeue", "no_requeue"} & options.keys() else {"requeue": True}
 
-    In a checkout they are those of slurm/; an installed package relies on the user's shell for the cluster's facts.
-    """
-    # The shell that submits may be a rank of something else: sbatch hands its variables over.
-    own_ranks = "unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
-    checkout = Path(__file__).parent.parent
-    if (checkout / "slurm/ranks.sh").is_file():
-        setup = [
-            own_ranks,
-            f"repository={shlex.quote(str(checkout))}",
-            'source "$repository/slurm/env.sh"',
-            'source "$repository/slurm/ranks.sh"',
-            'srun() { run_ranks "$@"; }',
-        ]
-        return setup, ["--open-mode=append"]
-    setup = [
-        own_ranks,
-        "export SLURM_EXPORT_ENV=ALL",
-        # As in slurm/ranks.sh: the shell outlives signals, and a rank meets them when it is ready to.
-        "trap : TERM USR2",
-        "hold=(env --block-signal=TERM,USR2)",
-        '"${hold[@]}" true 2>/dev/null || hold=()',
+
+def _setup() -> list[str]:
+    """Lines of the job before srun: those of slurm/ in a checkout, which an installed package has within itself."""
+    here = Path(__file__).parent
+    repository = here.parent if (here.parent / "slurm/ranks.sh").is_file() else here
+    return [
+        f"repository={shlex.quote(str(repository))}",
+        'source "$repository/slurm/ranks.sh"',
+        'source "$repository/slurm/env.sh"',
+        'srun() { run_ranks "$@"; }',
     ]
-    return setup, ["--kill-on-bad-exit=1", "--open-mode=append"]
 
 
 def _submit_slurm(plan: Plan) -> dict[str, submitit.Job]:

@@ -8,12 +8,12 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
 from diga_hpc import config as configuration
-from diga_hpc import job, status
+from diga_hpc import job, processes, status
 from diga_hpc import sweep as sweeps
 from diga_hpc.config import Config
 from diga_hpc.errors import UserError
@@ -92,14 +92,13 @@ class Plan:
     ) -> "Plan":
         """Load every run's configuration; see launch.submit for the arguments and what it raises."""
         asked = Resources(**resources)
-        if stage not in job.STAGES:
-            raise UserError(f"unknown stage {stage!r}; known: {', '.join(job.STAGES)}")
         folder = configuration.load(config, overrides).run_dir.absolute()
         chosen = sweeps.combinations(sweep, overrides) if sweep else {}
         runs = {}
         for name, values in (chosen or {"": {}}).items():
             texts = [*overrides, *(f"{key}={value}" for key, value in values.items())]
             run = configuration.load(config, texts).model_copy(update={"run_dir": folder / name})
+            job.check(stage, run, round_number)
             _check_batches(stage, run, asked.ranks)
             runs[name] = run
         return cls(stage, round_number, asked, folder, runs, chosen)
@@ -138,6 +137,8 @@ class Plan:
                 "host": socket.gethostname(), "submitted": time.time(),
                 "logs": os.path.relpath(self.folder / "logs", logs),
             }  # fmt: skip
+            if executor == "local":
+                entry["process"] = asdict(processes.of(int(job_id)))
             with (logs / status.JOBS_FILE).open("a") as stream:
                 stream.write(json.dumps(entry) + "\n")
         if self.is_sweep:

@@ -21,8 +21,12 @@ class Process:
 
 def this() -> Process:
     """The calling process."""
-    started = _started(os.getpid()) or ""
-    return Process(host(), _place(), os.getpid(), started)
+    return of(os.getpid())
+
+
+def of(pid: int) -> Process:
+    """A process of this machine."""
+    return Process(host(), _place(), pid, _started(pid) or "")
 
 
 def host() -> str:

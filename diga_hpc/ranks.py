@@ -34,8 +34,10 @@ def find(environment: Mapping[str, str] = os.environ) -> Ranks:
         defaults = (None, None, "0", "1")
     else:
         return Ranks()
-    values = [_number(environment, name, default) for name, default in zip(names, defaults, strict=True)]
-    ranks = Ranks(*values)
+    *values, tasks = [environment.get(name, default) for name, default in zip(names, defaults, strict=True)]
+    if names[3] == "SLURM_STEP_TASKS_PER_NODE":
+        tasks = _tasks_of_node(tasks, _number("SLURM_NODEID", environment.get("SLURM_NODEID", "0")))
+    ranks = Ranks(*map(_number, names, [*values, tasks]))
     if not 0 <= ranks.rank < ranks.size:
         raise UserError(
             f"{names[0]}={ranks.rank} with {names[1]}={ranks.size}: a rank is below the number of ranks; "
@@ -44,9 +46,15 @@ def find(environment: Mapping[str, str] = os.environ) -> Ranks:
     return ranks
 
 
-def _number(environment: Mapping[str, str], name: str, default: str | None) -> int:
-    text = environment.get(name, default)
-    # SLURM_STEP_TASKS_PER_NODE is 8(x2),4 for two nodes of 8 tasks and one of 4.
+def _tasks_of_node(text: str, node: int) -> str:
+    """`8(x2),4` is two nodes of 8 tasks and one of 4; as it stands where it says nothing of the node."""
+    nodes = [
+        tasks for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text) for _ in range(int(times or 1))
+    ]
+    return nodes[node] if node < len(nodes) else text
+
+
+def _number(name: str, text: str | None) -> int:
     number = re.match(r"\d+", text or "")
     if number is None:
         raise UserError(
@@ -66,10 +74,9 @@ def master(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
         raise UserError("RANK is set, but MASTER_ADDR is not: start with torchrun, or set both")
     host = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])
     if "MASTER_PORT" in environment:
-        return host, _number(environment, "MASTER_PORT", None)
-    job, step, restart = (
-        _number(environment, name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
-    )
+        return host, _number("MASTER_PORT", environment["MASTER_PORT"])
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    job, step, restart = (_number(name, environment.get(name, "0")) for name in names)
     # Below 32768, where Linux starts to give out ports by itself.
     return host, 15000 + (job * 31 + step * 101 + restart * 7) % 15000
 

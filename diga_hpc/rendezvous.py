@@ -8,6 +8,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import threading
 import time
 from collections import defaultdict
@@ -35,7 +36,7 @@ def join(me: Ranks, facts: dict[str, str]) -> dist.Store:
     Raises UserError on rank 0, and ReportedByRank0 on the others, for a master that cannot be reached, a port in
     use, missing ranks and facts that differ. DIGA_JOIN_TIMEOUT sets how many seconds ranks wait for each other.
     """
-    timeout = float(os.environ.get("DIGA_JOIN_TIMEOUT", DEFAULT_TIMEOUT))
+    timeout = _timeout()
     deadline = time.monotonic() + timeout
     store = _open_store(me, timeout, deadline)
     # torchrun's own store outlives its workers, so the keys of a restart are other keys.
@@ -55,6 +56,13 @@ def join(me: Ranks, facts: dict[str, str]) -> dist.Store:
             f"rank 0 left while ranks were joining ({_first_line(error)}); see its log"
         ) from error
     return store
+
+
+def _timeout() -> float:
+    text = os.environ.get("DIGA_JOIN_TIMEOUT", str(DEFAULT_TIMEOUT))
+    if not re.fullmatch(r"\d+(\.\d*)?", text):
+        raise UserError(f"DIGA_JOIN_TIMEOUT={text!r}: expected a number of seconds, as {DEFAULT_TIMEOUT}")
+    return float(text)
 
 
 def facts(config: Config, device: torch.device) -> dict[str, str]:
@@ -100,11 +108,11 @@ def _open_store(me: Ranks, timeout: float, deadline: float) -> dist.Store:
     except (dist.DistError, RuntimeError) as error:
         if errno.errorcode[errno.EADDRINUSE] in str(error):
             raise UserError(
-                f"port {port} on {host} is in use; set MASTER_PORT to a free port, the same on all ranks"
+                f"port {port} on {host} is in use; set MASTER_PORT to a free port, the same on all ranks{_where()}"
             ) from error
         raise UserError(
-            f"rank 0 cannot be reached at {host}:{port} within {timeout:.0f} s; see its log, and check MASTER_ADDR, "
-            "MASTER_PORT and the network between the nodes"
+            f"rank 0 cannot be reached at {host}:{port} within {timeout:.0f} s; see its log, and check the network "
+            f"between the nodes, and MASTER_ADDR and MASTER_PORT{_where()}"
         ) from error
 
 
@@ -113,10 +121,16 @@ def _resolve(me: Ranks, host: str, deadline: float) -> str:
     while (address := ranks.resolvable(host)) is None:
         if me.rank == 0 or time.monotonic() > deadline:
             raise UserError(
-                f"the master's name {host!r} does not resolve; set MASTER_ADDR to the name or address of rank 0's host"
+                f"the master's name {host!r} does not resolve; set MASTER_ADDR to the name or address of rank 0's "
+                f"host{_where()}"
             )
         time.sleep(1)
     return address
+
+
+def _where() -> str:
+    """A job of Slurm forgets what the shell that submitted it had set."""
+    return ", in slurm/env.sh" if "SLURM_STEP_ID" in os.environ else ""
 
 
 def _within(deadline: float, connect: Callable[[], dist.Store]) -> dist.Store:

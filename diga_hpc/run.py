@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from diga_hpc import __version__
 from diga_hpc import config as configuration
 from diga_hpc.config import Config
-from diga_hpc.errors import ReportedByRank0, UserError
+from diga_hpc.errors import UserError
 from diga_hpc.files import whole
 from diga_hpc.run_lock import RunLock
 
@@ -62,19 +62,7 @@ class Run:
         It is this process's until `close`, or until nothing refers to this object any more. Raises UserError if
         it is not writable, in use by another process, or holds another experiment or foreign files.
         """
-        problem = None
-        if world.is_main:
-            try:
-                self._claim()
-            except UserError as error:
-                problem = str(error)
-            except OSError as error:
-                problem = (
-                    f"{self.path}: run directory cannot be written ({error.strerror}); set run_dir=FOLDER"
-                )
-        problem = world.from_main(problem)
-        if problem:
-            raise UserError(problem) if world.is_main else ReportedByRank0
+        world.found_by_main(self._claim)
 
     def close(self) -> None:
         """Let other processes use the directory."""
@@ -98,14 +86,18 @@ class Run:
             raise UserError(f"{self.path}: not empty and not a run directory; set run_dir to a new folder")
 
     def _claim(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = RunLock.acquire(self.path)
-        self._unlock = weakref.finalize(self, lock.release)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = RunLock.acquire(self.path)
+            self._unlock = weakref.finalize(self, lock.release)
             self.check()
             self._write_start()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, OSError):
+                raise UserError(
+                    f"{self.path}: run directory cannot be written ({error.strerror}); set run_dir=FOLDER"
+                ) from error
             raise
 
     def _write_start(self) -> None:
@@ -159,6 +151,12 @@ class Run:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Of the checkpoints in a stage's folder, in which a user may have put others."""
+    names = [path.name.removeprefix("step_") for path in folder.glob("step_*")]
+    return [int(name) for name in names if name.isdecimal()]
 
 
 def read_json(path: Path, default: Any) -> Any:

@@ -4,7 +4,6 @@ Everything is read from files and from Slurm (where there is one): no torch, no 
 """
 
 import json
-import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +17,8 @@ from diga_hpc.cluster import JobState
 from diga_hpc.config import Config
 from diga_hpc.errors import UserError
 from diga_hpc.logs import Failure, RankLogs
-from diga_hpc.run import read_json
+from diga_hpc.processes import Process, is_alive
+from diga_hpc.run import checkpoint_steps, read_json
 
 JOBS_FILE = "jobs.jsonl"
 SHOWN_RANKS = 4
@@ -26,7 +26,7 @@ SHOWN_RANKS = 4
 SCRIPT_ENDS = {
     " is done": "COMPLETED",
     " FAILED with exit code": "FAILED",
-    " stopped before its end": "STOPPED",
+    " stopped before its end": "INTERRUPTED",  # STOPPED is Slurm's word for jobs that still hold their nodes
 }
 
 
@@ -46,10 +46,12 @@ class Job:
     logs: Path
     """Folder of the logs of its ranks; of a script its one log."""
     state: JobState
+    process: Process | None = None
+    """Of a local job."""
 
     @property
     def live(self) -> bool:
-        return self.state.state != "UNKNOWN" and not self.state.ended
+        return self.state.state not in ("UNKNOWN", "INTERRUPTED") and not self.state.ended
 
     def rank_logs(self) -> RankLogs:
         return (
@@ -167,7 +169,8 @@ def _job(run_dir: Path, entry: Mapping[str, Any], known: Mapping[str, JobState])
     )
     logs = run_dir / "logs" / entry["logs"]
     state = known.get(name) or JobState(name, "UNKNOWN")
-    job = Job(name, stage, executor, ranks, host, since, logs, state)
+    process = Process(**entry["process"]) if "process" in entry else None
+    job = Job(name, stage, executor, ranks, host, since, logs, state, process)
     return job if name in known else replace(job, state=JobState(name, _state_from_files(job)))
 
 
@@ -176,19 +179,12 @@ def _state_from_files(job: Job) -> str:
     if not job.logs.is_dir():
         last = _text(job.logs).rstrip().rpartition("\n")[2]
         return next((state for end, state in SCRIPT_ENDS.items() if end in last), "UNKNOWN")
-    if job.executor == "local" and job.host == socket.gethostname() and _is_alive(int(job.id)):
-        return "RUNNING"
     if all((job.logs / f"{job.id}_{rank}_result.pkl").is_file() for rank in range(job.ranks)):
         return "FAILED" if job.rank_logs().raised else "COMPLETED"
-    return "FAILED" if job.executor == "local" else "UNKNOWN"
-
-
-def _is_alive(process: int) -> bool:
-    """Whether a process of this machine runs; a child that ended and was not waited for (Z) does not."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
+    if job.process is None:
+        return "UNKNOWN"
+    alive = is_alive(job.process)
+    return "UNKNOWN" if alive is None else "RUNNING" if alive else "FAILED"
 
 
 def failures(jobs: list[Job], lines: int) -> list[Failure]:
@@ -196,7 +192,8 @@ def failures(jobs: list[Job], lines: int) -> list[Failure]:
     for job in reversed(jobs):
         logs = job.rank_logs()
         if logs.ranks:
-            return logs.failures(lines) if job.state.failed else []
+            # Of a job that Slurm has forgotten its logs still know.
+            return logs.failures(lines) if job.state.failed or job.state.state == "UNKNOWN" else []
     return []
 
 
@@ -222,9 +219,7 @@ def progress(run_dir: Path, config: Config | None) -> list[Progress]:
 
 
 def _training(run_dir: Path, stage: str, steps: int, metrics: Mapping[str, dict[str, Any]]) -> Progress:
-    checkpoints = [
-        int(path.name.removeprefix("step_")) for path in run_dir.glob(f"checkpoints/{stage}/step_*")
-    ]
+    checkpoints = checkpoint_steps(run_dir / "checkpoints" / stage)
     last = metrics.get(stage, {})
     done = max([*checkpoints, int(last.get("step", 0))], default=0)
     return Progress(stage, done, steps, "steps", steps in checkpoints, last)

@@ -83,9 +83,10 @@ def collect(folder: Path) -> list[dict[str, Any]]:
     Also written as results.csv and results.json, where the folder can be written.
     """
     runs = read(folder)
-    reports = status.read_all({name: folder / name for name in runs})
+    reports = status.read_all({name: folder / name for name in runs if (folder / name).is_dir()})
+    states = dict.fromkeys(runs, "removed") | {name: report.summary for name, report in reports.items()}
     rows = [
-        {"run": name, "state": reports[name].summary, **entry["set"], **_scores(folder / name)}
+        {"run": name, "state": states[name], **entry["set"], **_scores(folder / name)}
         for name, entry in runs.items()
     ]
     if os.access(folder, os.W_OK):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -33,7 +33,6 @@ from diga_hpc.run import Run, source_commit
 from diga_hpc.teacher import Teacher
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass
@@ -97,7 +96,7 @@ def train(
     written.
     """
     config, world, section = context.config, context.world, stage.section
-    found = rank_0_finds(world, lambda: _newest(context, stage))
+    found = world.found_by_main(lambda: _newest(context, stage))
     groups, state = checkpoint.load(found) if found else ({}, {"step": 0, "skipped": 0})
     first_step = state["step"]
     if first_step == section.steps:
@@ -134,20 +133,6 @@ def _newest_of(context: Context, stage: str, steps: int) -> Path | None:
             f"{found}: is behind the end of {stage}, which has {steps} steps; remove the folder to go on from the "
             "checkpoint before it"
         )
-    return found
-
-
-def rank_0_finds(world: World, find: Callable[[], T]) -> T:
-    """What rank 0 finds, on all ranks: on a network file system others may see an older state. So is its UserError."""
-    found = problem = None
-    if world.is_main:
-        try:
-            found = find()
-        except UserError as error:
-            problem = str(error)
-    found, problem = world.from_main((found, problem))
-    if problem:
-        raise UserError(problem) if world.is_main else ReportedByRank0
     return found
 
 
@@ -392,4 +377,4 @@ def trained_weights(context: Context, stage: str, steps: int, network: str = "st
             )
         return found / f"{network}.safetensors"
 
-    return rank_0_finds(context.world, find)
+    return context.world.found_by_main(find)

@@ -22,12 +22,16 @@ export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$scratch/torch_extensions}
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$scratch/inductor}
 
-# ---- CPUs: a rank's share. Since Slurm 22.05 srun does not take --cpus-per-task over from sbatch by itself.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+# ---- Options of srun.
+srun_options=(--mpi=none)
 
-# ---- Options of srun. Binding keeps a rank on its CPUs, next to its memory.
-srun_options=(--cpu-bind=cores --mpi=none)
+# ---- CPUs: a rank's share. Since Slurm 22.05 srun does not take --cpus-per-task over from sbatch by itself. Binding
+# keeps a rank on its CPUs, next to its memory; without a number (--cpus-per-gpu, --exclusive) it would be one core.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+if ((${SLURM_CPUS_PER_TASK:-1} > 1)); then
+  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+  srun_options+=(--cpu-bind=cores)
+fi
 
 # Seconds that ranks wait for each other at the start, for file systems where importing takes long.
 export DIGA_JOIN_TIMEOUT=${DIGA_JOIN_TIMEOUT:-50}

@@ -10,9 +10,6 @@
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-source "$repository/slurm/env.sh"
-# Those of this node are not those of the jobs.
-export -n TRITON_CACHE_DIR TORCH_EXTENSIONS_DIR TORCHINDUCTOR_CACHE_DIR
 
 usage() { sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
@@ -24,8 +21,14 @@ done
 (($# > 1)) || usage
 shift # the --
 
-run_dir=$(diga-hpc show --key run_dir "$@")
-rounds=$(diga-hpc show --key self_training.rounds "$@" 2>/dev/null) || rounds=0
+# In a shell of its own: what env.sh finds out about this node is not true of the jobs', which read it themselves.
+show() (
+  set +eu
+  source "$repository/slurm/env.sh" >&2
+  exec diga-hpc show --key "$@"
+)
+run_dir=$(show run_dir "$@")
+rounds=$(show self_training.rounds "$@" 2>/dev/null) || rounds=0
 mkdir -p "$run_dir/logs"
 
 jobs=() names=()
@@ -33,8 +36,12 @@ submit() { # name, script, arguments
   local name=$1 script=$2 after=() job
   shift 2
   ((${#jobs[@]} == 0)) || after=(--dependency="afterok:${jobs[-1]}" --kill-on-invalid-dep=yes)
-  job=$(sbatch --parsable "${options[@]}" "${after[@]}" --job-name="$name" \
-    --output="$run_dir/logs/$name-%j.log" "$repository/slurm/$script" "$@")
+  if ! job=$(sbatch --parsable "${options[@]}" "${after[@]}" --job-name="$name" \
+    --output="$run_dir/logs/$name-%j.log" "$repository/slurm/$script" "$@"); then
+    ((${#jobs[@]} == 0)) || scancel "${jobs[@]}"
+    echo "error: sbatch refused the job $name, see above; those before it are cancelled: ${jobs[*]:-there are none}" >&2
+    exit 2
+  fi
   jobs+=("${job%%;*}") # behind the semicolon: the cluster, where there are several
   names+=("$name")
   # For `diga-hpc status`, which finds a job by its log once it has started.
@@ -52,26 +59,30 @@ submit evaluate evaluate.sh "$@"
 echo "output: $run_dir/logs"
 [[ $wait == yes ]] || exit 0
 
-# Slurm forgets ended jobs after some minutes: the last state seen is kept.
-declare -A state
+# Slurm forgets ended jobs after some minutes: the last state seen is kept. One that was not an end is believed for
+# five minutes, as when the controller is busy or restarted.
+declare -A state seen
+for job in "${jobs[@]}"; do state[$job]=PENDING seen[$job]=$SECONDS; done
 ended=0
 while ((ended < 3)); do # times in a row: a job on its way to be requeued is in other states for a moment
   sleep 1
   ended=$((ended + 1))
   for job in "${jobs[@]}"; do
     now=$(squeue --noheader --states=all --job "$job" --format=%T 2>/dev/null || true)
-    [[ -z $now ]] || state[$job]=$now
-    case ${now:-gone} in
-      PENDING | RUNNING | COMPLETING | CONFIGURING | REQUEUED | SUSPENDED | PREEMPTED) ended=0 ;;
+    [[ -z $now ]] || state[$job]=$now seen[$job]=$SECONDS
+    case ${state[$job]} in
+      PENDING | RUNNING | COMPLETING | CONFIGURING | REQUEUED | SUSPENDED | PREEMPTED)
+        ((SECONDS - seen[$job] > 300)) || ended=0
+        ;;
     esac
   done
 done
 failed=0
 for i in "${!jobs[@]}"; do
-  case ${state[${jobs[i]}]:-UNKNOWN} in
+  case ${state[${jobs[i]}]} in
     COMPLETED) echo "${jobs[i]} ${names[i]}: done" ;;
     CANCELLED) echo "${jobs[i]} ${names[i]}: cancelled"; failed=1 ;;
-    *) echo "${jobs[i]} ${names[i]}: ${state[${jobs[i]}]:-UNKNOWN}, see $run_dir/logs/${names[i]}-${jobs[i]}.log"; failed=1 ;;
+    *) echo "${jobs[i]} ${names[i]}: ${state[${jobs[i]}]}, see $run_dir/logs/${names[i]}-${jobs[i]}.log"; failed=1 ;;
   esac
 done
 exit "$failed"

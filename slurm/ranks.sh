@@ -1,4 +1,4 @@
-# run_ranks: srun for ranks that train together. stage.sh and the jobs of `diga-hpc launch` source this, after env.sh.
+# run_ranks: srun for ranks that train together. stage.sh and the jobs of `diga-hpc launch` source this, before env.sh.
 
 # Signals are meant for the ranks: this shell outlives them, and a rank meets them when it is ready to. Where env
 # cannot hold them back (before coreutils 8.31) a rank that is only starting misses USR2, instead of ending by it.
@@ -6,12 +6,21 @@ trap : TERM USR2
 hold=(env --block-signal=TERM,USR2)
 "${hold[@]}" true 2>/dev/null || hold=(bash -c 'trap "" USR2; exec "$@"' hold)
 
+# The shell that submitted may be a rank of something else: sbatch hands its variables over.
+unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT "${!TORCHELASTIC@}" SRUN_CPUS_PER_TASK
 # Ranks have this shell's environment, whatever `sbatch --export` said.
 export SLURM_EXPORT_ENV=ALL
-# sbatch hands over the variables of the job that it is called in; these would name that one.
-if this_job=$(scontrol show job --oneliner "$SLURM_JOB_ID") && [[ $this_job != *" ArrayTaskId="* ]]; then
-  unset "${!SLURM_ARRAY@}"
-  [[ $this_job != *" Restarts=0 "* ]] || unset SLURM_RESTART_COUNT
+# sbatch hands over the variables of the job that it is called in as well: these would name that one.
+if this_job=$(scontrol show job --oneliner "$SLURM_JOB_ID"); then
+  if [[ $this_job != *" ArrayTaskId="* ]]; then
+    unset "${!SLURM_ARRAY@}"
+    [[ $this_job != *" Restarts=0 "* ]] || unset SLURM_RESTART_COUNT
+  fi
+  # srun would take these for its own options, and refuses two kinds of memory.
+  for option in MinMemoryNode:SLURM_MEM_PER_NODE MinMemoryCPU:SLURM_MEM_PER_CPU MemPerTres:SLURM_MEM_PER_GPU \
+    CpusPerTres:SLURM_CPUS_PER_GPU TresPerNode:SLURM_GPUS_PER_NODE TresPerTask:SLURM_GPUS_PER_TASK TresPerJob:SLURM_GPUS; do
+    [[ $this_job == *" ${option%:*}="* ]] || unset "${option#*:}"
+  done
 fi
 
 # run_ranks OPTIONS COMMAND: like srun, but ranks that fail end each other, saying why (diga_hpc/watchdog.py), and what

@@ -1,12 +1,13 @@
-# What the stage scripts share. They source it in their job; it reads env.sh and ranks.sh and gives them run_stage.
+# What the stage scripts share. They source it in their job; it reads ranks.sh and env.sh and gives them run_stage.
 set -euo pipefail
 
 slurm_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(dirname "$slurm_folder")
-# The shell that submitted may be a rank of something else: sbatch hands its variables over.
-unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
-source "$slurm_folder/env.sh"
 source "$slurm_folder/ranks.sh"
+# What modules and environments run need not stand the strictness of these scripts.
+set +eu
+source "$slurm_folder/env.sh"
+set -eu
 
 # run_stage STAGE [--round N] CONFIG [key=value ...]: one rank per task of this job, all output in RUN_DIR/logs.
 run_stage() {

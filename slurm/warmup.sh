@@ -11,6 +11,16 @@
 #SBATCH --signal=USR2@120
 # Two minutes before the time limit every rank is told; the job writes a checkpoint and is requeued.
 
-# Slurm runs a copy of this file; the folder it came from is where the rest is.
-source "$(scontrol show job "${SLURM_JOB_ID:?submit this file with sbatch}" | sed -n 's|^ *Command=\(.*/\)warmup\.sh.*|\1|p')stage.sh"
+# Slurm runs a copy of this file; the rest is in the folder that it came from. A busy controller is asked again.
+this_job=
+if [[ -n ${SLURM_JOB_ID:-} ]]; then
+  for pause in 1 3 10 30; do this_job=$(scontrol show job "$SLURM_JOB_ID") && break || sleep $pause; done
+fi
+# The number of an array's last task is also that of the whole array: only the first answer counts.
+folder=$(sed -n '\|^ *Command=\(.*/\)warmup\.sh.*|{s||\1|p;q}' <<<"$this_job")
+if [[ ! -f ${folder:-/}stage.sh ]]; then
+  echo "error: Slurm does not say which folder warmup.sh is in; submit it by its name: sbatch slurm/warmup.sh CONFIG" >&2
+  exit 2
+fi
+source "${folder}stage.sh"
 run_stage warm-up "$@"

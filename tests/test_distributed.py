@@ -14,10 +14,10 @@ from conftest import diga, write_tiny_yaml
 from test_training import final_files, keep_signal_handlers, load  # noqa: F401
 
 from diga_hpc import config as configuration
-from diga_hpc import distributed, ranks, requeue, signals
+from diga_hpc import distributed, job, ranks, requeue, signals
 from diga_hpc.config import EngineSection
 from diga_hpc.distributed import World
-from diga_hpc.errors import Stopped, UserError
+from diga_hpc.errors import ReportedByRank0, Stopped, UserError
 from diga_hpc.ranks import Ranks
 from diga_hpc.rendezvous import disagreement
 from diga_hpc.run import Run
@@ -28,7 +28,7 @@ from diga_hpc.stages.pipeline import Pipeline
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "7"}  # fmt: skip
 BATCH = {"SLURM_JOB_ID": "12", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "12", "SLURM_JOB_NODELIST": "n[1-2]"}  # fmt: skip
 STEP = BATCH | {"SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "3", "SLURM_STEP_NUM_TASKS": "12",
-                "SLURM_STEP_NODELIST": "n[01-02]", "SLURM_STEP_TASKS_PER_NODE": "8,4"}  # fmt: skip
+                "SLURM_STEP_NODELIST": "n[01-02]", "SLURM_STEP_TASKS_PER_NODE": "8,4", "SLURM_NODEID": "1"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,10 @@ STEP = BATCH | {"SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "3",
         ({}, Ranks()),
         (TORCHRUN, Ranks(5, 8, 1, 4)),
         (BATCH, Ranks()),  # python in a batch script, or in the shell of salloc
-        (STEP, Ranks(9, 12, 1, 8)),
+        (STEP, Ranks(9, 12, 1, 4)),
+        (STEP | {"SLURM_NODEID": "0"}, Ranks(9, 12, 1, 8)),
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "8(x2),4,2(x3)", "SLURM_NODEID": "2"}, Ranks(9, 12, 1, 4)),
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "8(x2),4,2(x3)", "SLURM_NODEID": "5"}, Ranks(9, 12, 1, 2)),
         (STEP | TORCHRUN, Ranks(5, 8, 1, 4)),  # torchrun started by srun
         ({"RANK": "1", "WORLD_SIZE": "2"}, Ranks(1, 2, 0, 1)),
     ],
@@ -213,6 +216,15 @@ def test_a_master_that_does_not_resolve():
     ended = meet({0: "2.14"}, 2, MASTER_ADDR="no-such-host.invalid", MASTER_PORT="7", **impatient)
     code, (line,) = ended[0]
     assert code == 2 and "the master's name 'no-such-host.invalid' does not resolve; set MASTER_ADDR" in line
+    assert "env.sh" not in line
+    # A job of Slurm forgets what the shell that submitted it had set.
+    ended = meet({0: "2.14"}, 2, MASTER_ADDR="no-such-host.invalid", MASTER_PORT="7", SLURM_STEP_ID="0")
+    assert "set MASTER_ADDR to the name or address of rank 0's host, in slurm/env.sh" in ended[0][1][0]
+
+
+def test_a_time_to_join_that_is_no_number():
+    code, (line,) = meet({0: "2.14"}, 2, MASTER_PORT="7", DIGA_JOIN_TIMEOUT="1 min")[0]
+    assert code == 2 and "DIGA_JOIN_TIMEOUT='1 min': expected a number of seconds" in line
 
 
 def test_a_port_in_use():
@@ -425,6 +437,33 @@ def test_a_requeue_that_slurm_refuses_is_said_and_not_counted(in_job, tiny_yaml,
     assert json.loads(run.requeues.read_text()) == []
 
 
+def test_a_requeue_of_which_slurm_ends_the_question_is_counted(in_job, tiny_yaml, tmp_path, monkeypatch):
+    """SIGTERM meets every process of the job as soon as Slurm has agreed."""
+    stub(tmp_path, monkeypatch, "[[ $1 != requeue ]] || kill $$")
+    run, stopped = Run(load(tiny_yaml, tmp_path / "run")), stopped_at(5)
+    requeue.hand_back(stopped, run, ALONE)
+    assert stopped.remedy.startswith("job 12 may be requeued (scontrol was ended by signal 15)")
+    assert [entry["done"] for entry in json.loads(run.requeues.read_text())] == [5]
+
+
+@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR2, True), (signal.SIGINT, False)])
+def test_ctrl_c_in_a_shell_of_the_job_requeues_nothing(
+    in_job, tiny_yaml, tmp_path, monkeypatch, number, requeued
+):
+    def interrupted(pipeline, round_number):
+        os.kill(os.getpid(), number)
+        raise stopped_at(5)
+
+    # Alone, as in `srun --overlap --jobid=12 --pty`.
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setitem(job.STAGES, "warm-up", interrupted)
+    with pytest.raises(Stopped) as error:
+        job.run("warm-up", tiny_yaml)
+    assert ("job 12 is requeued" in error.value.remedy) == requeued
+    assert (in_job.is_file() and "requeue 12" in in_job.read_text()) == requeued
+
+
 def test_a_cancelled_job_stays_cancelled(in_job, tiny_yaml, tmp_path, monkeypatch):
     calls = stub(tmp_path, monkeypatch, "echo JobId=12 JobState=CANCELLED Reason=None")
     run, stopped = Run(load(tiny_yaml, tmp_path / "run")), stopped_at(5)
@@ -445,9 +484,55 @@ def test_an_element_of_an_array_is_requeued_alone():
     assert requeue.job_name(BATCH) is None
 
 
+def restart(run: Run, number: int, world: World = ALONE) -> None:
+    requeue.announce(run, world, STEP | {"SLURM_RESTART_COUNT": str(number)})
+
+
 def test_restarts_that_the_job_did_not_ask_for_are_counted(in_job, tiny_yaml, tmp_path):
     run = Run(load(tiny_yaml, tmp_path / "run"))
     requeue.hand_back(stopped_at(5), run, ALONE)
-    for restarts in ("1", "2", "2"):
-        requeue.announce(run, STEP | {"SLURM_RESTART_COUNT": restarts})
+    for number in (1, 2, 2):
+        restart(run, number)
     assert [e["by"] for e in json.loads(run.requeues.read_text())] == ["job", "slurm"]
+
+
+def test_a_job_that_slurm_starts_again_and_again_without_progress_ends(in_job, tiny_yaml, tmp_path):
+    run = Run(load(tiny_yaml, tmp_path / "run"))
+    run.path.mkdir()
+    work = [
+        run.checkpoints("warm_up") / "step_00000020/state.json",
+        run.pseudo_labels(1) / "a.png",
+        run.centroids(1),
+        run.checkpoints("self_training_1") / "step_00000004/state.json",
+        run.results,
+        run.pseudo_labels(2) / "a.png",
+    ]
+    number = 0
+    for file in work:  # two early ends before each of these
+        for _ in range(2):
+            number += 1
+            restart(run, number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text('[{"stage": "warm_up"}]')
+    for _ in range(2):
+        number += 1
+        restart(run, number)
+    # Steps that were logged and lost are no progress.
+    run.metrics.write_text('{"stage": "self_training_2", "step": 3}\n')
+    with pytest.raises(
+        UserError, match=r"started job 12 again 3 times in a row without progress .*warm_up at 20"
+    ):
+        restart(run, number + 1)
+    with pytest.raises(UserError, match="submit the same command again"):  # started by hand
+        restart(run, number + 2)
+    other = STEP | {"SLURM_JOB_ID": "13", "SLURM_RESTART_COUNT": "1"}
+    requeue.announce(run, ALONE, other)
+
+
+def test_the_other_ranks_end_with_rank_0(tiny_yaml, tmp_path):
+    class Second(World):
+        def from_main(self, value):
+            return None, True  # nothing found: it has failed
+
+    with pytest.raises(ReportedByRank0):
+        restart(Run(load(tiny_yaml, tmp_path / "run")), 3, Second(1, 2, 0, torch.device("cpu")))

@@ -74,8 +74,9 @@ def slurm_commands(tmp_path, monkeypatch):
 
 def test_what_is_submitted_is_the_dry_run_and_strings(tiny_yaml, tmp_path, slurm_commands):
     options = dict(nodes=2, tasks_per_node=2, time=60, sbatch={"exclusive": True})
-    text = launch.sbatch_text("self-train", tiny_yaml, ["seed=3"], round_number=2, **options)
-    submission = launch.submit("self-train", tiny_yaml, ["seed=3"], round_number=2, **options)
+    overrides = ["seed=3", "self_training.rounds=2"]
+    text = launch.sbatch_text("self-train", tiny_yaml, overrides, round_number=2, **options)
+    submission = launch.submit("self-train", tiny_yaml, overrides, round_number=2, **options)
     logs = tmp_path / "run/logs"
     assert submission.job_ids == ["7"] and submission.folder == tmp_path / "run"
     assert (logs / "7_submission.sh").read_text() == text
@@ -83,9 +84,15 @@ def test_what_is_submitted_is_the_dry_run_and_strings(tiny_yaml, tmp_path, slurm
     assert vars(job).keys() == {"stage", "config", "round_number", "port"}
     assert {type(value) for value in vars(job).values()} == {str, int}
     # It reads what was resolved when it was submitted, whatever becomes of the recipe.
-    before = configuration.load(tiny_yaml, ["seed=3"])
+    before = configuration.load(tiny_yaml, overrides)
     tiny_yaml.unlink()
     assert configuration.load(job.config) == before and job.round_number == 2
+
+
+@pytest.mark.parametrize("name", ["no-requeue", "no_requeue"])
+def test_a_job_that_is_not_to_be_requeued(tiny_yaml, name):
+    text = launch.sbatch_text("warm-up", tiny_yaml, sbatch={name: True})
+    assert "#SBATCH --no-requeue\n" in text and "#SBATCH --requeue" not in text
 
 
 def test_a_sweep_is_one_array_with_a_directory_for_each_run(tiny_yaml, tmp_path, slurm_commands):
@@ -107,6 +114,11 @@ REFUSED = {
     "no nodes": ("warm-up", [], {"nodes": 0}, "a job has at least one of each"),
     "two tasks a GPU": ("warm-up", [], {"gpus_per_node": 4, "tasks_per_node": 8}, "a task has one GPU"),
     "batch": ("warm-up", [], {"nodes": 3}, "`source_only`: a batch of 4 images does not divide by 3 ranks"),
+    "no self-training": ("self-train", ["self_training=null"], {}, "self-train needs `self_training`, which is not set"),
+    "no such round": ("self-train", [], {"round_number": 2}, "`self_training.rounds` is 1; choose a round from 1 to 1"),
+    "labels of no round": ("pseudo-labels", [], {"round_number": 2}, "round 2 of pseudo-labels"),
+    "no target": ("pseudo-labels", ["data.target=null", "self_training=null", "warm_up.second_view=color"], {},
+                  "pseudo-labels needs `data.target`"),
     "unknown key": ("warm-up", [], {"sweep": {"warm_up.stepz": [1, 2]}}, "unknown key `warm_up.stepz`"),
     "one bad value": ("warm-up", [], {"sweep": {"seed": [0, -1]}}, "`seed` = -1"),
     "swept and set": ("warm-up", ["seed=1"], {"sweep": {"seed": [0, 1]}}, "it is also set behind the configuration"),
@@ -132,6 +144,16 @@ def test_what_sbatch_says_reaches_the_user_and_nothing_is_left(tiny_yaml, tmp_pa
         launch.submit("warm-up", tiny_yaml, partition="gpuu")
     left = {path.name for path in (tmp_path / "run/logs").iterdir()}
     assert {name[:7] for name in left} == {"config_"} and capfd.readouterr().err == ""
+
+
+def test_the_package_has_the_scripts_of_its_jobs(tiny_yaml, tmp_path, monkeypatch):
+    """Installed there is no checkout around it."""
+    monkeypatch.setattr(launch, "__file__", str(tmp_path / "diga_hpc/launch.py"))
+    text = launch.sbatch_text("warm-up", tiny_yaml)
+    assert f"repository={tmp_path}/diga_hpc\n" in text and 'source "$repository/slurm/ranks.sh"' in text
+    for name in ("env.sh", "ranks.sh"):
+        assert (ROOT / "diga_hpc/slurm" / name).read_text() == (ROOT / "slurm" / name).read_text()
+        assert f"slurm/{name}" in (ROOT / "setup.py").read_text()
 
 
 def test_a_directory_with_a_job_in_it_is_refused_until_the_job_has_ended(tiny_yaml, tmp_path, slurm_commands):

@@ -181,6 +181,106 @@ def test_a_job_whose_node_died_ends_with_an_exit_code(cluster, tiny_yaml, tmp_pa
     assert any("the node is lost" in line for line in lines) and "FAILED with exit code 1" in lines[-1]
 
 
+# ------------------------------------------------------------------------------- what users and shells bring along
+
+
+@pytest.fixture
+def rude(tmp_path) -> Path:
+    """A copy of slurm/ whose env.sh does what modules and environments do: unset variables, commands that fail."""
+    folder = shutil.copytree(SLURM, tmp_path / "checkout/slurm")
+    (folder / "env.sh").write_text(
+        f"[[ $NO_SUCH_NAME ]]; false\n{(SLURM / 'env.sh').read_text()}\necho loaded; false\n"
+    )
+    return folder
+
+
+def test_a_job_is_its_own_whatever_shell_submits_it(cluster, tiny_yaml, tmp_path, rude):
+    """An array, of whose last task the number is the array's; from within a rank of torchrun in another job."""
+    variables = ("RANK", "TORCHELASTIC_USE_AGENT_STORE", "SRUN_CPUS_PER_TASK", "SLURM_MEM_PER_CPU")
+    given = dict(zip(variables, ("1", "True", "2", "10"), strict=True))
+    path = stub(tmp_path, f"env | grep -E '^({'|'.join(variables)})=' || echo clean\n")
+    array = (*TWO_NODES, "--array=1-2%1", "--mem=20")
+    job = cluster.submit(*array, rude / "warmup.sh", tiny_yaml, PATH=path, **given)
+    for task in ("1", "2"):
+        assert cluster.wait(f"{job}_{task}") == "COMPLETED"
+    logs = [log.read_text() for log in tmp_path.glob("run/logs/*.log")]
+    assert len(logs) == 2
+    for log in logs:
+        assert sorted(line for line in log.splitlines() if line[1:2] == ":") == ["0: clean", "1: clean"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("8", "--mpi=none --cpu-bind=cores 8"), ("1", "--mpi=none"), ("", "--mpi=none")]
+)
+def test_a_rank_is_bound_to_cores_only_where_their_number_is_known(given, expected):
+    """1 is also what Slurm makes of the number in a shell that submits a job without one."""
+    program = f'repository=x; source {SLURM}/env.sh; echo "${{srun_options[@]}}" $SRUN_CPUS_PER_TASK'
+    environment = os.environ | {"SLURM_CPUS_PER_TASK": given}
+    environment.pop("SRUN_CPUS_PER_TASK", None)
+    text = subprocess.run(["bash", "-c", program], env=environment, capture_output=True, text=True).stdout
+    assert text.strip() == expected
+
+
+BUSY = """[[ -e {0}/asked ]] || {{ touch {0}/asked; echo busy >&2; exit 1; }}
+PATH=${{PATH#*:}}; exec scontrol "$@"
+"""
+
+
+def test_a_script_finds_its_folder_when_the_controller_is_busy(cluster, tiny_yaml, tmp_path):
+    path = stub(tmp_path, "")
+    (tmp_path / "bin/scontrol").write_text("#!/bin/bash\n" + BUSY.format(tmp_path))
+    (tmp_path / "bin/scontrol").chmod(0o755)
+    job = cluster.submit("--ntasks=1", SLURM / "warmup.sh", tiny_yaml, PATH=path)
+    assert cluster.wait(job) == "COMPLETED"
+    assert (tmp_path / "asked").is_file()
+
+
+def test_a_script_that_cannot_find_its_folder_says_how_to_submit_it(cluster, tmp_path):
+    expected = "error: Slurm does not say which folder warmup.sh is in; submit it by its name: sbatch slurm/warmup.sh CONFIG"
+    assert cluster.run("bash", SLURM / "warmup.sh", check=False) == expected
+    job = cluster.run("bash", "-c", f"sbatch --parsable < {SLURM}/warmup.sh")
+    assert cluster.wait(job) == "FAILED"
+    assert (cluster.folder / f"slurm-{job}.out").read_text().strip() == expected
+
+
+def chain(
+    tmp_path: Path, folder: Path, yaml: Path, *options: str, **commands: str
+) -> subprocess.CompletedProcess:
+    """pipeline.sh with these programs in place of Slurm's, whose third line counts their calls as `n`."""
+    path = stub(tmp_path, "")
+    for name, lines in commands.items():
+        count = f'echo "$*" >> {tmp_path}/{name}\nn=$(wc -l < {tmp_path}/{name})\n'
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{count}{lines}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": "/mine"}
+    command = [folder / "pipeline.sh", *options, "--", yaml]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_a_chain_that_is_refused_half_way_is_cancelled(tiny_yaml, tmp_path, rude):
+    sbatch = f"env > {tmp_path}/env; ((n < 3)) || {{ echo sbatch: error: QOSMaxSubmitJobPerUserLimit >&2; exit 1; }}; echo $n"
+    done = chain(tmp_path, rude, tiny_yaml, sbatch=sbatch, scancel="")
+    assert done.returncode == 2
+    assert (tmp_path / "scancel").read_text() == "1 2\n"
+    assert "QOSMaxSubmitJobPerUserLimit" in done.stderr
+    assert (
+        "error: sbatch refused the job self_training_1, see above; those before it are cancelled: 1 2"
+        in done.stderr
+    )
+    environment = (tmp_path / "env").read_text()
+    assert "TRITON_CACHE_DIR=/mine\n" in environment  # the user's own, and none of this node's
+    assert f"/diga-hpc-{os.getuid()}/" not in environment
+
+
+def test_a_controller_that_is_silent_for_a_while_ends_no_job(tiny_yaml, tmp_path):
+    squeue = "((n > 4)) || { echo RUNNING; exit; }; ((n > 24)) || exit 1; echo COMPLETED"
+    done = chain(tmp_path, SLURM, tiny_yaml, "--wait", sbatch="echo $n", squeue=squeue)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-4:] == [
+        "1 warmup: done", "2 pseudo_labels_1: done", "3 self_training_1: done", "4 evaluate: done",
+    ]  # fmt: skip
+
+
 # --------------------------------------------------------------------------- 4 nodes of 8 played GPUs
 
 

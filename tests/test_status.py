@@ -1,13 +1,13 @@
 """Status: what Slurm says, how far the stages are, and which rank failed, on run directories of every kind."""
 
 import json
-import os
 import time
+from dataclasses import asdict, replace
 
 import pytest
 from typer.testing import CliRunner
 
-from diga_hpc import cli, cluster, status
+from diga_hpc import cli, cluster, processes, status
 from diga_hpc import config as configuration
 from diga_hpc.errors import UserError
 from diga_hpc.logs import RankLogs
@@ -75,7 +75,8 @@ def test_without_slurm_or_its_answer_nothing_is_known(slurm, monkeypatch):
 
 
 def test_progress_of_every_stage(run_dir):
-    for name in ("source_only/step_00000003", "warm_up/step_00000002"):
+    # A copy that a user has put beside them is no checkpoint.
+    for name in ("source_only/step_00000003", "warm_up/step_00000002", "warm_up/step_00000004.bak"):
         (run_dir / "checkpoints" / name).mkdir(parents=True)
     lines = [
         {"stage": "source_only", "step": 3, "time": 1.0, "loss/total": 2.5},
@@ -169,6 +170,29 @@ def submitit_logs(run_dir, *texts, job="12"):
         (run_dir / f"logs/{job}_{rank}_log.out").write_text(START.format(node=f"node{rank + 1}") + text)
 
 
+def test_a_script_that_stopped_is_over_when_slurm_has_forgotten_it(run_dir):
+    text = SCRIPT_LOG.replace(
+        "FAILED with exit code 2; jobs", "stopped before its end; what it did is kept. Jobs"
+    )
+    (run_dir / "logs/warmup-11.log").write_text(text)
+    (job,) = status.read(run_dir).jobs
+    assert job.state.state == "INTERRUPTED" and status.live_jobs([run_dir]) == []
+
+
+def test_what_slurm_calls_stopped_still_holds_its_nodes(run_dir, slurm):
+    (slurm / "squeue.txt").write_text("12|STOPPED|None|node[1-2]|0:10\n")
+    add_job(run_dir, "12")
+    assert [job.id for _, job in status.live_jobs([run_dir])] == ["12"]
+
+
+def test_of_a_launch_that_slurm_has_forgotten_the_rank_that_failed(run_dir):
+    add_job(run_dir, "12")
+    submitit_logs(run_dir, "srun: error: node2: task 1: Killed\n", "step 8\n")
+    (job,) = status.read(run_dir).jobs
+    assert job.state.state == "UNKNOWN" and not job.live
+    assert "rank 1 on node2: Killed" in shown(run_dir)
+
+
 def test_of_a_launch_the_rank_that_was_killed_and_not_its_echo(run_dir, slurm):
     (slurm / "squeue.txt").write_text("12|FAILED|NonZeroExitCode|node[1-2]|0:10\n")
     add_job(run_dir, "12")
@@ -187,22 +211,22 @@ def test_of_a_launch_the_rank_that_was_killed_and_not_its_echo(run_dir, slurm):
 
 
 def test_a_local_job_is_known_by_its_process_and_its_logs(run_dir):
-    import socket
-
-    here = socket.gethostname()
-    add_job(run_dir, str(os.getpid()), executor="local", host=here)
+    me = processes.this()
+    add_job(run_dir, str(me.pid), executor="local", process=asdict(me))
     assert status.read(run_dir).jobs[0].state.state == "RUNNING"
-    assert [job.id for _, job in status.live_jobs([run_dir])] == [str(os.getpid())]
-    (run_dir / "logs/jobs.jsonl").unlink()
-    gone = "4194305"  # above the largest process id
-    add_job(run_dir, gone, executor="local", host=here)
-    assert status.read(run_dir).jobs[0].state.state == "FAILED"
-    submitit_logs(run_dir, "done\n", ERROR + "UserError: no\n", job=gone)
+    assert [job.id for _, job in status.live_jobs([run_dir])] == [str(me.pid)]
+    # Another one with its number, and one of before a reboot.
+    for other, state in ((replace(me, started="1"), "FAILED"), (replace(me, place="before"), "UNKNOWN")):
+        (run_dir / "logs/jobs.jsonl").unlink()
+        add_job(run_dir, str(me.pid), executor="local", process=asdict(other))
+        assert status.read(run_dir).jobs[0].state.state == state
+        assert status.live_jobs([run_dir]) == []
+    submitit_logs(run_dir, "done\n", ERROR + "UserError: no\n", job=me.pid)
     for rank in range(2):
-        (run_dir / f"logs/{gone}_{rank}_result.pkl").touch()
+        (run_dir / f"logs/{me.pid}_{rank}_result.pkl").touch()
     (failure,) = status.failures(status.read(run_dir).jobs, lines=1)
     assert str(failure) == "rank 1 on node2: raised an exception" and failure.lines == ["UserError: no"]
-    submitit_logs(run_dir, "done\n", "done\n", job=gone)
+    submitit_logs(run_dir, "done\n", "done\n", job=me.pid)
     assert status.read(run_dir).jobs[0].state.state == "COMPLETED"
 
 

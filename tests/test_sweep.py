@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -97,6 +98,11 @@ def test_the_table_has_a_row_a_run_and_a_column_a_result(swept):
         rows = list(csv.DictReader(stream))
     assert rows[0] == {key: str(value) for key, value in table[0].items()}
     assert rows[2]["warm_up/student/running"] == ""
+
+
+def test_a_run_that_was_removed_does_not_hide_the_others(swept):
+    shutil.rmtree(swept / "seed=1")
+    assert [row["state"] for row in sweep.collect(swept)] == ["done", "removed", "not started"]
 
 
 def test_status_of_a_sweep_prints_the_students(swept):

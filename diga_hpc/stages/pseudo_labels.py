@@ -22,7 +22,7 @@ from diga_hpc.inference import Labeler, features_and_labels, rescale
 from diga_hpc.models import SegmentationModel
 from diga_hpc.pictures import write_labels
 from diga_hpc.teacher import Teacher
-from diga_hpc.training import Context, forms, rank_0_finds
+from diga_hpc.training import Context, forms
 from diga_hpc.views import unit_range
 
 
@@ -100,7 +100,7 @@ def load_centroids(context: Context, path: Path, channels: int) -> Centroids:
             )
         return tensors
 
-    centroids.load_state(rank_0_finds(world, read))
+    centroids.load_state(world.found_by_main(read))
     return centroids
 
 

@@ -17,10 +17,9 @@
 #SBATCH --time=720
 
 # setup
-unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
 repository=CHECKOUT
-source "$repository/slurm/env.sh"
 source "$repository/slurm/ranks.sh"
+source "$repository/slurm/env.sh"
 srun() { run_ranks "$@"; }
 
 # command

@@ -13,10 +13,9 @@
 #SBATCH --signal=USR2@60
 
 # setup
-unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
 repository=CHECKOUT
-source "$repository/slurm/env.sh"
 source "$repository/slurm/ranks.sh"
+source "$repository/slurm/env.sh"
 srun() { run_ranks "$@"; }
 
 # command
