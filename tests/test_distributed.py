@@ -437,12 +437,18 @@ def test_a_requeue_that_slurm_refuses_is_said_and_not_counted(in_job, tiny_yaml,
     assert json.loads(run.requeues.read_text()) == []
 
 
-def test_a_requeue_of_which_slurm_ends_the_question_is_counted(in_job, tiny_yaml, tmp_path, monkeypatch):
-    """SIGTERM meets every process of the job as soon as Slurm has agreed."""
-    stub(tmp_path, monkeypatch, "[[ $1 != requeue ]] || kill $$")
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [("TERM", "job 12 is requeued"), ("KILL", "job 12 may be requeued (scontrol was ended by signal 9)")],
+)
+def test_a_requeue_of_which_slurm_ends_the_question_is_counted(
+    in_job, tiny_yaml, tmp_path, monkeypatch, number, remedy
+):
+    """Signals meet every process of the job as soon as Slurm has agreed."""
+    stub(tmp_path, monkeypatch, f"[[ $1 != requeue ]] || kill -{number} $$")
     run, stopped = Run(load(tiny_yaml, tmp_path / "run")), stopped_at(5)
     requeue.hand_back(stopped, run, ALONE)
-    assert stopped.remedy.startswith("job 12 may be requeued (scontrol was ended by signal 15)")
+    assert stopped.remedy.startswith(remedy)
     assert [entry["done"] for entry in json.loads(run.requeues.read_text())] == [5]
 
 
