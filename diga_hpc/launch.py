@@ -20,14 +20,13 @@ import logging
 import os
 import shlex
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diga_hpc import cluster, job, report, requeue, signals
+from diga_hpc import cluster, job, ranks, report, requeue, signals
 from diga_hpc import sweep as sweeps
 from diga_hpc.errors import EXIT_STOPPED, JobFailed, Stopped, UserError
 from diga_hpc.logs import RankLogs
@@ -235,9 +234,7 @@ def _submit_local(plan: Plan) -> dict[str, submitit.Job]:
     asked = plan.resources
     if asked.nodes > 1:
         raise UserError(f"nodes={asked.nodes}: the executor `local` has this machine only; set nodes=1")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = ranks.free_port()
     executor, handles = submitit.LocalExecutor(plan.folder / "logs"), {}
     executor.update_parameters(
         tasks_per_node=asked.tasks,

@@ -4,7 +4,9 @@ submitit starts its tasks with srun. Only a step counts: a plain python in a bat
 salloc, is alone although Slurm's variables of the whole job are set there. Loads no torch.
 """
 
+import contextlib
 import os
+import random
 import re
 import socket
 import subprocess
@@ -12,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from diga_hpc.errors import UserError
+
+PORTS = range(15000, 30000)  # below 32768, where Linux starts to give out ports by itself
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,16 @@ def master(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
         return host, _number("MASTER_PORT", environment["MASTER_PORT"])
     names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     job, step, restart = (_number(name, environment.get(name, "0")) for name in names)
-    # Below 32768, where Linux starts to give out ports by itself.
-    return host, 15000 + (job * 31 + step * 101 + restart * 7) % 15000
+    return host, PORTS[(job * 31 + step * 101 + restart * 7) % len(PORTS)]
+
+
+def free_port() -> int:
+    """A port of this machine for ranks that are about to start."""
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def first_host(node_list: str) -> str:

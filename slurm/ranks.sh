@@ -28,6 +28,8 @@ fi
 # waits until Slurm has noticed (SlurmdTimeout: minutes): the job is requeued if it may be, status 75, else status 1.
 run_ranks() {
   local srun step= running gone_since= was_killed=no
+  # This is the host of rank 0; a port of its own lets jobs share a node. A requeued job draws another one.
+  export MASTER_PORT=${MASTER_PORT:-$(free_port)}
   # With --kill-on-bad-exit=1 what hangs would live for KillWait, and nothing else could kill it before.
   command srun "${srun_options[@]}" --kill-on-bad-exit=0 --wait=30 "$@" &
   srun=$!
@@ -52,6 +54,12 @@ run_ranks() {
     fi
   done
   wait "$srun"
+}
+
+free_port() { # below 32768, where Linux starts to give out ports by itself: to srun, for one, before rank 0 can have it
+  local port
+  while port=$((15000 + RANDOM % 15000)); (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
+  echo "$port"
 }
 
 step_of_this_node() { # the number of the step that has ranks here, none, or nothing where it cannot be known

@@ -24,8 +24,6 @@ run_stage() {
   exec >>"$log" 2>&1
   echo "$(date +%FT%T) job $SLURM_JOB_ID: $stage on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}"
   one_task_per_gpu || give_up 2 "$stage"
-  # This is the host of rank 0; a port of its own lets jobs share a node. A requeued job draws another one.
-  export MASTER_PORT=${MASTER_PORT:-$(free_port)}
   run_ranks --label "${hold[@]}" diga-hpc "$stage" "${round[@]}" "$@" || status=$?
   ((status == 0)) || give_up "$status" "$stage"
   echo "$(date +%FT%T) job $SLURM_JOB_ID: $stage is done"
@@ -47,8 +45,4 @@ one_task_per_gpu() {
   echo "error: $tasks tasks but $gpus GPUs on a node: one task drives one GPU; submit with" \
     "--gpus-per-node=$gpus --ntasks-per-node=$gpus"
   return 1
-}
-
-free_port() {
-  python3 -c 'import socket; s = socket.create_server(("", 0)); print(s.getsockname()[1])'
 }
