@@ -137,6 +137,23 @@ def test_at_its_time_limit_a_job_requeues_itself_and_ends_bit_identical(
     assert final_files(run) == uninterrupted
 
 
+def test_a_job_that_is_preempted_goes_on_afterwards_and_ends_bit_identical(
+    cluster, tiny_yaml, tmp_path, uninterrupted
+):
+    run = tmp_path / "run"
+    job = cluster.submit(*TWO_NODES, SLURM / "warmup.sh", tiny_yaml, *LONG)
+    until(lambda: steps_done(run) > 3, 120, "steps")
+    urgent = cluster.submit("--nodes=2", "--exclusive", "--partition=urgent", "--wrap", f"cp {run}/requeues.json .")
+    assert cluster.wait(urgent) == "COMPLETED"
+    assert cluster.wait(job) == "COMPLETED", log_of(run, job)
+    (requeue,) = json.loads((cluster.folder / "requeues.json").read_text())  # written before it had to go
+    assert requeue["by"] == "job" and requeue["done"] > 3
+    log = log_of(run, job)
+    assert f"at step {requeue['done']} of 150; job {job} is requeued (number 1)" in log
+    assert f"warm_up goes on from step {requeue['done']}" in log
+    assert final_files(run) == uninterrupted
+
+
 # ------------------------------------------------------------------------------------ ranks and nodes that fail
 
 
