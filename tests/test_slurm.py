@@ -143,7 +143,9 @@ def test_a_job_that_is_preempted_goes_on_afterwards_and_ends_bit_identical(
     run = tmp_path / "run"
     job = cluster.submit(*TWO_NODES, SLURM / "warmup.sh", tiny_yaml, *LONG)
     until(lambda: steps_done(run) > 3, 120, "steps")
-    urgent = cluster.submit("--nodes=2", "--exclusive", "--partition=urgent", "--wrap", f"cp {run}/requeues.json .")
+    urgent = cluster.submit(
+        "--nodes=2", "--exclusive", "--partition=urgent", "--wrap", f"cp {run}/requeues.json ."
+    )
     assert cluster.wait(urgent) == "COMPLETED"
     assert cluster.wait(job) == "COMPLETED", log_of(run, job)
     (requeue,) = json.loads((cluster.folder / "requeues.json").read_text())  # written before it had to go
