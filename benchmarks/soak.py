@@ -57,12 +57,18 @@ self_training: {steps: 8, crop: [32, 48], batch: {full: 4}}
 evaluation: {panels: 0, teacher: false, adapt_normalization: false}
 logging: {every: 1, checkpoint_every: 2, tensorboard: false}
 """
-SCENES = {"source": ("source", 0, 12), "target": ("target", 100, 6), "validation": ("target", 200, 3)}
+SCENES = {
+    "source": ("source", 0, 12),
+    "target": ("target", 100, 6),
+    "validation": ("target", 200, 3),
+}
 SCENE_SIZE = (48, 96)
 CHECKPOINT_EVERY = 2
 RANKS = 2
 LONGEST_END = 60.0  # seconds from a kill to the end of all ranks
-SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphans become children of this process, which sees and reaps them
+SUBREAPER = (
+    36  # PR_SET_CHILD_SUBREAPER: orphans become children of this process, which sees and reaps them
+)
 
 
 @dataclass
@@ -232,7 +238,9 @@ class Soak:
         log = self.folder / f"log_{len(self.kills)}"
         is_restart = run_dir.is_dir()
         has_checkpoint = any(run_dir.glob("checkpoints/*/step_*"))
-        left = being_written(run_dir)  # by the kill before; a start removes it when it comes to that stage
+        left = being_written(
+            run_dir
+        )  # by the kill before; a start removes it when it comes to that stage
         started = time.time()
         ranks = Ranks(self.config, run_dir, workers, log)
         rank, wait_for_save = self.random.randrange(RANKS), self.random.random() < 0.3
@@ -240,7 +248,9 @@ class Soak:
         progress = None
         while not ranks.poll():
             now = time.monotonic()
-            if progress is None and any(entry["time"] >= started for entry in metrics(run_dir)[-1:]):
+            if progress is None and any(
+                entry["time"] >= started for entry in metrics(run_dir)[-1:]
+            ):
                 progress = now - ranks.started
             found = being_written(run_dir)
             left &= found
@@ -281,13 +291,19 @@ class Soak:
             # The signal may have come when all work was done: then everything is there, whole.
             "the other rank ended with 0, and the run is not done": ranks.codes.get(survivor) != 0
             or results(run_dir) == self.expected,
-            f"the last line does not name rank {rank}": names(line, rank) or ranks.codes.get(survivor) == 0,
+            f"the last line does not name rank {rank}": names(line, rank)
+            or ranks.codes.get(survivor) == 0,
             f"{len(leftovers)} processes left": not leftovers,
             f"{kill.steps_lost} steps lost": kill.steps_lost <= 2 * CHECKPOINT_EVERY,
         }
-        kill.problems = [text for text, holds in finds.items() if not holds] + broken_checkpoints(run_dir)
+        kill.problems = [text for text, holds in finds.items() if not holds] + broken_checkpoints(
+            run_dir
+        )
         self.kills.append(kill)
-        print(f"{len(self.kills):5d} {'; '.join(kill.problems) or 'held'}: {kill.last_line}", flush=True)
+        print(
+            f"{len(self.kills):5d} {'; '.join(kill.problems) or 'held'}: {kill.last_line}",
+            flush=True,
+        )
 
     def _finish(self, run_dir: Path) -> None:
         self.resumes += any(run_dir.glob("checkpoints/*/step_*"))
@@ -297,9 +313,13 @@ class Soak:
 
     def _compare(self, run_dir: Path) -> None:
         got = results(run_dir)
-        differing = sorted(k for k in got.keys() | self.expected.keys() if got.get(k) != self.expected.get(k))
+        differing = sorted(
+            k for k in got.keys() | self.expected.keys() if got.get(k) != self.expected.get(k)
+        )
         if differing:
-            self.problems.append(f"{run_dir.name}: not the bits of the undisturbed run: {differing}")
+            self.problems.append(
+                f"{run_dir.name}: not the bits of the undisturbed run: {differing}"
+            )
         else:
             shutil.rmtree(run_dir)
         self.runs_compared += 1
@@ -307,11 +327,17 @@ class Soak:
 
 def results(run_dir: Path) -> dict[str, bytes]:
     """All that a run computes: last checkpoints, pseudo labels, centroids, losses and results."""
-    files = [*run_dir.glob("pseudo_labels/*/*"), *run_dir.glob("centroids/*"), *run_dir.glob("*.json")]
+    files = [
+        *run_dir.glob("pseudo_labels/*/*"),
+        *run_dir.glob("centroids/*"),
+        *run_dir.glob("*.json"),
+    ]
     for stage in run_dir.glob("checkpoints/*"):
         files += max(stage.glob("step_*")).iterdir()
     content = {str(file.relative_to(run_dir)): file.read_bytes() for file in files}
-    content["losses"] = repr([(e["stage"], e["step"], e["loss/total"]) for e in metrics(run_dir)]).encode()
+    content["losses"] = repr(
+        [(e["stage"], e["step"], e["loss/total"]) for e in metrics(run_dir)]
+    ).encode()
     return content
 
 
@@ -352,7 +378,9 @@ def names(line: str, rank: int) -> bool:
 def write_report(soak: Soak, path: Path, seconds: float) -> bool:
     """REPORT.md and REPORT.json; whether everything held."""
     kills = soak.kills
-    problems = soak.problems + [f"kill {i}: {p}" for i, kill in enumerate(kills) for p in kill.problems]
+    problems = soak.problems + [
+        f"kill {i}: {p}" for i, kill in enumerate(kills) for p in kill.problems
+    ]
     rows = {
         "kills (rank 0 / rank 1)": f"{len(kills)} ({_by_rank(kills)})",
         "of them while saving (rank 0 / rank 1)": _by_rank([kill for kill in kills if kill.saving]),
@@ -361,7 +389,9 @@ def write_report(soak: Soak, path: Path, seconds: float) -> bool:
         "runs that reached their end, all compared": soak.runs_compared,
         "corrupt checkpoints, differing runs and other problems": len(problems),
         "steps lost at a kill": _spread([k.steps_lost for k in kills], "{:.0f}"),
-        "time to fail: kill to the end of the job (s)": _spread([k.to_end for k in kills], "{:.1f}"),
+        "time to fail: kill to the end of the job (s)": _spread(
+            [k.to_end for k in kills], "{:.1f}"
+        ),
         "time to restart: start to the first step (s)": _spread(
             [k.to_progress for k in kills if k.to_progress], "{:.1f}"
         ),
@@ -400,7 +430,9 @@ def _spread(values: list[float], form: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--hours", type=float, default=24.0, help="stop after so long, whatever was reached")
+    parser.add_argument(
+        "--hours", type=float, default=24.0, help="stop after so long, whatever was reached"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--folder", type=Path, help="where the runs are written (default: a temporary folder)"

@@ -23,7 +23,9 @@ class ClassMeans:
         return ClassMeans(self.sums + other.sums, self.images + other.images)
 
 
-def image_class_means(features: torch.Tensor, labels: torch.Tensor, num_classes: int, minimum_pixels: int):
+def image_class_means(
+    features: torch.Tensor, labels: torch.Tensor, num_classes: int, minimum_pixels: int
+):
     """features [B,D,h,w], labels [B,h,w] (other values than 0..K-1 are ignored) -> ClassMeans over the B images.
 
     A class counts in an image from `minimum_pixels` pixels on. Computed in float32 as one-hot times features.
@@ -41,7 +43,9 @@ def image_class_means(features: torch.Tensor, labels: torch.Tensor, num_classes:
 class Centroids:
     """The centroid of each class [K,D] float32 and which classes were ever seen [K] bool."""
 
-    def __init__(self, num_classes: int, channels: int, section: CentroidSection, device: torch.device):
+    def __init__(
+        self, num_classes: int, channels: int, section: CentroidSection, device: torch.device
+    ):
         self.section = section
         self.values = torch.zeros(num_classes, channels, device=device)
         self.seen = torch.zeros(num_classes, dtype=torch.bool, device=device)

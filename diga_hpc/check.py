@@ -26,7 +26,12 @@ def check(config: Config, limit: int | None = None) -> None:
     sets = open_all(config)
     check_crops(config, sets)
     table = Table(
-        "data set", "images", "looked at", "size", "classes present", title=f"label space {space.name}"
+        "data set",
+        "images",
+        "looked at",
+        "size",
+        "classes present",
+        title=f"label space {space.name}",
     )
     frequencies = {}
     for name, dataset in sets.items():
@@ -66,7 +71,10 @@ def check_crops(config: Config, sets: dict[str, AnyDataset]) -> None:
         for name, section in stages.items():
             if section is None:
                 continue
-            for kind, size, used in (("full", full, section.batch.full), ("half", half, section.batch.half)):
+            for kind, size, used in (
+                ("full", full, section.batch.full),
+                ("half", half, section.batch.half),
+            ):
                 if used and (section.crop[0] > size[0] or section.crop[1] > size[1]):
                     raise UserError(
                         f"`{name}.crop` {list(section.crop)} is larger than the {kind}-size image {list(size)} of "
@@ -121,7 +129,9 @@ def _plan(config: Config, sets: dict[str, AnyDataset], model: SegmentationModel)
 def activation_bytes(config: Config, model: SegmentationModel, crop: tuple[int, int]) -> int:
     """Bytes that the backward pass keeps of one image, counted in a forward pass without storage (meta device)."""
     images = 2  # batch normalisation needs more than one
-    kept: dict[int, torch.Tensor] = {}  # by storage, and alive, so that no other tensor gets its number
+    kept: dict[
+        int, torch.Tensor
+    ] = {}  # by storage, and alive, so that no other tensor gets its number
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor

@@ -43,7 +43,12 @@ Groups = dict[str, dict[str, "torch.Tensor"]]
 
 
 def save(
-    folder: Path, step: int, groups: Groups, state: dict[str, Any], keep: int, keep_every: int | None = None
+    folder: Path,
+    step: int,
+    groups: Groups,
+    state: dict[str, Any],
+    keep: int,
+    keep_every: int | None = None,
 ) -> Path:
     """Write `step_{step}` below `folder`; drop older ones but the newest `keep` and multiples of `keep_every`.
 
@@ -56,7 +61,9 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         make_folder(temporary)
         _write(temporary, groups, state | {"step": step})
-        if final.exists():  # a broken one with the same name; a valid one would have been resumed from
+        if (
+            final.exists()
+        ):  # a broken one with the same name; a valid one would have been resumed from
             _remove(final)
         os.rename(temporary, final)
         sync(folder)
@@ -71,7 +78,9 @@ def save(
     return final
 
 
-def newest(folder: Path, stage: str | None = None, identity: dict[str, Any] | None = None) -> Path | None:
+def newest(
+    folder: Path, stage: str | None = None, identity: dict[str, Any] | None = None
+) -> Path | None:
     """The newest valid checkpoint below `folder`, or None; broken ones are named in a warning and passed over.
 
     With `stage` and `identity` (config.identity) those of another stage or configuration are broken as well.
@@ -84,7 +93,9 @@ def newest(folder: Path, stage: str | None = None, identity: dict[str, Any] | No
     return None
 
 
-def verify(path: Path, stage: str | None = None, identity: dict[str, Any] | None = None) -> str | None:
+def verify(
+    path: Path, stage: str | None = None, identity: dict[str, Any] | None = None
+) -> str | None:
     """What is wrong with a checkpoint, or None. Reads every byte, and executes none."""
     try:
         entries = read_manifest(path)
@@ -95,8 +106,15 @@ def verify(path: Path, stage: str | None = None, identity: dict[str, Any] | None
     for name, (size, digest) in entries.items():
         try:
             # A name with a folder in it would be a file elsewhere.
-            problem = _file_problem(path / name, size, digest) if Path(name).name == name else "is missing"
-        except (OSError, ValueError) as error:  # a bad sector, a stale handle, a name that cannot be one
+            problem = (
+                _file_problem(path / name, size, digest)
+                if Path(name).name == name
+                else "is missing"
+            )
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # a bad sector, a stale handle, a name that cannot be one
             problem = f"cannot be read: {error}"
         if problem:
             return f"{name} {problem}"
@@ -116,13 +134,17 @@ def sweep(folder: Path) -> None:
 def load(path: Path) -> tuple[Groups, dict[str, Any]]:
     """Tensor groups and state of a verified checkpoint; files that its manifest does not name are not read."""
     names = sorted(name for name in read_manifest(path) if name.endswith(TENSORS))
-    return {name.removesuffix(TENSORS): read_tensors(path / name) for name in names}, read_state(path)
+    return {name.removesuffix(TENSORS): read_tensors(path / name) for name in names}, read_state(
+        path
+    )
 
 
 def read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     """File name -> bytes and SHA-256. Raises one of MALFORMED."""
     entries = _read_json(path / MANIFEST)["files"]
-    return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries.items()}
+    return {
+        str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries.items()
+    }
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -197,8 +219,12 @@ def _write(folder: Path, groups: Groups, state: dict[str, Any]) -> None:
     for stem, tensors in groups.items():
         on_host = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         files[f"{stem}{TENSORS}"] = tensor_file.write(folder / f"{stem}{TENSORS}", on_host)
-    files[STATE] = tensor_file.write_bytes(folder / STATE, iter([json.dumps(state, indent=1).encode()]))
-    entries = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(files.items())}
+    files[STATE] = tensor_file.write_bytes(
+        folder / STATE, iter([json.dumps(state, indent=1).encode()])
+    )
+    entries = {
+        name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(files.items())
+    }
     manifest = json.dumps({"files": entries}, indent=1).encode()
     tensor_file.write_bytes(folder / MANIFEST, iter([manifest]))
     sync(folder)
@@ -219,7 +245,9 @@ def _prune(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
             try:
                 _remove(path)
             except OSError as error:
-                log.warning("%s: old checkpoint cannot be removed (%s); remove it", path, error.strerror)
+                log.warning(
+                    "%s: old checkpoint cannot be removed (%s); remove it", path, error.strerror
+                )
 
 
 def _remove(path: Path) -> None:

@@ -39,7 +39,9 @@ class CheckpointWriter:
         """Copy the tensors and return; they may change then. Waits for the save before, and raises as `wait`."""
         self.wait()
         copies = self._copy(groups)
-        self._thread = threading.Thread(target=self._write, args=(step, copies, state), name="checkpoint")
+        self._thread = threading.Thread(
+            target=self._write, args=(step, copies, state), name="checkpoint"
+        )
         self._thread.start()
         failures.let_finish(self._thread)
 
@@ -85,10 +87,14 @@ class CheckpointWriter:
     def _write(self, step: int, groups: Groups, state: dict[str, Any]) -> None:
         _be_nice()
         try:
-            checkpoint.save(self.folder, step, groups, state, self.section.keep, self.section.keep_every)
+            checkpoint.save(
+                self.folder, step, groups, state, self.section.keep, self.section.keep_every
+            )
         except UserError as error:
             self._problem = error
-        except Exception as error:  # whatever it is belongs to the step loop, not to the end of this thread
+        except (
+            Exception
+        ) as error:  # whatever it is belongs to the step loop, not to the end of this thread
             self._problem = UserError(
                 f"{self.folder}: checkpoint of step {step} cannot be written ({error!r})"
             )

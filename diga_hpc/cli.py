@@ -10,7 +10,14 @@ import typer
 
 from diga_hpc import config as configuration
 from diga_hpc import failures, processes, ranks
-from diga_hpc.errors import EXIT_STOPPED, EXIT_USER_ERROR, JobFailed, ReportedByRank0, Stopped, UserError
+from diga_hpc.errors import (
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    JobFailed,
+    ReportedByRank0,
+    Stopped,
+    UserError,
+)
 
 app = typer.Typer(
     help="Adapt a segmentation network from labelled source images to unlabelled target images (DiGA, CVPR 2023).",
@@ -26,7 +33,8 @@ ConfigPath = Annotated[
 Overrides = Annotated[
     Optional[list[str]],
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Keys of the file set otherwise, for example seed=1 data.root=DIR"
+        metavar="[KEY=VALUE]...",
+        help="Keys of the file set otherwise, for example seed=1 data.root=DIR",
     ),
 ]
 StopAfter = Annotated[
@@ -62,7 +70,10 @@ def pseudo_labels(config: ConfigPath, overrides: Overrides = None, round_number:
 
 @app.command("self-train")
 def self_train(
-    config: ConfigPath, overrides: Overrides = None, round_number: Round = 1, stop_after: StopAfter = None
+    config: ConfigPath,
+    overrides: Overrides = None,
+    round_number: Round = 1,
+    stop_after: StopAfter = None,
 ) -> None:
     """Train one round of self-training on the pseudo labels made for it."""
     _run("self-train", config, overrides, round_number=round_number, stop_after=stop_after)
@@ -90,7 +101,9 @@ def predict(
         Path, typer.Argument(help="A run directory, or a checkpoint directory step_* of one.")
     ],
     images: Annotated[Path, typer.Argument(help="A folder of images, or one image.")],
-    output: Annotated[Path, typer.Argument(help="Folder to write to: labels/, masks/ and overlays/.")],
+    output: Annotated[
+        Path, typer.Argument(help="Folder to write to: labels/, masks/ and overlays/.")
+    ],
     network: Annotated[str, typer.Option(help="student or teacher")] = "student",
 ) -> None:
     """Segment your own images: class indices, colour masks, and masks laid over the images."""
@@ -105,7 +118,9 @@ def predict(
 def check(
     config: ConfigPath,
     overrides: Overrides = None,
-    quick: Annotated[bool, typer.Option(help="Look at 20 images of each data set instead of all.")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="Look at 20 images of each data set instead of all.")
+    ] = False,
 ) -> None:
     """Check configuration and data without training: files, pairs, sizes, label ids; say what would run."""
     from diga_hpc.check import check as run_check
@@ -137,9 +152,13 @@ def show(
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(metavar="CHECKPOINT", help="A folder step_*, or a run directory: all in it."),
+        typer.Argument(
+            metavar="CHECKPOINT", help="A folder step_*, or a run directory: all in it."
+        ),
     ],
-    config: Annotated[bool, typer.Option("--config", help="Show the whole configuration it is of.")] = False,
+    config: Annotated[
+        bool, typer.Option("--config", help="Show the whole configuration it is of.")
+    ] = False,
 ) -> None:
     """Say what a checkpoint holds, from which configuration, commit and step, and whether it is whole."""
     from diga_hpc.inspection import describe
@@ -152,7 +171,9 @@ def inspect(
 
 @app.command()
 def export(
-    path: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A folder step_*, or a run directory.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A folder step_*, or a run directory.")
+    ],
     to: Annotated[Path, typer.Option(metavar="FILE", help="The .safetensors file to write.")],
     network: Annotated[str, typer.Option(help="student or teacher")] = "student",
 ) -> None:
@@ -176,31 +197,41 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The run directory.")]) 
 @app.command()
 def launch(
     stage: Annotated[
-        str, typer.Argument(help="pipeline, warm-up, pseudo-labels, self-train or evaluate.", metavar="STAGE")
+        str,
+        typer.Argument(
+            help="pipeline, warm-up, pseudo-labels, self-train or evaluate.", metavar="STAGE"
+        ),
     ],
     config: ConfigPath,
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=0, help="One task is started for each.")] = 0,
     tasks_per_node: Annotated[Optional[int], typer.Option(help="Where there are no GPUs.")] = None,
-    cpus_per_task: Annotated[Optional[int], typer.Option(help="One, and the loader's workers.")] = None,
+    cpus_per_task: Annotated[
+        Optional[int], typer.Option(help="One, and the loader's workers.")
+    ] = None,
     partition: Optional[str] = None,
     account: Optional[str] = None,
     qos: Optional[str] = None,
     time: Annotated[
-        Optional[int], typer.Option(metavar="MINUTES", help="Limit of one start; then the run is requeued.")
+        Optional[int],
+        typer.Option(metavar="MINUTES", help="Limit of one start; then the run is requeued."),
     ] = None,
     signal_delay: Annotated[
         int, typer.Option(metavar="SECONDS", help="Before the limit, for a step and a checkpoint.")
     ] = 120,
-    dependency: Annotated[Optional[str], typer.Option(help="As sbatch has it: afterok:JOB.")] = None,
+    dependency: Annotated[
+        Optional[str], typer.Option(help="As sbatch has it: afterok:JOB.")
+    ] = None,
     sbatch: Annotated[
-        Optional[list[str]], typer.Option(metavar="OPTION[=VALUE]", help="Any other of sbatch's; repeatable.")
+        Optional[list[str]],
+        typer.Option(metavar="OPTION[=VALUE]", help="Any other of sbatch's; repeatable."),
     ] = None,
     sweep: Annotated[
         Optional[list[str]],
         typer.Option(
-            metavar="KEY=V1,V2", help="One run a value; repeated, one a combination, as a job array."
+            metavar="KEY=V1,V2",
+            help="One run a value; repeated, one a combination, as a job array.",
         ),
     ] = None,
     executor: Annotated[
@@ -234,7 +265,9 @@ def launch(
 
 @app.command()
 def status(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, or a sweep's.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A run directory, or a sweep's.")
+    ],
     lines: Annotated[int, typer.Option(min=1, help="Of the logs of failed ranks.")] = 10,
 ) -> None:
     """Show the jobs, stages and failures of a run, or the table of a sweep."""
@@ -256,7 +289,9 @@ def _run(stage: str, config: Path, overrides: list[str] | None, **options: int |
 
 def log_to_terminal() -> None:
     """Our own messages at level INFO from rank 0 and warnings from everywhere, on standard error."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
+    )
     if _ranks().rank == 0:
         logging.getLogger("diga_hpc").setLevel(logging.INFO)
 

@@ -94,7 +94,11 @@ def _ask(command: list[str]) -> str:
         return ""
     try:
         answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT, stdin=subprocess.DEVNULL
+            command,
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_TIMEOUT,
+            stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -419,7 +419,9 @@ class Config(Section):
             raise ValueError("`classes` goes with `label_space: custom`, and only with it")
         if self.data.target is None:
             if self.self_training is not None:
-                raise ValueError("self_training needs data.target; leave self_training out or name a target")
+                raise ValueError(
+                    "self_training needs data.target; leave self_training out or name a target"
+                )
             if self.warm_up.second_view == "crdomix" and self.warm_up.distillation_weight > 0:
                 raise ValueError(
                     "warm_up.second_view 'crdomix' needs data.target; set warm_up.second_view=color"
@@ -444,7 +446,9 @@ def load(path: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a YAML file"
+        ) from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -490,7 +494,9 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def _is_execution_key(key: str) -> bool:
-    return key.endswith(".root") or any(key == k or key.startswith(k + ".") for k in _EXECUTION_KEYS)
+    return key.endswith(".root") or any(
+        key == k or key.startswith(k + ".") for k in _EXECUTION_KEYS
+    )
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -547,7 +553,9 @@ def _explain(error: ValidationError) -> str:
 
 def _known_keys(parents: list[str], location: tuple) -> list[str]:
     section: Any = Config
-    kinds = {k.model_fields["kind"].annotation.__args__[0]: k for k in DatasetSection.__subclasses__()}
+    kinds = {
+        k.model_fields["kind"].annotation.__args__[0]: k for k in DatasetSection.__subclasses__()
+    }
     tag = next((str(part) for part in location[2:] if str(part) in kinds), None)
     for parent in parents:
         annotation = section.model_fields[parent].annotation

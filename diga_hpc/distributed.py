@@ -119,7 +119,9 @@ def _device(engine: EngineSection, me: Ranks) -> torch.device:
     os.environ["LOCAL_RANK"] = str(me.local_rank)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if engine.device == "cuda" and not gpus:
-        raise UserError("`engine.device` = 'cuda', but torch finds no GPU; set engine.device=cpu or auto")
+        raise UserError(
+            "`engine.device` = 'cuda', but torch finds no GPU; set engine.device=cpu or auto"
+        )
     if not gpus or engine.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
         return torch.device("cpu")
@@ -194,7 +196,9 @@ def finish() -> None:
                 # Behind it no rank watches any more, so that each may leave.
                 dist.monitored_barrier(group=_host_group, timeout=LEAVING_TIMEOUT)
             except (dist.DistError, RuntimeError) as error:
-                log.warning("a rank was lost after all work had been done: %s", failures.summary(error))
+                log.warning(
+                    "a rank was lost after all work had been done: %s", failures.summary(error)
+                )
         dist.destroy_process_group()
         _host_group = None
 
@@ -252,7 +256,10 @@ class StopFlag:
             work.wait()
             agreed = bool(flag)
         flag = torch.tensor(int(self.requested))
-        self._pending = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = (
+            flag,
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True),
+        )
         return agreed
 
     def watch(

@@ -34,7 +34,9 @@ class StepResult(NamedTuple):
 class Engine:
     """A student and its optimiser on this rank's device; replicated or partitioned as ZeRO says."""
 
-    def __init__(self, student: SegmentationModel, config: Config, section: TrainingSection, world: World):
+    def __init__(
+        self, student: SegmentationModel, config: Config, section: TrainingSection, world: World
+    ):
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -53,7 +55,10 @@ class Engine:
         self._zero = config.engine.zero_stage
         optimizer = build_optimizer(self.student, config)
         self._engine, *_ = deepspeed.initialize(
-            model=self.student, optimizer=optimizer, config=self._deepspeed_config(), dist_init_required=False
+            model=self.student,
+            optimizer=optimizer,
+            config=self._deepspeed_config(),
+            dist_init_required=False,
         )
         self._torch_optimizer = optimizer
         self._moments = MOMENTS[config.optimizer.name]
@@ -107,7 +112,9 @@ class Engine:
         those of before the forward passes. Reading the gradient's norm is the one host synchronisation of a
         training step; by then the backward pass is all queued.
         """
-        assert self._backwards == self.accumulation, f"{self._backwards} of {self.accumulation} micro batches"
+        assert self._backwards == self.accumulation, (
+            f"{self._backwards} of {self.accumulation} micro batches"
+        )
         self._backwards = 0
         self._between_steps = True
         self._set_rates(step)
@@ -195,7 +202,9 @@ class Engine:
         self._set_step_count(torch.tensor(0.0))
 
     def _step_count(self) -> torch.Tensor:
-        counts = [state["step"] for state in self._torch_optimizer.state.values() if "step" in state]
+        counts = [
+            state["step"] for state in self._torch_optimizer.state.values() if "step" in state
+        ]
         return counts[0].detach().clone() if counts else torch.tensor(0.0)
 
     def _set_step_count(self, count: torch.Tensor) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 from diga_hpc.errors import MachineError, UserError
 
 EXIT_FAILED = 1
-FINISHING = 10.0  # seconds that a process which has to end gives to a checkpoint that is being written
+FINISHING = (
+    10.0  # seconds that a process which has to end gives to a checkpoint that is being written
+)
 # Failures of the machine that a file is on or the process runs on.
 MACHINE = {
     errno.ENOSPC: "free space there",
@@ -86,7 +88,9 @@ def leave(code: int) -> None:
             stream.flush()
     children = multiprocessing.active_children()
     if children:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
+        signal.signal(
+            signal.SIGCHLD, signal.SIG_DFL
+        )  # torch's handler takes their end for a failure
     for child in children:
         child.kill()
     os._exit(code)

@@ -52,7 +52,9 @@ class Labeler:
         return kernels.argmax_labels(logits, size)[0]
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        if self.window is None or all(s <= w for s, w in zip(images.shape[-2:], self.window, strict=True)):
+        if self.window is None or all(
+            s <= w for s, w in zip(images.shape[-2:], self.window, strict=True)
+        ):
             return self._forward(images)
         return self._windowed(images)
 
@@ -63,12 +65,17 @@ class Labeler:
     def _windowed(self, images: torch.Tensor) -> torch.Tensor:
         """Mean of the windows' upsampled logits [1,K,H,W]; the one path that holds them at full resolution."""
         height, width = images.shape[-2:]
-        rows, columns = (window_starts(s, w) for s, w in zip((height, width), self.window, strict=True))
+        rows, columns = (
+            window_starts(s, w) for s, w in zip((height, width), self.window, strict=True)
+        )
         total = count = None
         for top, left in itertools.product(rows, columns):
             window = images[..., top : top + self.window[0], left : left + self.window[1]]
             logits = F.interpolate(
-                self._forward(window).float(), window.shape[-2:], mode="bilinear", align_corners=True
+                self._forward(window).float(),
+                window.shape[-2:],
+                mode="bilinear",
+                align_corners=True,
             )
             if total is None:
                 total = logits.new_zeros(1, logits.shape[1], height, width)
@@ -125,7 +132,9 @@ def adapt_normalization(
     for layer in layers:
         layer.momentum = 0.0
     groups = _groups(dataset, world)
-    batches = _batches(images(dataset, [i for group in groups for i in group]), groups, world.device)
+    batches = _batches(
+        images(dataset, [i for group in groups for i in group]), groups, world.device
+    )
     if watch is not None:
         batches = watch(batches, "adapting normalisation statistics", len(groups))
     for batch in itertools.chain.from_iterable(batches):
@@ -145,7 +154,9 @@ def adapt_normalization(
 def _groups(dataset: AnyDataset, world: World) -> list[range]:
     """This rank's groups of consecutive images."""
     starts = world.share(-(-len(dataset) // ADAPTATION_BATCH))
-    return [range(g * ADAPTATION_BATCH, min((g + 1) * ADAPTATION_BATCH, len(dataset))) for g in starts]
+    return [
+        range(g * ADAPTATION_BATCH, min((g + 1) * ADAPTATION_BATCH, len(dataset))) for g in starts
+    ]
 
 
 def _batches(
@@ -155,9 +166,13 @@ def _batches(
     for group in groups:
         # One by one: stacked before, they would not be in pinned memory, and the copy would wait.
         images = [
-            sample.image.to(device, non_blocking=True) for _ in group if (sample := next(samples)) is not None
+            sample.image.to(device, non_blocking=True)
+            for _ in group
+            if (sample := next(samples)) is not None
         ]
-        yield [torch.stack(list(same)) for _, same in itertools.groupby(images, key=lambda i: i.shape)]
+        yield [
+            torch.stack(list(same)) for _, same in itertools.groupby(images, key=lambda i: i.shape)
+        ]
 
 
 def features_and_labels(model, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

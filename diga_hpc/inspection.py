@@ -15,7 +15,14 @@ from diga_hpc.errors import UserError
 from diga_hpc.files import whole
 
 # Of the configuration's keys, those that say most about a network.
-MAIN_KEYS = ("model.name", "label_space", "seed", "data.source.kind", "data.target.kind", "optimizer.name")
+MAIN_KEYS = (
+    "model.name",
+    "label_space",
+    "seed",
+    "data.source.kind",
+    "data.target.kind",
+    "optimizer.name",
+)
 
 
 def describe(path: Path, all_keys: bool = False) -> tuple[str, bool]:
@@ -79,7 +86,8 @@ def _details(path: Path, all_keys: bool) -> list[str]:
     lines = [
         f"  stage          {state.get('stage', 'unknown')}, step {state['step']}, {state.get('skipped', 0)} steps skipped",
         f"  written by     diga_hpc {state.get('version', 'unknown')}, commit {state.get('commit') or 'unknown'}",
-        f"  configuration  {len(keys)} keys" + ("" if all_keys or not keys else "; --config shows all"),
+        f"  configuration  {len(keys)} keys"
+        + ("" if all_keys or not keys else "; --config shows all"),
         *(f"    {key} = {value}" for key, value in shown.items()),
         *(f"  {name:21}{_content(path / name)}" for name in sorted(checkpoint.read_manifest(path))),
     ]
@@ -104,8 +112,12 @@ def _origin(state: dict[str, Any], network: str) -> dict[str, str]:
     """Strings, as the format wants."""
     config = state.get("config", {})
     named = {"stage", "step", "version", "commit"}
-    origin = {"format": "pt", "network": network} | {key: str(state[key]) for key in named if key in state}
-    return origin | {key: str(config[key]) for key in ("model.name", "label_space", "seed") if key in config}
+    origin = {"format": "pt", "network": network} | {
+        key: str(state[key]) for key in named if key in state
+    }
+    return origin | {
+        key: str(config[key]) for key in ("model.name", "label_space", "seed") if key in config
+    }
 
 
 def _with_header(header: dict[str, Any], source: Path, begin: int) -> Iterator[bytes]:

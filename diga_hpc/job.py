@@ -57,9 +57,13 @@ def check(stage: str, config: Config, round_number: int) -> None:
     if stage not in STAGES:
         raise UserError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
     if stage == "pseudo-labels" and config.data.target is None:
-        raise UserError("pseudo-labels needs `data.target`, which is not set; name the images to label there")
+        raise UserError(
+            "pseudo-labels needs `data.target`, which is not set; name the images to label there"
+        )
     if stage == "self-train" and config.self_training is None:
-        raise UserError("self-train needs `self_training`, which is not set; add it to the configuration")
+        raise UserError(
+            "self-train needs `self_training`, which is not set; add it to the configuration"
+        )
     rounds = config.self_training.rounds if config.self_training else 1
     if stage in ("pseudo-labels", "self-train") and not 1 <= round_number <= rounds:
         raise UserError(

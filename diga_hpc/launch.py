@@ -37,7 +37,9 @@ try:
     import submitit
     from submitit.core.utils import FailedJobError
 except ImportError as error:
-    raise UserError("a launch needs submitit; pip install 'diga_hpc[slurm]', or use slurm/*.sh") from error
+    raise UserError(
+        "a launch needs submitit; pip install 'diga_hpc[slurm]', or use slurm/*.sh"
+    ) from error
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,9 @@ QUEUE_POLL = 5.0  # seconds between two questions to Slurm
 GRACE = 20.0  # seconds from the end of a job to where its results must be visible on this machine
 FAILED_GRACE = 6.0  # the same where some ranks will never have one; two answers, as a requeued job is failed for a moment
 SHOWN_LINES = 20  # of the log of the rank that failed
-UNKNOWN_FOR = 600.0  # seconds that Slurm may know nothing of a job, as when its controller is restarted
+UNKNOWN_FOR = (
+    600.0  # seconds that Slurm may know nothing of a job, as when its controller is restarted
+)
 
 
 @dataclass(frozen=True)
@@ -159,15 +163,21 @@ class _SlurmExecutor(submitit.SlurmExecutor):
 def _jobs(plan: Plan, port: int = 0) -> dict[str, Job]:
     """What is called on each rank, by name of the run."""
     files = plan.save_configurations()
-    return {name: Job(plan.stage, str(file), plan.round_number, port) for name, file in files.items()}
+    return {
+        name: Job(plan.stage, str(file), plan.round_number, port) for name, file in files.items()
+    }
 
 
 def _slurm_executor(plan: Plan) -> _SlurmExecutor:
     asked = plan.resources
-    executor = _SlurmExecutor(plan.folder / "logs", python=f'"${{hold[@]}}" {shlex.quote(sys.executable)}')
+    executor = _SlurmExecutor(
+        plan.folder / "logs", python=f'"${{hold[@]}}" {shlex.quote(sys.executable)}'
+    )
     srun = ["--open-mode=append"]
     if asked.cpus_per_task:
-        srun.append(f"--cpus-per-task={asked.cpus_per_task}")  # since Slurm 22.05 not taken over from sbatch
+        srun.append(
+            f"--cpus-per-task={asked.cpus_per_task}"
+        )  # since Slurm 22.05 not taken over from sbatch
     executor.update_parameters(
         job_name=f"diga-{plan.stage}",
         nodes=asked.nodes,
@@ -233,7 +243,9 @@ def _remove_unsubmitted(logs: Path) -> None:
 def _submit_local(plan: Plan) -> dict[str, submitit.Job]:
     asked = plan.resources
     if asked.nodes > 1:
-        raise UserError(f"nodes={asked.nodes}: the executor `local` has this machine only; set nodes=1")
+        raise UserError(
+            f"nodes={asked.nodes}: the executor `local` has this machine only; set nodes=1"
+        )
     port = ranks.free_port()
     executor, handles = submitit.LocalExecutor(plan.folder / "logs"), {}
     executor.update_parameters(
@@ -326,7 +338,9 @@ def print_results(submission: Submission) -> None:
             log.error("%s: %s", name, problem)
     for problem in problems.values():
         raise problem
-    if not submission.is_sweep and submission.job_ids:  # without a job they have been printed by this process
+    if (
+        not submission.is_sweep and submission.job_ids
+    ):  # without a job they have been printed by this process
         report.print_results(submission.folder)
 
 
@@ -345,7 +359,9 @@ def _is_over(
         return handle.done()
     # A listing: on a network file system the answer "not there" for a single file may be an old one.
     present = {path.name for path in handle.paths.folder.iterdir()}
-    if all(handle.task(rank).paths.result_pickle.name in present for rank in range(handle.num_tasks)):
+    if all(
+        handle.task(rank).paths.result_pickle.name in present for rank in range(handle.num_tasks)
+    ):
         return True
     word = "UNKNOWN" if state is None else state.state
     before, since = seen.get(handle.job_id, ("", 0.0))
@@ -376,7 +392,9 @@ def _problem(handle: submitit.Job) -> Exception | None:
     failures = RankLogs.of_submitit(handle.paths.folder, handle.job_id).failures(SHOWN_LINES)
     if failures:
         first = failures[0]
-        return JobFailed(f"job {handle.job_id}, {first}; end of {first.log}:\n" + "\n".join(first.lines))
+        return JobFailed(
+            f"job {handle.job_id}, {first}; end of {first.log}:\n" + "\n".join(first.lines)
+        )
     state = cluster.states([handle.job_id]).get(handle.job_id)
     return JobFailed(
         f"job {handle.job_id} ended ({state.state if state else 'unknown to Slurm'}) without a result; its logs are in "
@@ -389,4 +407,6 @@ def _expected(text: str) -> UserError | Stopped | None:
     kind, _, message = text.split("-" * 22)[1].strip().splitlines()[-1].partition(": ")
     if kind == f"{Stopped.__module__}.{Stopped.__qualname__}":
         return Stopped(message, stage="", done=0)
-    return UserError(message) if kind == f"{UserError.__module__}.{UserError.__qualname__}" else None
+    return (
+        UserError(message) if kind == f"{UserError.__module__}.{UserError.__qualname__}" else None
+    )

@@ -13,12 +13,17 @@ from diga_hpc.errors import ReportedByRank0
 
 TAIL_BYTES = 256 * 1024  # of a log, from its end
 # How each kind begins a start, and how submitit says that its job raised.
-RANK_STARTS = re.compile(r"^submitit INFO .* Starting with JobEnvironment\(.*hostname=(\S+?),", re.MULTILINE)
+RANK_STARTS = re.compile(
+    r"^submitit INFO .* Starting with JobEnvironment\(.*hostname=(\S+?),", re.MULTILINE
+)
 JOB_STARTS = re.compile(r"^\S+ job \S+: \S+ on \S+, restart \d+$", re.MULTILINE)
 RAISED = "Submitted job triggered an exception"
 # srun: error: node2: task 1: Killed
 EXIT = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (.+)$", re.MULTILINE)
-ENDED_BY_SRUN = ("Terminated", "Killed")  # also the fate of the ranks that are left when one has failed
+ENDED_BY_SRUN = (
+    "Terminated",
+    "Killed",
+)  # also the fate of the ranks that are left when one has failed
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,9 @@ class RankLogs:
     batch: what srun and the batch script wrote. ranks: what each rank wrote. paths: where. nodes: as far as known.
     """
 
-    def __init__(self, batch: str, ranks: dict[int, str], paths: dict[int, Path], nodes: dict[int, str]):
+    def __init__(
+        self, batch: str, ranks: dict[int, str], paths: dict[int, Path], nodes: dict[int, str]
+    ):
         self.batch, self.ranks, self.paths, self.nodes = batch, ranks, paths, nodes
 
     @classmethod
@@ -74,7 +81,11 @@ class RankLogs:
     def raised(self) -> list[int]:
         """The ranks whose job, started by submitit, ended with an exception that they know the reason of."""
         texts = self.ranks.items()
-        return [rank for rank, text in texts if RAISED in text and ReportedByRank0.__qualname__ not in text]
+        return [
+            rank
+            for rank, text in texts
+            if RAISED in text and ReportedByRank0.__qualname__ not in text
+        ]
 
     def failures(self, lines: int) -> list[Failure]:
         """The ranks that failed, the first to do so first; each with its last `lines` lines."""

@@ -44,7 +44,13 @@ class Journal:
     """Rank 0's writers for one stage; on other ranks every call does nothing."""
 
     def __init__(
-        self, metrics: Path, section: LoggingSection, world: World, stage: str, first_step: int, steps: int
+        self,
+        metrics: Path,
+        section: LoggingSection,
+        world: World,
+        stage: str,
+        first_step: int,
+        steps: int,
     ):
         self.stage = stage
         self.steps = steps
@@ -66,7 +72,8 @@ class Journal:
             return
         rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
         self._file.write(
-            json.dumps({"stage": self.stage, "step": step, "time": round(time.time(), 3)} | rounded) + "\n"
+            json.dumps({"stage": self.stage, "step": step, "time": round(time.time(), 3)} | rounded)
+            + "\n"
         )
         self._file.flush()
         if self._board is not None:
@@ -96,7 +103,9 @@ def keep_before(metrics: Path, stage: str, step: int) -> None:
         return
     lines = metrics.read_text(errors="replace").splitlines(keepends=True)
     kept = [
-        line if line.endswith("\n") else f"{line}\n" for line in lines if not _is_after(line, stage, step)
+        line if line.endswith("\n") else f"{line}\n"
+        for line in lines
+        if not _is_after(line, stage, step)
     ]
     if kept != lines:
         with whole(metrics) as temporary:
@@ -126,7 +135,13 @@ def _tensorboard(folder: Path, first_step: int):
 
 class _ProgressBar:
     def __init__(self, stage: str, first_step: int, steps: int):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),

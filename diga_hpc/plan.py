@@ -48,7 +48,9 @@ class Resources:
 
     def __post_init__(self):
         if min(self.nodes, self.tasks) < 1:
-            raise UserError(f"nodes={self.nodes}, {self.tasks} tasks on each: a job has at least one of each")
+            raise UserError(
+                f"nodes={self.nodes}, {self.tasks} tasks on each: a job has at least one of each"
+            )
         if self.gpus_per_node and self.tasks != self.gpus_per_node:
             raise UserError(
                 f"tasks_per_node={self.tasks} with gpus_per_node={self.gpus_per_node}: a task has one GPU; leave "
@@ -116,7 +118,9 @@ class Plan:
         for run in self.runs.values():
             Run(run).check()
         live = (
-            [] if self.resources.dependency else status.live_jobs(run.run_dir for run in self.runs.values())
+            []
+            if self.resources.dependency
+            else status.live_jobs(run.run_dir for run in self.runs.values())
         )
         for run_dir, other in live:
             raise UserError(
@@ -147,7 +151,9 @@ class Plan:
 
 def _check_batches(stage: str, config: Config, ranks: int) -> None:
     """Raise UserError for a stage whose batch the ranks cannot share: found here, not after days in the queue."""
-    trained = {"pipeline": TRAINING, "warm-up": TRAINING[:2], "self-train": TRAINING[2:]}.get(stage, ())
+    trained = {"pipeline": TRAINING, "warm-up": TRAINING[:2], "self-train": TRAINING[2:]}.get(
+        stage, ()
+    )
     for name in trained:
         section = getattr(config, name)
         try:
@@ -165,7 +171,9 @@ def _save_resolved(config: Config) -> Path:
         logs.mkdir(parents=True, exist_ok=True)
         configuration.save(config, temporary)
     except OSError as error:
-        raise UserError(f"{logs}: cannot be written ({error.strerror}); set run_dir=FOLDER") from error
+        raise UserError(
+            f"{logs}: cannot be written ({error.strerror}); set run_dir=FOLDER"
+        ) from error
     path = logs / f"config_{sha256(temporary.read_bytes()).hexdigest()[:8]}.yaml"
     temporary.replace(path)
     return path

@@ -76,7 +76,9 @@ def predict(weights: Path, images: Path, output: Path, network: str) -> int:
 def find_checkpoint(weights: Path) -> tuple[Path, Path]:
     """The run directory and the checkpoint that `weights` means. Raises UserError where there is none."""
     if not weights.is_dir():
-        raise UserError(f"{weights}: no such folder; expected a run directory or a checkpoint step_* in one")
+        raise UserError(
+            f"{weights}: no such folder; expected a run directory or a checkpoint step_* in one"
+        )
     if (weights / "config.yaml").is_file():
         return weights, _newest_finished(weights)
     if not weights.name.startswith("step_"):
@@ -85,7 +87,9 @@ def find_checkpoint(weights: Path) -> tuple[Path, Path]:
         )
     problem = checkpoint.verify(weights)
     if problem:
-        raise UserError(f"{weights}: broken checkpoint ({problem}); name another one, or the run directory")
+        raise UserError(
+            f"{weights}: broken checkpoint ({problem}); name another one, or the run directory"
+        )
     for folder in weights.resolve().parents:
         if (folder / "config.yaml").is_file():
             return folder, weights
@@ -111,7 +115,9 @@ def _newest_finished(run_dir: Path) -> Path:
         if found:
             reached.append(f"{stage} is at step {step} of {steps[stage]}")
     state = "; ".join(reached) or "there are no checkpoints"
-    raise UserError(f"{run_dir}: no stage is finished ({state}); go on training, or name a checkpoint step_*")
+    raise UserError(
+        f"{run_dir}: no stage is finished ({state}); go on training, or name a checkpoint step_*"
+    )
 
 
 def load_network(config: Config, found: Path, network: str) -> SegmentationModel:
@@ -165,7 +171,9 @@ def _make_folders(output: Path) -> None:
         ) from error
 
 
-def _write(output: Path, name: str, image: torch.Tensor, labels: torch.Tensor, space: LabelSpace) -> None:
+def _write(
+    output: Path, name: str, image: torch.Tensor, labels: torch.Tensor, space: LabelSpace
+) -> None:
     """image uint8 [3,H,W] and labels uint8 [H,W], on the CPU."""
     mask = Image.fromarray(labels.numpy())
     mask.putpalette(space.palette_bytes())

@@ -34,11 +34,18 @@ def find(environment: Mapping[str, str] = os.environ) -> Ranks:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         defaults = (None, None, "0", "1")
     elif "SLURM_STEP_NODELIST" in environment and "SLURM_STEP_NUM_TASKS" in environment:
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+        names = (
+            "SLURM_PROCID",
+            "SLURM_STEP_NUM_TASKS",
+            "SLURM_LOCALID",
+            "SLURM_STEP_TASKS_PER_NODE",
+        )
         defaults = (None, None, "0", "1")
     else:
         return Ranks()
-    *values, tasks = [environment.get(name, default) for name, default in zip(names, defaults, strict=True)]
+    *values, tasks = [
+        environment.get(name, default) for name, default in zip(names, defaults, strict=True)
+    ]
     if names[3] == "SLURM_STEP_TASKS_PER_NODE":
         tasks = _tasks_of_node(tasks, _number("SLURM_NODEID", environment.get("SLURM_NODEID", "0")))
     ranks = Ranks(*map(_number, names, [*values, tasks]))
@@ -53,7 +60,9 @@ def find(environment: Mapping[str, str] = os.environ) -> Ranks:
 def _tasks_of_node(text: str, node: int) -> str:
     """`8(x2),4` is two nodes of 8 tasks and one of 4; as it stands where it says nothing of the node."""
     nodes = [
-        tasks for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text) for _ in range(int(times or 1))
+        tasks
+        for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+        for _ in range(int(times or 1))
     ]
     return nodes[node] if node < len(nodes) else text
 

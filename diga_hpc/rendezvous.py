@@ -61,7 +61,9 @@ def join(me: Ranks, facts: dict[str, str]) -> dist.Store:
 def _timeout() -> float:
     text = os.environ.get("DIGA_JOIN_TIMEOUT", str(DEFAULT_TIMEOUT))
     if not re.fullmatch(r"\d+(\.\d*)?", text):
-        raise UserError(f"DIGA_JOIN_TIMEOUT={text!r}: expected a number of seconds, as {DEFAULT_TIMEOUT}")
+        raise UserError(
+            f"DIGA_JOIN_TIMEOUT={text!r}: expected a number of seconds, as {DEFAULT_TIMEOUT}"
+        )
     return float(text)
 
 
@@ -70,7 +72,11 @@ def facts(config: Config, device: torch.device) -> dict[str, str]:
 
     Folders of data may differ: each host may have its own copy.
     """
-    versions = {"torch": torch.__version__, "diga_hpc": __version__, "the kind of device": device.type}
+    versions = {
+        "torch": torch.__version__,
+        "diga_hpc": __version__,
+        "the kind of device": device.type,
+    }
     keys = configuration.flat(config)
     return versions | {f"`{k}`": json.dumps(v) for k, v in keys.items() if not k.endswith("root")}
 

@@ -58,23 +58,32 @@ def write_report(run_dir: Path) -> Path:
     curves, skipped_steps = read_metrics(run_dir / "metrics.jsonl")
     alarms = [*read_alarms(run_dir / "metrics.jsonl"), *_broken_files(run_dir)]
     offsets = stage_offsets(curves)
-    html = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    html = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     page = html.from_string(PAGE).render(
         style=STYLE,
         name=run_dir.resolve().name,
-        last_stage=f"self_training_{config.self_training.rounds}" if config.self_training else "warm_up",
+        last_stage=f"self_training_{config.self_training.rounds}"
+        if config.self_training
+        else "warm_up",
         results=Results.read(run_dir),
         facts=run_facts(config, environment, skipped_steps, alarms),
         palette=dict(zip(space.classes, space.palette, strict=True)),
         charts=[draw_chart(key, lines, offsets) for key, lines in curves.items()],
         consensus=read_json(run_dir / "consensus.json", []),
         panels=read_panels(run_dir / "panels"),
-        files={"Resolved configuration": _read_text(run_dir / "config.yaml"), "Environment": environment},
+        files={
+            "Resolved configuration": _read_text(run_dir / "config.yaml"),
+            "Environment": environment,
+        },
         width=CHART_WIDTH,
         height=CHART_HEIGHT,
         left=CHART_LEFT,
         offsets=offsets,
-        color=lambda stage: f"s{position(stage) % 6}",  # of six in the style sheet; a fifth round begins anew
+        color=lambda stage: (
+            f"s{position(stage) % 6}"
+        ),  # of six in the style sheet; a fifth round begins anew
         title=title,
     )
     path = run_dir / "report.html"
@@ -125,10 +134,16 @@ def position(stage: str) -> int:
 def title(name: str) -> str:
     """A stage, or a column of the pictures, as people read it: warm-up, self-training 1, kept labels 1."""
     name = re.sub(r"^consensus_", "kept labels ", name)
-    return name.replace("self_training", "self-training").replace("warm_up", "warm-up").replace("_", " ")
+    return (
+        name.replace("self_training", "self-training")
+        .replace("warm_up", "warm-up")
+        .replace("_", " ")
+    )
 
 
-def run_facts(config: Config, environment: str, skipped_steps: int, alarms: list[str]) -> dict[str, str]:
+def run_facts(
+    config: Config, environment: str, skipped_steps: int, alarms: list[str]
+) -> dict[str, str]:
     """What was run, in a few words each."""
     sections = {name: getattr(config, name) for name in ("source_only", "warm_up", "self_training")}
     steps = [f"{title(name)} {section.steps}" for name, section in sections.items() if section]
@@ -136,14 +151,20 @@ def run_facts(config: Config, environment: str, skipped_steps: int, alarms: list
         steps[-1] += f" in each of {config.self_training.rounds} rounds"
     facts = {
         "Classes": f"{label_space(config).num_classes} ({config.label_space})",
-        "Data": " → ".join(section.kind for section in (config.data.source, config.data.target) if section),
+        "Data": " → ".join(
+            section.kind for section in (config.data.source, config.data.target) if section
+        ),
         "Network": f"{config.model.name}, starting weights {config.model.weights}",
         "Steps": ", ".join(steps),
         "Seed": str(config.seed),
-        "Versions": ", ".join(re.findall(r"^(?:diga_hpc|python|torch) .+$", environment, re.MULTILINE)),
+        "Versions": ", ".join(
+            re.findall(r"^(?:diga_hpc|python|torch) .+$", environment, re.MULTILINE)
+        ),
         "GPU": ", ".join(re.findall(r"^cuda .*device (.+)$", environment, re.MULTILINE)),
         "Guard rails": ", ".join(alarms),
-        "Skipped steps": f"{skipped_steps}: loss or gradient was not finite" if skipped_steps else "",
+        "Skipped steps": f"{skipped_steps}: loss or gradient was not finite"
+        if skipped_steps
+        else "",
     }
     return {name: text for name, text in facts.items() if text}
 
@@ -162,12 +183,18 @@ class Results:
 
     def __init__(self, rows: list[dict[str, Any]]):
         named = [f"{row['stage']}_{row['round']}" if row["round"] else row["stage"] for row in rows]
-        self._rows = {(n, r["network"], r["normalization"]): r for n, r in zip(named, rows, strict=True)}
+        self._rows = {
+            (n, r["network"], r["normalization"]): r for n, r in zip(named, rows, strict=True)
+        }
         self.stages = sorted(set(named), key=position)
         columns = {head: texts for head, texts in self._columns().items() if set(texts) - {"–"}}
         self.heads = ["stage", *columns]
-        self.lines = {stage: [texts[i] for texts in columns.values()] for i, stage in enumerate(self.stages)}
-        self.last = next((stage for stage in reversed(self.stages) if self.get(stage) is not None), None)
+        self.lines = {
+            stage: [texts[i] for texts in columns.values()] for i, stage in enumerate(self.stages)
+        }
+        self.last = next(
+            (stage for stage in reversed(self.stages) if self.get(stage) is not None), None
+        )
 
     @classmethod
     def read(cls, run_dir: Path) -> "Results":
@@ -183,17 +210,27 @@ class Results:
         value, baseline = self.get(stage), self.get("source_only")
         if stage == "source_only" or value is None or baseline is None:
             return None
-        return round(value, 2) - round(baseline, 2)  # what a reader gets who subtracts the numbers shown
+        return round(value, 2) - round(
+            baseline, 2
+        )  # what a reader gets who subtracts the numbers shown
 
     def _columns(self) -> dict[str, list[str]]:
         """Head -> text of each stage."""
-        values = {"\n".join(net): [self.get(s, "miou", net) for s in self.stages] for net in NETWORKS}
-        for key in sorted({key for row in self._rows.values() for key in row if key.startswith("miou_")}):
+        values = {
+            "\n".join(net): [self.get(s, "miou", net) for s in self.stages] for net in NETWORKS
+        }
+        for key in sorted(
+            {key for row in self._rows.values() for key in row if key.startswith("miou_")}
+        ):
             values[f"mIoU\n{key.removeprefix('miou_')}"] = [self.get(s, key) for s in self.stages]
         values["pixel\nacc."] = [self.get(s, "pixel_accuracy") for s in self.stages]
-        columns = {head: ["–" if v is None else f"{v:.2f}" for v in vs] for head, vs in values.items()}
+        columns = {
+            head: ["–" if v is None else f"{v:.2f}" for v in vs] for head, vs in values.items()
+        }
         gains = [self.gain(s) for s in self.stages]
-        return columns | {"vs source\nonly": ["–" if gain is None else f"{gain:+.2f}" for gain in gains]}
+        return columns | {
+            "vs source\nonly": ["–" if gain is None else f"{gain:+.2f}" for gain in gains]
+        }
 
 
 # ------------------------------------------------------------------------------------------------ curves
@@ -214,7 +251,9 @@ def read_metrics(path: Path) -> tuple[dict[str, Lines], int]:
         for key, value in entry.items():
             if key.startswith(CURVES) and isinstance(value, int | float) and math.isfinite(value):
                 curves[key][stage].append((step, value))
-    places = {key: next(i for i, prefix in enumerate(CURVES) if key.startswith(prefix)) for key in curves}
+    places = {
+        key: next(i for i, prefix in enumerate(CURVES) if key.startswith(prefix)) for key in curves
+    }
     ordered = sorted(curves, key=lambda key: (places[key], key))
     return {key: curves[key] for key in ordered}, sum(skipped.values())
 
@@ -253,7 +292,9 @@ def draw_chart(key: str, lines: Lines, offsets: dict[str, float]) -> dict[str, A
     x, y: ticks as (place, text). lines: stage -> (points of a polyline, text of the last value).
     """
     stages = sorted(lines, key=position)
-    moved = {stage: [(offsets[stage] + x, y) for x, y in _thin(sorted(lines[stage]))] for stage in stages}
+    moved = {
+        stage: [(offsets[stage] + x, y) for x, y in _thin(sorted(lines[stage]))] for stage in stages
+    }
     xs, ys = zip(*(point for points in moved.values() for point in points), strict=True)
     x_ticks, y_ticks = _ticks(0, max(xs)), _ticks(min(0, *ys), max(0, *ys))
     x_scale = (CHART_WIDTH - CHART_LEFT - 14) / max(*xs, 1)
@@ -268,7 +309,10 @@ def draw_chart(key: str, lines: Lines, offsets: dict[str, float]) -> dict[str, A
         "x": [(place(x, 0)[0], f"{x:.6g}") for x in x_ticks],
         "y": [(place(0, y)[1], f"{y:.6g}") for y in y_ticks],
         "lines": {
-            stage: (" ".join("{},{}".format(*place(x, y)) for x, y in points), f"{lines[stage][-1][1]:.3g}")
+            stage: (
+                " ".join("{},{}".format(*place(x, y)) for x, y in points),
+                f"{lines[stage][-1][1]:.3g}",
+            )
             for stage, points in moved.items()
         },
     }
@@ -319,7 +363,9 @@ def _column(kind: str) -> float | None:
     if kind in ("image", "truth"):
         return -2 if kind == "image" else -1
     try:
-        return position(kind.replace("consensus_", "self_training_")) - 0.5 * kind.startswith("consensus_")
+        return position(kind.replace("consensus_", "self_training_")) - 0.5 * kind.startswith(
+            "consensus_"
+        )
     except ValueError:
         return None
 
@@ -327,7 +373,9 @@ def _column(kind: str) -> float | None:
 def _data_uri(path: Path) -> str:
     """The picture at most PANEL_WIDTH wide; empty where the file is broken."""
     stream = io.BytesIO()
-    kind, options = ("jpeg", {"quality": 80}) if path.suffix == ".jpg" else ("png", {"optimize": True})
+    kind, options = (
+        ("jpeg", {"quality": 80}) if path.suffix == ".jpg" else ("png", {"optimize": True})
+    )
     try:
         with Image.open(path) as picture:
             height = max(1, round(picture.height * PANEL_WIDTH / picture.width))

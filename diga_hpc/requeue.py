@@ -62,7 +62,8 @@ def _announce(run: Run, environment: Mapping[str, str]) -> None:
 def _progress(run: Run) -> dict[str, int]:
     """How much of every stage is on disk for the next start to go on from; metrics of lost steps do not count."""
     done = {
-        folder.name: max(checkpoint_steps(folder), default=0) for folder in run.path.glob("checkpoints/*")
+        folder.name: max(checkpoint_steps(folder), default=0)
+        for folder in run.path.glob("checkpoints/*")
     }
     for folder in run.path.glob("pseudo_labels/*"):
         done[f"pseudo_labels/{folder.name}"] = sum(1 for _ in folder.glob("*.png"))
@@ -119,7 +120,9 @@ def _requeue(stopped: Stopped, run: Run, job: str) -> str:
         return f"job {job} may be requeued ({asked.answer}); if it is not, submit the same command again to go on"
     if not asked.ok:
         write_json(run.requeues, entries)
-        return f"job {job} was not requeued ({asked.answer}); submit the same command again to go on"
+        return (
+            f"job {job} was not requeued ({asked.answer}); submit the same command again to go on"
+        )
     return f"job {job} is requeued (number {len(mine) + 1}) and goes on by itself"
 
 

@@ -83,7 +83,9 @@ class Run:
         elif self.path.is_dir() and any(
             path != self.logs and not path.name.startswith(".") for path in self.path.iterdir()
         ):
-            raise UserError(f"{self.path}: not empty and not a run directory; set run_dir to a new folder")
+            raise UserError(
+                f"{self.path}: not empty and not a run directory; set run_dir to a new folder"
+            )
 
     def _claim(self) -> None:
         try:
@@ -166,7 +168,9 @@ def read_json(path: Path, default: Any) -> Any:
     except FileNotFoundError:
         return default
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); remove it to have it made again") from error
+        raise UserError(
+            f"{path}: not readable as JSON ({error}); remove it to have it made again"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -178,12 +182,22 @@ def write_json(path: Path, value: Any) -> None:
 @functools.cache
 def source_commit() -> str:
     """The commit of the source that runs, `-dirty` behind it where it was changed; empty outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--exclude=*",
+    ]
     try:
         # Installed inside some other repository, the package is not one of its files.
         subprocess.run([*command[:3], "ls-files", "--error-unmatch", Path(__file__).name],
                        check=True, capture_output=True, timeout=20)  # fmt: skip
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=20
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -192,7 +206,10 @@ def environment() -> str:
     """Versions, machine and command, one a line."""
     import torch
 
-    lines = [f"diga_hpc {__version__} {source_commit()}".rstrip(), f"python {platform.python_version()}"]
+    lines = [
+        f"diga_hpc {__version__} {source_commit()}".rstrip(),
+        f"python {platform.python_version()}",
+    ]
     for package in VERSIONED:
         try:
             lines.append(f"{package} {metadata.version(package)}")

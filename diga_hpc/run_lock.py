@@ -102,7 +102,9 @@ class RunLock:
                 if other is not None and other != self.holder and not self._released.is_set():
                     # This process slept for so long (a suspended machine) that another one took its place.
                     # A checkpoint that is still being written lies where the new owner writes its own.
-                    failures.end(f"{self.path}: {other} has taken over this run", code=1, finishing=0)
+                    failures.end(
+                        f"{self.path}: {other} has taken over this run", code=1, finishing=0
+                    )
 
 
 def _me() -> Holder:
@@ -121,7 +123,11 @@ def _refusal(path: Path, other: Holder | None, me: Holder) -> str | None:
     silent = _age(path)
     if alive is False or (alive is None and silent > STALE):
         return None
-    hint = "" if alive else f" (last sign of life {silent:.0f} s ago; taken as dead after {STALE:.0f} s)"
+    hint = (
+        ""
+        if alive
+        else f" (last sign of life {silent:.0f} s ago; taken as dead after {STALE:.0f} s)"
+    )
     return f"{path.parent}: in use by {other}{hint}; wait until it ends, end it, or set run_dir to another folder"
 
 

@@ -55,7 +55,9 @@ class Job:
 
     def rank_logs(self) -> RankLogs:
         return (
-            RankLogs.of_submitit(self.logs, self.id) if self.logs.is_dir() else RankLogs.of_script(self.logs)
+            RankLogs.of_submitit(self.logs, self.id)
+            if self.logs.is_dir()
+            else RankLogs.of_script(self.logs)
         )
 
 
@@ -213,12 +215,16 @@ def progress(run_dir: Path, config: Config | None) -> list[Progress]:
     rounds = config.self_training.rounds if config.self_training else 0
     for number in range(1, rounds + 1):
         stages.append(_labelling(run_dir, number, config))
-        stages.append(_training(run_dir, f"self_training_{number}", config.self_training.steps, metrics))
+        stages.append(
+            _training(run_dir, f"self_training_{number}", config.self_training.steps, metrics)
+        )
     trained = sum(stage.unit == "steps" for stage in stages)
     return [*stages, _evaluation(run_dir, trained, config)]
 
 
-def _training(run_dir: Path, stage: str, steps: int, metrics: Mapping[str, dict[str, Any]]) -> Progress:
+def _training(
+    run_dir: Path, stage: str, steps: int, metrics: Mapping[str, dict[str, Any]]
+) -> Progress:
     checkpoints = checkpoint_steps(run_dir / "checkpoints" / stage)
     last = metrics.get(stage, {})
     done = max([*checkpoints, int(last.get("step", 0))], default=0)
@@ -232,7 +238,12 @@ def _labelling(run_dir: Path, number: int, config: Config) -> Progress:
     )  # a number for the built-in data, a folder's name for others
     finished = (run_dir / f"centroids/round_{number}.safetensors").is_file()
     return Progress(
-        f"pseudo_labels_{number}", done, total if isinstance(total, int) else None, "images", finished, {}
+        f"pseudo_labels_{number}",
+        done,
+        total if isinstance(total, int) else None,
+        "images",
+        finished,
+        {},
     )
 
 
@@ -295,7 +306,9 @@ def show(run_dir: Path, lines: int = 10) -> None:
     for failure in failed[:SHOWN_RANKS]:
         console.print(f"{failure}, end of {failure.log}:", style="bold red", soft_wrap=True)
         # As they are: a log may hold what rich takes for markup.
-        console.print("\n".join(f"  {line}" for line in failure.lines), markup=False, soft_wrap=True)
+        console.print(
+            "\n".join(f"  {line}" for line in failure.lines), markup=False, soft_wrap=True
+        )
     if len(failed) > SHOWN_RANKS:
         console.print(f"{len(failed) - SHOWN_RANKS} more ranks failed")
 

@@ -37,7 +37,9 @@ def parse(texts: Iterable[str]) -> dict[str, list[str]]:
         if not key or not parts or ",".join(parts) != listed:
             raise UserError(f"--sweep {text!r}: expected key=value,value, for example seed=0,1,2")
         if key in values:
-            raise UserError(f"--sweep {text!r}: `{key}` is swept twice; give all its values at once")
+            raise UserError(
+                f"--sweep {text!r}: `{key}` is swept twice; give all its values at once"
+            )
         values[key] = [part.strip() for part in parts]
     return values
 
@@ -51,22 +53,34 @@ def combinations(values: Values, overrides: Iterable[str] = ()) -> dict[str, dic
     for key in values:
         if key in taken:
             reason = (
-                "each run gets its own" if key == "run_dir" else "it is also set behind the configuration"
+                "each run gets its own"
+                if key == "run_dir"
+                else "it is also set behind the configuration"
             )
             raise UserError(f"--sweep {key}: `{key}` cannot be swept, {reason}")
     texts = [[_text(value) for value in listed] for listed in values.values()]
     runs: dict[str, dict[str, str]] = {}
     for combination in itertools.product(*texts):
         chosen = dict(zip(values, combination, strict=True))
-        name = re.sub(r"[^\w.,=+-]", "_", ",".join(f"{key}={value}" for key, value in chosen.items()))
+        name = re.sub(
+            r"[^\w.,=+-]", "_", ",".join(f"{key}={value}" for key, value in chosen.items())
+        )
         if name in runs or len(name.encode()) > NAME_LIMIT:
-            problem = "two runs have this name" if name in runs else f"name longer than {NAME_LIMIT} bytes"
-            raise UserError(f"--sweep: {name[:NAME_LIMIT]}: {problem}; sweep fewer keys or other values")
+            problem = (
+                "two runs have this name"
+                if name in runs
+                else f"name longer than {NAME_LIMIT} bytes"
+            )
+            raise UserError(
+                f"--sweep: {name[:NAME_LIMIT]}: {problem}; sweep fewer keys or other values"
+            )
         runs[name] = chosen
     return runs
 
 
-def record(folder: Path, stage: str, runs: Mapping[str, Mapping[str, str]], jobs: Mapping[str, str]) -> None:
+def record(
+    folder: Path, stage: str, runs: Mapping[str, Mapping[str, str]], jobs: Mapping[str, str]
+) -> None:
     """Write sweep.json; runs of an earlier launch into the same folder stay in it."""
     entries = {name: {"set": dict(runs[name]), "job": jobs[name], "stage": stage} for name in runs}
     write_json(folder / SWEEP_FILE, {"runs": read(folder) | entries})
@@ -84,7 +98,9 @@ def collect(folder: Path) -> list[dict[str, Any]]:
     """
     runs = read(folder)
     reports = status.read_all({name: folder / name for name in runs if (folder / name).is_dir()})
-    states = dict.fromkeys(runs, "removed") | {name: report.summary for name, report in reports.items()}
+    states = dict.fromkeys(runs, "removed") | {
+        name: report.summary for name, report in reports.items()
+    }
     rows = [
         {"run": name, "state": states[name], **entry["set"], **_scores(folder / name)}
         for name, entry in runs.items()
@@ -115,7 +131,8 @@ def show(folder: Path) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "mIoU in % of the students, with running and with adapted statistics; all numbers:", soft_wrap=True
+        "mIoU in % of the students, with running and with adapted statistics; all numbers:",
+        soft_wrap=True,
     )
     console.print(folder / "results.csv", soft_wrap=True)
 

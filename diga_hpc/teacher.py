@@ -22,7 +22,9 @@ class Teacher:
             for module in self.model.modules():
                 if isinstance(module, BatchNorm):
                     module.train()
-                    module.momentum = 0.0  # normalise by the batch, keep the averaged running statistics
+                    module.momentum = (
+                        0.0  # normalise by the batch, keep the averaged running statistics
+                    )
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> Prediction:
@@ -36,7 +38,9 @@ class Teacher:
         alpha = min(1 - 1 / (step + 1), self.section.momentum)
         own, new = list(self.model.parameters()), list(student.parameters())
         own_stats, new_stats = float_buffers(self.model), float_buffers(student)
-        torch._foreach_lerp_(own + own_stats, [t.detach().float() for t in new + new_stats], 1 - alpha)
+        torch._foreach_lerp_(
+            own + own_stats, [t.detach().float() for t in new + new_stats], 1 - alpha
+        )
 
     @torch.no_grad()
     def distance(self, student: nn.Module) -> float:

@@ -87,7 +87,11 @@ class Context:
 
 
 def train(
-    context: Context, stage: Stage, student: SegmentationModel, source: AnyDataset, target: AnyDataset | None
+    context: Context,
+    stage: Stage,
+    student: SegmentationModel,
+    source: AnyDataset,
+    target: AnyDataset | None,
 ):
     """Train `stage` to its last step, going on from its newest checkpoint.
 
@@ -127,7 +131,9 @@ def _newest(context: Context, stage: Stage) -> Path | None:
 
 def _newest_of(context: Context, stage: str, steps: int) -> Path | None:
     """The newest checkpoint of a stage of so many steps."""
-    found = checkpoint.newest(context.run.checkpoints(stage), stage, configuration.identity(context.config))
+    found = checkpoint.newest(
+        context.run.checkpoints(stage), stage, configuration.identity(context.config)
+    )
     if found and checkpoint.read_state(found)["step"] > steps:
         raise UserError(
             f"{found}: is behind the end of {stage}, which has {steps} steps; remove the folder to go on from the "
@@ -136,12 +142,16 @@ def _newest_of(context: Context, stage: str, steps: int) -> Path | None:
     return found
 
 
-def _check_fit(path: Path, groups: Groups, student: SegmentationModel, stage: Stage, config: Config) -> None:
+def _check_fit(
+    path: Path, groups: Groups, student: SegmentationModel, stage: Stage, config: Config
+) -> None:
     """Raise UserError where the tensors are not those of this network, optimiser and stage."""
     network = forms(student.state_dict())
     trainable = forms({name: p for name, p in student.named_parameters() if p.requires_grad})
     moments = MOMENTS[config.optimizer.name]
-    optimizer = {f"{moment}/{name}": shape for moment in moments for name, shape in trainable.items()}
+    optimizer = {
+        f"{moment}/{name}": shape for moment in moments for name, shape in trainable.items()
+    }
     expected = {
         "student": network,
         "teacher": network,
@@ -150,7 +160,9 @@ def _check_fit(path: Path, groups: Groups, student: SegmentationModel, stage: St
     }
     for stem, wanted in expected.items():
         found = forms(groups.get(stem, {}))
-        strange = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        strange = sorted(
+            name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+        )
         if strange:
             raise UserError(
                 f"{path}/{stem}.safetensors: not of this network and optimiser ({len(strange)} tensors differ: "
@@ -169,7 +181,9 @@ def forms(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
 class _Loop:
     """One stage being trained."""
 
-    def __init__(self, context: Context, stage: Stage, engine: Engine, teacher: Teacher, state: dict):
+    def __init__(
+        self, context: Context, stage: Stage, engine: Engine, teacher: Teacher, state: dict
+    ):
         self.context = context
         self.stage = stage
         self.engine = engine
@@ -182,7 +196,9 @@ class _Loop:
         self.guards = Guards(context.config.guards, stage.name)
         self.broken_files = context.broken_files()
         folder = context.run.checkpoints(stage.name)
-        self.writer = CheckpointWriter(folder, context.config.logging) if context.world.is_main else None
+        self.writer = (
+            CheckpointWriter(folder, context.config.logging) if context.world.is_main else None
+        )
 
     def run(self, source: AnyDataset, target: AnyDataset | None) -> None:
         config, world, section = self.context.config, self.context.world, self.stage.section
@@ -192,7 +208,12 @@ class _Loop:
             workers=config.data.workers, pin_memory=world.device.type == "cuda",
         )  # fmt: skip
         journal = Journal(
-            self.context.run.metrics, config.logging, world, self.stage.name, self.done, section.steps
+            self.context.run.metrics,
+            config.logging,
+            world,
+            self.stage.name,
+            self.done,
+            section.steps,
         )
         self.engine.student.train()
         first = self.done + 1
@@ -207,7 +228,9 @@ class _Loop:
                 if self.done == first:
                     self._prepare_saving()
                 if self.writer and self.writer.failed:
-                    self.context.stop.requested = True  # all ranks stop together, and find the error in _save
+                    self.context.stop.requested = (
+                        True  # all ranks stop together, and find the error in _save
+                    )
                 last, stopping = self.done == section.steps, self.context.stop.at_step_boundary()
                 alarmed = self._is_stuck() or self.guards.alarm
                 if last or stopping or alarmed or self.done % config.logging.every == 0:

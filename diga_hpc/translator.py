@@ -52,12 +52,16 @@ def color_statistics(image: torch.Tensor) -> torch.Tensor:
 
 def match_color_statistics(source: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
     """Mean and standard deviation of each Lab channel become the target's (Reinhard et al., 2001)."""
-    (mean, std), (wanted_mean, wanted_std) = style[..., None, None].transpose(0, 1).transpose(1, 2).unbind()
+    (mean, std), (wanted_mean, wanted_std) = (
+        style[..., None, None].transpose(0, 1).transpose(1, 2).unbind()
+    )
     moved = (rgb_to_lab(source) - mean) / (std + 1e-5) * wanted_std + wanted_mean
     return lab_to_rgb(moved)
 
 
-def exchange_low_frequencies(source: torch.Tensor, target: torch.Tensor, window: float) -> torch.Tensor:
+def exchange_low_frequencies(
+    source: torch.Tensor, target: torch.Tensor, window: float
+) -> torch.Tensor:
     """The amplitude of the lowest frequencies becomes the target's, the phase stays (Yang and Soatto, 2020).
 
     The window reaches `window` times the shorter side to each side of frequency zero, at least 1.
@@ -79,9 +83,15 @@ def rgb_to_lab(image: torch.Tensor) -> torch.Tensor:
     Constants are Python numbers, here and on the way back: kornia's are tensors made anew by every call, and bringing
     one to a GPU waits for it.
     """
-    linear = torch.where(image > 0.04045, ((image + 0.055).clamp(min=0) / 1.055) ** 2.4, image / 12.92)
+    linear = torch.where(
+        image > 0.04045, ((image + 0.055).clamp(min=0) / 1.055) ** 2.4, image / 12.92
+    )
     xyz = torch.stack(
-        [c / white for c, white in zip(_mixed(linear.unbind(-3), XYZ_FROM_RGB), WHITE, strict=True)], -3
+        [
+            c / white
+            for c, white in zip(_mixed(linear.unbind(-3), XYZ_FROM_RGB), WHITE, strict=True)
+        ],
+        -3,
     )
     roots = torch.where(xyz > 0.008856, xyz.clamp(min=0.008856) ** (1 / 3), 7.787 * xyz + 4 / 29)
     x, y, z = roots.unbind(-3)
@@ -100,7 +110,9 @@ def lab_to_rgb(image: torch.Tensor) -> torch.Tensor:
     return torch.where(linear > 0.0031308, curved, 12.92 * linear).clamp(0, 1)
 
 
-def _mixed(channels: Sequence[torch.Tensor], matrix: tuple[tuple[float, ...], ...]) -> list[torch.Tensor]:
+def _mixed(
+    channels: Sequence[torch.Tensor], matrix: tuple[tuple[float, ...], ...]
+) -> list[torch.Tensor]:
     """Each row of the matrix times the three channels."""
     first, second, third = channels
     return [first * a + second * b + third * c for a, b, c in matrix]

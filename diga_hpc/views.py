@@ -97,4 +97,6 @@ def target_mix(
     Images [B,3,H,W], labels uint8 [B,H,W]; labels are pasted likewise, 255 included. Returns both.
     """
     chosen = chosen_pixels(paste_table, source_labels)
-    return torch.where(chosen, source, target_color), torch.where(chosen[:, 0], source_labels, target_labels)
+    return torch.where(chosen, source, target_color), torch.where(
+        chosen[:, 0], source_labels, target_labels
+    )

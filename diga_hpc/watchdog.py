@@ -28,11 +28,15 @@ from diga_hpc.errors import EXIT_USER_ERROR, ReportedByRank0, Stopped, UserError
 from diga_hpc.processes import Process
 
 BEAT = 1.0  # seconds between two beats
-SILENT = 25.0  # seconds after which a rank is taken as lost; what a node may stall without being dead
+SILENT = (
+    25.0  # seconds after which a rank is taken as lost; what a node may stall without being dead
+)
 SUSPECTED_SILENT = 6.0
 # Seconds between seeing a process gone or a connection closed and ending: a rank may just be done.
 GRACE = 2.0
-TELLING = 2.5  # seconds that rank 0, which may hold the store, stays for the others to read what happened
+TELLING = (
+    2.5  # seconds that rank 0, which may hold the store, stays for the others to read what happened
+)
 LEAVING = 2.0  # seconds that a thread has for what it is doing when watching ends
 PATIENCE = 15.0  # seconds that a failed collective waits for the rank that made it fail to be named
 STORE_TIMEOUT = timedelta(seconds=60)
@@ -71,7 +75,9 @@ class Watchdog:
         self._published = threading.Event()
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._judge)]
+        self._threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._talk, self._judge)
+        ]
 
     def start(self) -> None:
         """Start watching. Every rank calls it, once it has introduced itself."""
@@ -199,7 +205,8 @@ class Watchdog:
         for rank, (_, when) in list(self._seen.items()):
             if now - when > patience:
                 return self._failed(
-                    rank, f"no sign of life for {patience:.0f} s: its host or process is stuck or gone"
+                    rank,
+                    f"no sign of life for {patience:.0f} s: its host or process is stuck or gone",
                 )
         return None
 
@@ -214,7 +221,9 @@ class Watchdog:
         return None
 
     def _failed(self, rank: int, cause: str) -> Failure:
-        return Failure(rank, self._who[rank].host if rank in self._who else "an unknown host", cause)
+        return Failure(
+            rank, self._who[rank].host if rank in self._who else "an unknown host", cause
+        )
 
     def _name(self) -> str:
         return f"rank {self.rank} on {processes.host()}"

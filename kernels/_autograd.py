@@ -12,7 +12,9 @@ def gradient_wanted(logits: Tensor) -> bool:
     return torch.is_grad_enabled() and logits.requires_grad
 
 
-def attach_gradients(logits: Tensor, losses: list[Tensor], gradients: list[Tensor]) -> tuple[Tensor, ...]:
+def attach_gradients(
+    logits: Tensor, losses: list[Tensor], gradients: list[Tensor]
+) -> tuple[Tensor, ...]:
     """The losses, differentiable in `logits` if there is a gradient [N or fewer, K, h, w] for each of them.
 
     The first gradient covers all N images; a later one may cover only the first few.

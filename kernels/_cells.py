@@ -67,7 +67,9 @@ def store_corners(planes, corners, cells, live, lane, K: tl.constexpr, LANES: tl
     for c in tl.static_range((K + LANES - 1) // LANES):
         k = c * LANES + lane
         for corner in tl.static_range(4):
-            tl.store(planes + (4 * k + corner) * cells, corners[4 * c + corner], mask=live & (k < K))
+            tl.store(
+                planes + (4 * k + corner) * cells, corners[4 * c + corner], mask=live & (k < K)
+            )
 
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:

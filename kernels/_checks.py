@@ -45,7 +45,9 @@ def check_cross_entropy_loss(
 ) -> None:
     """Raise ValueError unless the arguments of `cross_entropy_loss` fit each other."""
     _check_maps("logits", logits, "B, K, h, w")
-    _check_target(labels, logits.shape[0], logits.shape[1], class_weights, normalizer, logits.device)
+    _check_target(
+        labels, logits.shape[0], logits.shape[1], class_weights, normalizer, logits.device
+    )
 
 
 def check_warm_up_loss(
@@ -87,11 +89,15 @@ def check_consensus_labels(
     _check_device("centroids", centroids, features.device)
     _check_labels(labels, features.shape[0], features.device)
     if seen is not None:
-        good = isinstance(seen, Tensor) and seen.dtype == torch.bool and list(seen.shape) == [classes]
+        good = (
+            isinstance(seen, Tensor) and seen.dtype == torch.bool and list(seen.shape) == [classes]
+        )
         _require(good, "seen", seen, f"bool [{classes}], one flag per centroid")
         _check_device("seen", seen, features.device)
     if not 0 <= ignore_index <= 255:
-        raise ValueError(f"ignore_index is {ignore_index!r}: expected 0..255, because labels are uint8")
+        raise ValueError(
+            f"ignore_index is {ignore_index!r}: expected 0..255, because labels are uint8"
+        )
     if centroids.device.type == "cpu":
         finite = centroids.detach().isfinite().all(dim=1)
         finite = finite if seen is None else finite | ~seen
@@ -113,7 +119,12 @@ def check_argmax_labels(scales: list[Tensor], size: Sequence[int]) -> None:
 
 
 def _check_maps(name: str, maps: Tensor, letters: str) -> None:
-    good = isinstance(maps, Tensor) and maps.dim() == 4 and maps.is_floating_point() and maps.numel() > 0
+    good = (
+        isinstance(maps, Tensor)
+        and maps.dim() == 4
+        and maps.is_floating_point()
+        and maps.numel() > 0
+    )
     _require(good, name, maps, f"a non-empty floating-point tensor [{letters}]")
 
 
@@ -121,7 +132,9 @@ def _check_two_views(student_logits: Tensor, teacher_logits: Tensor) -> None:
     _check_maps("student_logits", student_logits, "2B, K, h, w")
     _check_maps("teacher_logits", teacher_logits, "2B, K, h, w")
     even = student_logits.shape[0] % 2 == 0
-    _require(even, "student_logits", student_logits, "an even number of images: views 1, then views 2")
+    _require(
+        even, "student_logits", student_logits, "an even number of images: views 1, then views 2"
+    )
     shape = student_logits.shape
     _require(
         teacher_logits.shape == shape,
@@ -138,13 +151,21 @@ def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
 
 
 def _check_size(size: Sequence[int]) -> None:
-    good = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
+    good = (
+        isinstance(size, Sequence)
+        and len(size) == 2
+        and all(isinstance(n, int) and n > 0 for n in size)
+    )
     if not good:
         raise ValueError(f"size is {size!r}: expected (H, W), two positive integers")
 
 
 def _check_labels(labels: Tensor, images: int, device: torch.device) -> None:
-    good = isinstance(labels, Tensor) and labels.dtype in (torch.uint8, torch.int64) and labels.dim() == 3
+    good = (
+        isinstance(labels, Tensor)
+        and labels.dtype in (torch.uint8, torch.int64)
+        and labels.dim() == 3
+    )
     good = good and labels.shape[0] == images and labels.numel() > 0
     _require(good, "labels", labels, f"uint8 or int64 [{images}, H, W], one label map per image")
     _check_device("labels", labels, device)

@@ -58,7 +58,9 @@ def operation(reference: Callable, triton_module: str | None = None) -> Callable
         if isinstance(first, (list, tuple)) and first:
             first = first[0]
         function = reference  # it also has the error message for what is no tensor
-        if isinstance(first, Tensor) and _use_triton(first.device.type, triton_module, reference.__name__):
+        if isinstance(first, Tensor) and _use_triton(
+            first.device.type, triton_module, reference.__name__
+        ):
             function = _loaded[reference.__name__]
         return function(*arguments, **options)
 

@@ -15,7 +15,9 @@ from ._upsampling import Tile, Upsampling, arithmetic_dtype, to_nodes
 _LOG2_E = 1 / math.log(2)
 
 
-def logit_nodes(logits: Tensor, temperature: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
+def logit_nodes(
+    logits: Tensor, temperature: float = 1.0, dtype: torch.dtype | None = None
+) -> Tensor:
     """Logits as nodes [h, N, K, w] in base-2 units, the maximum of each node subtracted.
 
     Upsampling spreads a node's maximum over all classes alike, so it changes neither softmax nor losses;
@@ -68,7 +70,9 @@ def scan(
     A mask goes with A and P only; True where a pixel counts.
     """
     N, K = nodes_hNKw.shape[1:3]
-    A_N, label_loss, label_weight = (nodes_hNKw.new_zeros(n, dtype=torch.float64) for n in ((N,), (), ()))
+    A_N, label_loss, label_weight = (
+        nodes_hNKw.new_zeros(n, dtype=torch.float64) for n in ((N,), (), ())
+    )
     P = torch.zeros_like(nodes_hNKw) if partition and gradient else None
     label_gradient = torch.zeros_like(nodes_hNKw) if target is not None and gradient else None
     for tile in upsampling.tiles(N, K):

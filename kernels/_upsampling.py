@@ -63,7 +63,9 @@ class Upsampling:
         """Add U^T values to `total`, in place; values are zero outside `tile`."""
         node_rows, weights_Rn = self._axis_weights(0, tile.rows)
         node_columns, weights_Cm = self._axis_weights(1, tile.columns)
-        narrow_nNKC = torch.mm(weights_Rn.t(), values_RNKC.flatten(1)).view(-1, *values_RNKC.shape[1:])
+        narrow_nNKC = torch.mm(weights_Rn.t(), values_RNKC.flatten(1)).view(
+            -1, *values_RNKC.shape[1:]
+        )
         total_hNKw[node_rows, tile.images, :, node_columns] += torch.matmul(narrow_nNKC, weights_Cm)
 
     def tiles(self, images: int, classes: int) -> Iterator[Tile]:
@@ -72,7 +74,11 @@ class Upsampling:
         if self.device.type == "cpu":
             # 4 x 16 cells (the squares between nodes): more cells make the products longer, fewer make the
             # nodes that neighbouring tiles both read a larger share.
-            budget, rows, columns = _CPU_TILE_ELEMENTS, max(16, 4 * -(-H // h)), max(64, 16 * -(-W // w))
+            budget, rows, columns = (
+                _CPU_TILE_ELEMENTS,
+                max(16, 4 * -(-H // h)),
+                max(64, 16 * -(-W // w)),
+            )
         else:
             budget, rows, columns = _ACCELERATOR_TILE_ELEMENTS, H, W
         columns = min(columns, W)
@@ -88,7 +94,12 @@ class Upsampling:
         key = (axis, outputs.start, outputs.stop)
         if key not in self._weights:
             self._weights[key] = _hat_weights(
-                outputs, self.in_size[axis], self.out_size[axis], self.align_corners, self.dtype, self.device
+                outputs,
+                self.in_size[axis],
+                self.out_size[axis],
+                self.align_corners,
+                self.dtype,
+                self.device,
             )
         return self._weights[key]
 
@@ -104,7 +115,12 @@ def axis_positions(n_in: int, n_out: int, align_corners: bool) -> tuple[int, int
 
 
 def _hat_weights(
-    outputs: slice, n_in: int, n_out: int, align_corners: bool, dtype: torch.dtype, device: torch.device
+    outputs: slice,
+    n_in: int,
+    n_out: int,
+    align_corners: bool,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> tuple[slice, Tensor]:
     """Node j weighs max(0, 1 - |x - j|) at the output whose position among the nodes is x."""
     step, offset, denominator = axis_positions(n_in, n_out, align_corners)

@@ -105,7 +105,9 @@ def _label_strips(
         )
         unit = (y_unit + i * 0).to(tl.float32)
         for r in tl.static_range(ROWS):
-            position = tl.minimum(tl.maximum((y_first + r) * y_step + y_offset, 0), (h - 1) * y_unit)
+            position = tl.minimum(
+                tl.maximum((y_first + r) * y_step + y_offset, 0), (h - 1) * y_unit
+            )
             # Rounded as in IEEE 754: a weight must be 0 exactly on a node row, whose neighbours may not be finite.
             t = tl.div_rn((position - i * y_unit).to(tl.float32), unit)
             top = tl.maximum(1.0 - t, 0.0)
@@ -150,7 +152,9 @@ def _label_strips(
         chosen = winner[r]
         if AGREE:
             label = tl.load(
-                labels + n * label_stride_n + y * label_stride_y + x * label_stride_x, mask=exists, other=0
+                labels + n * label_stride_n + y * label_stride_y + x * label_stride_x,
+                mask=exists,
+                other=0,
             )
             if labels.dtype.element_ty == tl.uint8:
                 label = label.to(tl.int32)
@@ -197,7 +201,9 @@ def label_strips(
     result = torch.empty(B, H, W, dtype=torch.uint8, device=maps[0].device)
     grid = (triton.cdiv(W, _WARP), triton.cdiv(H, rows), B)
     agree = labels is not None
-    counts = torch.empty(grid[0] * grid[1] * B if agree else 0, K, dtype=torch.int16, device=result.device)
+    counts = torch.empty(
+        grid[0] * grid[1] * B if agree else 0, K, dtype=torch.int16, device=result.device
+    )
     if not agree:
         labels = result
     with on_device(result):
@@ -211,7 +217,9 @@ def label_strips(
 def _rows_per_strip(positions: Sequence[tuple[int, int, int]], H: int) -> int:
     """The most rows, a power of two, that span at most one node distance in every scale."""
     rows = MAX_ROWS
-    while rows > 1 and (rows >= 2 * H or any((rows - 1) * step > unit for step, _, unit in positions)):
+    while rows > 1 and (
+        rows >= 2 * H or any((rows - 1) * step > unit for step, _, unit in positions)
+    ):
         rows //= 2
     return rows
 
@@ -223,7 +231,9 @@ def supported(maps: Sequence[Tensor]) -> bool:
 
 def _reach(maps: Tensor) -> int:
     """The offset of the last element of an image from its first."""
-    return sum((n - 1) * stride for n, stride in zip(maps.shape[1:], maps.stride()[1:], strict=True))
+    return sum(
+        (n - 1) * stride for n, stride in zip(maps.shape[1:], maps.stride()[1:], strict=True)
+    )
 
 
 @torch.library.custom_op("diga_hpc::argmax_labels", mutates_args=())

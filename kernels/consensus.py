@@ -139,6 +139,13 @@ def consensus_labels(
     checks.check_consensus_labels(features, centroids, labels, seen, ignore_index)
     if not supported([features, centroids]):
         return reference.consensus_labels(
-            features, centroids, labels, seen=seen, ignore_index=ignore_index, align_corners=align_corners
+            features,
+            centroids,
+            labels,
+            seen=seen,
+            ignore_index=ignore_index,
+            align_corners=align_corners,
         )
-    return _consensus_labels(features.detach(), centroids.detach(), labels, seen, ignore_index, align_corners)
+    return _consensus_labels(
+        features.detach(), centroids.detach(), labels, seen, ignore_index, align_corners
+    )

@@ -75,7 +75,9 @@ def _cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, gradient, factor) as in `Segmented`."""
     target = Target(labels, class_weights, ignore_index)
-    sums = scan(logits, labels.shape[1:], align_corners, partition=False, target=target, gradient=gradient)
+    sums = scan(
+        logits, labels.shape[1:], align_corners, partition=False, target=target, gradient=gradient
+    )
     return segment(sums, labels, valid)
 
 

@@ -45,7 +45,9 @@ def _couple_views(
     j = node % w
     exists = (node < h * w) & (k < K)
     s = tl.load(
-        student + n * stride_n + k * stride_k + i * stride_h + j * stride_w, mask=exists, other=-1e30
+        student + n * stride_n + k * stride_k + i * stride_h + j * stride_w,
+        mask=exists,
+        other=-1e30,
     ).to(tl.float32)
     t = tl.load(
         teacher + taught_by * teacher_stride_n + k * teacher_stride_k + i * teacher_stride_h
@@ -175,7 +177,14 @@ def _symmetric_kl(
     """(loss, gradient, factor) as in `Distilled`; the gradient is empty unless it is wanted."""
     size, B = (height, width), len(student_logits) // 2
     counted = None if mask is None else torch.cat([mask, mask])
-    sums = scan(student_logits, size, align_corners, mask=counted, temperature=temperature, gradient=gradient)
+    sums = scan(
+        student_logits,
+        size,
+        align_corners,
+        mask=counted,
+        temperature=temperature,
+        gradient=gradient,
+    )
     views = sums.partition[:B], sums.partition[B:]
     return distil(
         student_logits, views, sums.gradient, teacher_logits, size, counted,
@@ -185,10 +194,20 @@ def _symmetric_kl(
 
 @_symmetric_kl.register_fake
 def _(
-    student_logits, teacher_logits, mask, height, width, reverse_weight, temperature, align_corners, gradient
+    student_logits,
+    teacher_logits,
+    mask,
+    height,
+    width,
+    reverse_weight,
+    temperature,
+    align_corners,
+    gradient,
 ):
     loss = student_logits.new_empty((), dtype=torch.float32)
-    result = torch.empty_like(student_logits, dtype=torch.float32) if gradient else loss.new_empty(0)
+    result = (
+        torch.empty_like(student_logits, dtype=torch.float32) if gradient else loss.new_empty(0)
+    )
     return loss, result, loss.new_empty(len(student_logits))
 
 
@@ -206,7 +225,9 @@ def symmetric_kl_loss(
     align_corners: bool = True,
 ) -> Tensor:
     """`reference.symmetric_kl_loss`, on the device that holds the logits."""
-    checks.check_symmetric_kl_loss(student_logits, teacher_logits, size, reverse_weight, temperature, mask)
+    checks.check_symmetric_kl_loss(
+        student_logits, teacher_logits, size, reverse_weight, temperature, mask
+    )
     if not (supported(student_logits, size) and supported(teacher_logits, size)):
         return reference.symmetric_kl_loss(
             student_logits, teacher_logits, size, reverse_weight=reverse_weight, temperature=temperature,

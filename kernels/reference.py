@@ -75,7 +75,9 @@ def symmetric_kl_loss(
     Raises:
         ValueError: an argument has another shape, dtype or range than stated.
     """
-    checks.check_symmetric_kl_loss(student_logits, teacher_logits, size, reverse_weight, temperature, mask)
+    checks.check_symmetric_kl_loss(
+        student_logits, teacher_logits, size, reverse_weight, temperature, mask
+    )
     wanted = gradient_wanted(student_logits)
     with exact_arithmetic(student_logits.device):
         student = logit_nodes(student_logits, temperature)
@@ -159,7 +161,13 @@ def warm_up_loss(
         ValueError: an argument has another shape, dtype or range than stated.
     """
     checks.check_warm_up_loss(
-        student_logits, teacher_logits, labels, class_weights, reverse_weight, temperature, normalizer
+        student_logits,
+        teacher_logits,
+        labels,
+        class_weights,
+        reverse_weight,
+        temperature,
+        normalizer,
     )
     B, K = student_logits.shape[0] // 2, student_logits.shape[1]
     wanted = gradient_wanted(student_logits)
@@ -168,10 +176,14 @@ def warm_up_loss(
         upsampling = Upsampling(student, labels.shape[1:], align_corners)
         target = Target(labels, K, ignore_index, class_weights)
         one_pass = temperature == 1  # otherwise the two losses need different softmaxes
-        view_1 = scan(student[:, :B], upsampling, target=target, partition=one_pass, gradient=wanted)
+        view_1 = scan(
+            student[:, :B], upsampling, target=target, partition=one_pass, gradient=wanted
+        )
         segmentation, gradient_1 = _segmentation(view_1, labels, normalizer)
         if one_pass:
-            sums = join_views(view_1, scan(student[:, B:], upsampling, partition=True, gradient=wanted))
+            sums = join_views(
+                view_1, scan(student[:, B:], upsampling, partition=True, gradient=wanted)
+            )
         else:
             student = logit_nodes(student_logits, temperature)
             sums = scan(student, upsampling, partition=True, gradient=wanted)
@@ -180,8 +192,13 @@ def warm_up_loss(
         )
         gradients = []
         if wanted:
-            gradients = [from_nodes(gradient, student_logits), from_nodes(gradient_1, student_logits[:B])]
-    distillation, segmentation = attach_gradients(student_logits, [distillation, segmentation], gradients)
+            gradients = [
+                from_nodes(gradient, student_logits),
+                from_nodes(gradient_1, student_logits[:B]),
+            ]
+    distillation, segmentation = attach_gradients(
+        student_logits, [distillation, segmentation], gradients
+    )
     return segmentation, distillation
 
 
@@ -255,7 +272,11 @@ def argmax_labels(
     checks.check_argmax_labels(scales, size)
     B, K = scales[0].shape[:2]
     with exact_arithmetic(scales[0].device):
-        dtype = torch.float64 if any(scale.dtype == torch.float64 for scale in scales) else torch.float32
+        dtype = (
+            torch.float64
+            if any(scale.dtype == torch.float64 for scale in scales)
+            else torch.float32
+        )
         nodes = [_finite(to_nodes(scale, dtype)) for scale in scales]
         upsamplings = [Upsampling(node, size, align_corners) for node in nodes]
         labels = torch.empty(B, *size, dtype=torch.uint8, device=scales[0].device)
@@ -301,7 +322,9 @@ def _distillation(
 def _segmentation(sums: Sums, labels: Tensor, normalizer: str) -> tuple[Tensor, Tensor | None]:
     """(loss, gradient [h, B, K, w]) of the cross-entropy, normalised."""
     valid = normalizer == "valid"
-    scale = _reciprocal(sums.label_weight if valid else sums.label_weight.new_full((), labels.numel()))
+    scale = _reciprocal(
+        sums.label_weight if valid else sums.label_weight.new_full((), labels.numel())
+    )
     loss = _LN_2 * sums.label_loss * scale
     if sums.label_gradient is None:
         return loss, None
@@ -324,7 +347,9 @@ def _centroid_probabilities(features: Tensor, centroids: Tensor, seen: Tensor | 
     for start in range(0, h, rows):
         # cdist's direct form; the expanded ||f||^2 - 2 f c + ||c||^2 loses its digits near a centroid.
         chunk_nBwD = features[:, :, start : start + rows].detach().permute(2, 0, 3, 1).to(dtype)
-        chunk = torch.cdist(chunk_nBwD.reshape(-1, D), centroids, compute_mode="donot_use_mm_for_euclid_dist")
+        chunk = torch.cdist(
+            chunk_nBwD.reshape(-1, D), centroids, compute_mode="donot_use_mm_for_euclid_dist"
+        )
         distances[start : start + rows] = chunk.view(-1, B, w, len(centroids))
     if seen is not None:
         distances.masked_fill_(~seen, math.inf)

@@ -38,7 +38,11 @@ def _scaled_gradient(
         total += tl.load(gradient + place, mask=exists, other=0.0) * scale
     if SECOND:
         source = (
-            label_gradient + n * label_stride_n + k * label_stride_k + i * label_stride_h + j * label_stride_w
+            label_gradient
+            + n * label_stride_n
+            + k * label_stride_k
+            + i * label_stride_h
+            + j * label_stride_w
         )
         scale = tl.load(label_factor) * tl.load(label_upstream)
         total += tl.load(source, mask=exists & (n < labelled), other=0.0) * scale

@@ -157,7 +157,9 @@ def _scan_cells(
             if PARTITION:
                 if MASK:
                     kept = tl.load(
-                        mask + n * mask_stride_n + y * mask_stride_y + x * mask_stride_x, mask=inside, other=0
+                        mask + n * mask_stride_n + y * mask_stride_y + x * mask_stride_x,
+                        mask=inside,
+                        other=0,
                     )
                     weight = tl.where(kept != 0, 1.0, 0.0)
                 else:
@@ -266,7 +268,9 @@ def _gather_corners(
         inside = exists & (row >= 0) & (row < cells_y) & (column >= 0) & (column < cells_x)
         plane = planes + (n * (4 * K) + 4 * k + corner) * cells
         total += tl.load(plane + row * cells_x + column, mask=inside, other=0.0)
-    tl.store(gradient + n * stride_n + k * stride_k + i * stride_h + j * stride_w, total, mask=exists)
+    tl.store(
+        gradient + n * stride_n + k * stride_k + i * stride_h + j * stride_w, total, mask=exists
+    )
 
 
 class Sums(NamedTuple):
@@ -365,7 +369,9 @@ def _scan_images(
     N, K, h, w = logits.shape
     cells_x, cells_y = (w - 1, h - 1) if align_corners else (w + 1, h + 1)
     planes = [
-        logits.new_empty(N * K * 4 * cells_x * cells_y if gradient and kind else 0, dtype=torch.float32)
+        logits.new_empty(
+            N * K * 4 * cells_x * cells_y if gradient and kind else 0, dtype=torch.float32
+        )
         for kind in (partition, target is not None)
     ]
     labels = logits if target is None else target.labels

@@ -61,11 +61,26 @@ def _warm_up(
 
 
 @_warm_up.register_fake
-def _(student, teacher, labels, weights, reverse_weight, temperature, ignore, valid, align_corners, gradient):
+def _(
+    student,
+    teacher,
+    labels,
+    weights,
+    reverse_weight,
+    temperature,
+    ignore,
+    valid,
+    align_corners,
+    gradient,
+):
     loss = student.new_empty((), dtype=torch.float32)
     nothing = loss.new_empty(0)
-    label_gradient = torch.empty_like(student[: len(labels)], dtype=torch.float32) if gradient else nothing
-    result = torch.empty_like(student, dtype=torch.float32) if gradient else torch.empty_like(nothing)
+    label_gradient = (
+        torch.empty_like(student[: len(labels)], dtype=torch.float32) if gradient else nothing
+    )
+    result = (
+        torch.empty_like(student, dtype=torch.float32) if gradient else torch.empty_like(nothing)
+    )
     scalars = [torch.empty_like(loss) for _ in range(2)]
     return loss, label_gradient, scalars[0], scalars[1], result, loss.new_empty(len(student))
 
@@ -104,7 +119,13 @@ def warm_up_loss(
 ) -> tuple[Tensor, Tensor]:
     """`reference.warm_up_loss`, on the device that holds the logits."""
     checks.check_warm_up_loss(
-        student_logits, teacher_logits, labels, class_weights, reverse_weight, temperature, normalizer
+        student_logits,
+        teacher_logits,
+        labels,
+        class_weights,
+        reverse_weight,
+        temperature,
+        normalizer,
     )
     size = labels.shape[1:]
     if not (supported(student_logits, size) and supported(teacher_logits, size)):

@@ -26,9 +26,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # Where these tests run in a job of their own, they are no part of it.
 for name in list(os.environ):
-    if name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "FORCE_COLOR") or name.startswith(
-        ("SLURM_", "MASTER_", "TORCHELASTIC_", "DIGA_JOIN_")
-    ):
+    if name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "FORCE_COLOR",
+    ) or name.startswith(("SLURM_", "MASTER_", "TORCHELASTIC_", "DIGA_JOIN_")):
         del os.environ[name]
 
 TINY = """

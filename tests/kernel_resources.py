@@ -48,14 +48,18 @@ TYPES = {
 # --------------------------------------------------------------------------------------------------- the calls
 
 
-def empty(*shape: int, dtype: torch.dtype = torch.float32, channels_last: bool = False) -> torch.Tensor:
+def empty(
+    *shape: int, dtype: torch.dtype = torch.float32, channels_last: bool = False
+) -> torch.Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
 
 
 def warm_up_call(K: int, h: int, w: int, **layout) -> None:
     logits, labels = empty(6, K, h, w, **layout), empty(3, 512, 896, dtype=torch.uint8)
-    outputs = warm_up._warm_up._init_fn(logits, logits, labels, None, 0.5, 1.0, 255, True, True, True)
+    outputs = warm_up._warm_up._init_fn(
+        logits, logits, labels, None, 0.5, 1.0, 255, True, True, True
+    )
     label_gradient, label_factor, gradient, factor = outputs[1], outputs[2], outputs[4], outputs[5]
     one = empty()
     scaled_gradient._init_fn(gradient, factor, one, label_gradient, label_factor, one, logits.dtype)
@@ -94,7 +98,9 @@ CALLS: dict[str, Callable[[], None]] = {
     ),
     "argmax shrinking K=150": lambda: argmax_call(150, [(128, 128)], (64, 64)),
     "consensus K=19 D=256": lambda: consensus_call(19, 256, 65, 113),
-    "consensus K=150 D=64 channels_last": lambda: consensus_call(150, 64, 128, 128, channels_last=True),
+    "consensus K=150 D=64 channels_last": lambda: consensus_call(
+        150, 64, 128, 128, channels_last=True
+    ),
 }
 
 
@@ -108,7 +114,9 @@ def intercepted() -> Iterator[list[tuple[JITFunction, dict, int]]]:
 
     def record(kernel, *arguments, grid, warmup, **options):
         warps = options.pop("num_warps", 4)
-        launches.append((kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | options, warps))
+        launches.append(
+            (kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | options, warps)
+        )
 
     with unittest.mock.patch.object(JITFunction, "run", record):
         yield launches
@@ -154,7 +162,9 @@ def cuda_resources(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage, sass = (cuobjdump(option, file.name) for option in ("--dump-resource-usage", "-sass"))
+        usage, sass = (
+            cuobjdump(option, file.name) for option in ("--dump-resource-usage", "-sass")
+        )
     found = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
     lines = {int(a, 16): text for a, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;]*);", sass)}
     # Jumps back are loops, but for returns from code that was moved behind the end of the program.
@@ -168,7 +178,9 @@ def cuda_resources(cubin: bytes) -> dict[str, int]:
         if int(target, 16) < address and not any(int(target, 16) < end < address for end in ends)
     ]
     spills = sum(
-        any(a <= x <= b for a, b in loops) for x, text in lines.items() if re.search(r"\b(LDL|STL)", text)
+        any(a <= x <= b for a, b in loops)
+        for x, text in lines.items()
+        if re.search(r"\b(LDL|STL)", text)
     )
     innermost = [(a, b) for a, b in loops if not any(a <= c and d < b for c, d in loops)]
     bodies = [[text for x, text in lines.items() if a <= x <= b] for a, b in innermost]
@@ -218,7 +230,9 @@ def measure() -> dict[str, dict[str, dict[str, int]]]:
                 compiled = triton.compile(code, target=target, options={"num_warps": warps})
                 hip = target.backend == "hip"
                 row[name] = (
-                    hip_resources(compiled.asm["amdgcn"]) if hip else cuda_resources(compiled.asm["cubin"])
+                    hip_resources(compiled.asm["amdgcn"])
+                    if hip
+                    else cuda_resources(compiled.asm["cubin"])
                 )
     return result
 

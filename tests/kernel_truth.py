@@ -31,7 +31,9 @@ def upsampled(maps, size, align_corners):
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=align_corners)
 
 
-def true_kl(student, teacher, size, align_corners=True, reverse_weight=0.5, temperature=1.0, mask=None):
+def true_kl(
+    student, teacher, size, align_corners=True, reverse_weight=0.5, temperature=1.0, mask=None
+):
     B = student.shape[0] // 2
     s = upsampled(student, size, align_corners).div(temperature).log_softmax(1)
     t = upsampled(teacher.double(), size, align_corners).div(temperature).log_softmax(1)
@@ -40,11 +42,15 @@ def true_kl(student, teacher, size, align_corners=True, reverse_weight=0.5, temp
     return kl.mean() if mask is None else kl[mask].mean()
 
 
-def true_ce(logits, labels, align_corners=True, class_weights=None, normalizer="valid", ignore_index=255):
+def true_ce(
+    logits, labels, align_corners=True, class_weights=None, normalizer="valid", ignore_index=255
+):
     z = upsampled(logits, labels.shape[1:], align_corners)
     weights = None if class_weights is None else class_weights.double()
     reduction = "mean" if normalizer == "valid" else "sum"
-    loss = F.cross_entropy(z, labels.long(), weights, ignore_index=ignore_index, reduction=reduction)
+    loss = F.cross_entropy(
+        z, labels.long(), weights, ignore_index=ignore_index, reduction=reduction
+    )
     return loss if normalizer == "valid" else loss / labels.numel()
 
 
@@ -62,7 +68,9 @@ def assert_matches(ours, truth, logits, loss_rtol=1e-6, gradient_tol=3e-6, loss_
     true_leaf = logits.detach().double().requires_grad_()
     true_loss = truth(true_leaf)
     (true_gradient,) = torch.autograd.grad(true_loss, true_leaf)
-    torch.testing.assert_close(loss.detach().double(), true_loss.detach(), rtol=loss_rtol, atol=loss_atol)
+    torch.testing.assert_close(
+        loss.detach().double(), true_loss.detach(), rtol=loss_rtol, atol=loss_atol
+    )
     assert gradient.dtype == logits.dtype
     assert gradient.stride() == torch.empty_like(logits).stride()
     error = (gradient.double() - true_gradient).abs().max()
@@ -73,6 +81,8 @@ def true_winner(z, labels, margin=1e-5):
     """(argmax, where it is clear): labels may differ where two classes are closer than rounding."""
     best = z.topk(min(2, z.shape[1]), dim=1).values
     clear = (
-        (best[:, 0] - best[:, -1] > margin) if z.shape[1] > 1 else torch.ones_like(labels, dtype=torch.bool)
+        (best[:, 0] - best[:, -1] > margin)
+        if z.shape[1] > 1
+        else torch.ones_like(labels, dtype=torch.bool)
     )
     return z.argmax(1), clear

@@ -34,7 +34,9 @@ def test_argmax_of_two_scales(shape, device, align_corners):
     full = torch.randn(views, K, *small).to(device)
     half = torch.randn(views, K, *((n + 1) // 2 for n in small)).to(device)
     labels = kernels.argmax_labels([full, half], large, align_corners=align_corners)
-    assert labels.dtype == torch.uint8 and labels.shape == (views, *large) and labels.is_contiguous()
+    assert (
+        labels.dtype == torch.uint8 and labels.shape == (views, *large) and labels.is_contiguous()
+    )
     scales = [upsampled(x.double(), large, align_corners) for x in (full, half)]
     winner, clear = true_winner(torch.maximum(*scales), labels)
     assert torch.equal(labels[clear].long(), winner[clear])
@@ -70,7 +72,9 @@ def test_argmax_dtypes(grid, device, dtype):
 def test_ties_go_to_the_lowest_class(grid, device):
     small, large = aligned(grid)
     logits = torch.randn(2, 3, *small).to(device)
-    doubled = torch.cat([logits, logits, logits], 1)[:, [0, 1, 0, 2, 1, 2, 2]]  # 0, 1 and 3 come first
+    doubled = torch.cat([logits, logits, logits], 1)[
+        :, [0, 1, 0, 2, 1, 2, 2]
+    ]  # 0, 1 and 3 come first
     first = torch.tensor([0, 1, 3], dtype=torch.uint8, device=device)
     expected = first[kernels.argmax_labels(logits, large).long()]
     assert torch.equal(kernels.argmax_labels(doubled, large), expected)
@@ -98,7 +102,9 @@ def test_argmax_with_broken_logits(grid, device):
     broken[0, 1, *node] = math.inf
     labels = kernels.argmax_labels(broken, large)
     assert (labels[touched] == 1).all() and torch.equal(labels[far], expected[far])
-    assert (kernels.argmax_labels(torch.full((1, 4, 3, 3), math.nan, device=device), (9, 9)) == 0).all()
+    assert (
+        kernels.argmax_labels(torch.full((1, 4, 3, 3), math.nan, device=device), (9, 9)) == 0
+    ).all()
 
 
 # ------------------------------------------------------------------------------------------------ consensus
@@ -116,7 +122,9 @@ def test_consensus(shape, device, align_corners):
     labels = random_labels(views, K, large).to(device)
     found, kept = kernels.consensus_labels(features, centroids, labels, align_corners=align_corners)
     assert found.dtype == torch.uint8 and kept.dtype == torch.int64
-    winner, clear = true_winner(true_probabilities(features, centroids, large, align_corners), labels, 1e-6)
+    winner, clear = true_winner(
+        true_probabilities(features, centroids, large, align_corners), labels, 1e-6
+    )
     expected = torch.where(labels == winner, labels, 255)
     assert torch.equal(found[clear], expected[clear])
     assert torch.equal(kept, torch.bincount(found.flatten().long(), minlength=256)[:K])
@@ -141,8 +149,12 @@ def test_consensus_keeps_digits_far_from_the_origin(grid, device):
     """The expanded square would lose the differences of these distances in float32."""
     h, w, _ = grid
     centroids = 1000 + 0.01 * torch.randn(6, 16)
-    features = centroids[torch.randint(0, 6, (1, h, w))].movedim(3, 1) + 1e-3 * torch.randn(1, 16, h, w)
-    labels = true_probabilities(features, centroids, (h, w), True).argmax(1).to(torch.uint8).to(device)
+    features = centroids[torch.randint(0, 6, (1, h, w))].movedim(3, 1) + 1e-3 * torch.randn(
+        1, 16, h, w
+    )
+    labels = (
+        true_probabilities(features, centroids, (h, w), True).argmax(1).to(torch.uint8).to(device)
+    )
     found, _ = kernels.consensus_labels(features.to(device), centroids.to(device), labels)
     assert torch.equal(found, labels)
 
@@ -151,7 +163,10 @@ def test_unseen_classes_cannot_win(grid, device):
     h, w, _ = grid
     features, centroids = torch.randn(1, 8, h, w).to(device), torch.randn(4, 8).to(device)
     seen = torch.tensor([False, True, True, False], device=device)
-    centroids[0], centroids[3] = features[0, :, 1, 1], math.nan  # the best one and a broken one, both unseen
+    centroids[0], centroids[3] = (
+        features[0, :, 1, 1],
+        math.nan,
+    )  # the best one and a broken one, both unseen
     winner = 1 + true_probabilities(features, centroids[1:3], (h, w), True).argmax(1)
     for label in range(4):
         labels = torch.full((1, h, w), label, dtype=torch.uint8, device=device)

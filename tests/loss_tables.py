@@ -43,7 +43,9 @@ def test_warm_up(shape, device, align_corners):
     student, teacher, labels, size = maps(shape, device)
 
     def ours(s):
-        segmentation, distillation = kernels.warm_up_loss(s, teacher, labels, align_corners=align_corners)
+        segmentation, distillation = kernels.warm_up_loss(
+            s, teacher, labels, align_corners=align_corners
+        )
         return 0.7 * segmentation + 2.5 * distillation
 
     def truth(s):
@@ -92,7 +94,13 @@ def test_warm_up_with_options(normal_shape, device):
 
     def ours(s):
         losses = kernels.warm_up_loss(
-            s, teacher, labels, class_weights=weights, reverse_weight=0.25, temperature=0.5, ignore_index=1
+            s,
+            teacher,
+            labels,
+            class_weights=weights,
+            reverse_weight=0.25,
+            temperature=0.5,
+            ignore_index=1,
         )
         return losses[0] + 3 * losses[1]
 
@@ -109,7 +117,9 @@ def test_each_loss_of_warm_up_alone(normal_shape, device, which):
     student, teacher, labels, size = maps(normal_shape, device)
     B = len(labels)
     truths = (lambda s: true_ce(s[:B], labels), lambda s: true_kl(s, teacher, size))
-    assert_matches(lambda s: kernels.warm_up_loss(s, teacher, labels)[which], truths[which], student)
+    assert_matches(
+        lambda s: kernels.warm_up_loss(s, teacher, labels)[which], truths[which], student
+    )
 
 
 def test_nothing_counts(normal_shape, device):
@@ -175,7 +185,9 @@ def test_gradient_is_scaled_before_it_is_rounded(normal_shape, device):
 LAYOUTS = {
     "channels_last": lambda x: x.to(memory_format=torch.channels_last),
     "sliced": lambda x: F.pad(x, (2, 3, 1, 1))[:, :, 1:-1, 2:-3],
-    "sliced_channels": lambda x: torch.cat([x, x], 1).to(memory_format=torch.channels_last)[:, : x.shape[1]],
+    "sliced_channels": lambda x: torch.cat([x, x], 1).to(memory_format=torch.channels_last)[
+        :, : x.shape[1]
+    ],
     "every_other": lambda x: x.repeat_interleave(2, 0)[::2],
 }
 
@@ -268,7 +280,10 @@ def test_gradient_work_only_when_wanted(normal_shape, device):
         assert not kernels.cross_entropy_loss(student[: len(labels)], labels).requires_grad
     loss = kernels.symmetric_kl_loss(student, teacher, size)
     # One gradient and its factors, nothing of the teacher.
-    assert [saved.shape for saved in loss.grad_fn.saved_tensors] == [student.shape, student.shape[:1]]
+    assert [saved.shape for saved in loss.grad_fn.saved_tensors] == [
+        student.shape,
+        student.shape[:1],
+    ]
     loss.backward(retain_graph=True)
     first = student.grad.clone()
     loss.backward()

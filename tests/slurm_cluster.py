@@ -29,7 +29,9 @@ class Cluster:
         self.folder = folder
         self.start_options = options
         inherited = {
-            k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "MASTER_", "RANK"))
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("SLURM", "SBATCH", "MASTER_", "RANK"))
         }
         self.environment = inherited | {
             "SLURM_CONF": str(self.dir / "slurm.conf"),
@@ -45,7 +47,9 @@ class Cluster:
         self.run(SCRIPT, "stop", "--dir", self.dir)
         self.dir.parent.rmdir()
 
-    def run(self, *command: str | Path, check: bool = True, timeout: int = 240, **environment: str) -> str:
+    def run(
+        self, *command: str | Path, check: bool = True, timeout: int = 240, **environment: str
+    ) -> str:
         """What a command prints: sbatch, squeue, scontrol, a script of slurm/. With `check`, it must succeed."""
         done = subprocess.run(
             [str(part) for part in command], cwd=self.folder, env=self.environment | environment,
@@ -120,7 +124,9 @@ class Cluster:
         try:
             yield
         finally:
-            start = f"PATH=$PATH:/usr/sbin; cd {self.dir}; slurmd -N {node} -f {self.dir}/slurm.conf"
+            start = (
+                f"PATH=$PATH:/usr/sbin; cd {self.dir}; slurmd -N {node} -f {self.dir}/slurm.conf"
+            )
             self.run("bash", "-c", start)
 
     def describe(self, job: str) -> str:
@@ -156,9 +162,7 @@ def need(*daemons: str) -> None:
     if os.getuid() and "DIGA_REQUIRE_SLURM" not in os.environ:
         pytest.skip("the local cluster is tested as root: playing GPUs needs mknod")
     if missing:
-        message = (
-            f"{', '.join(missing)} not installed: apt-get install slurm-wlm munge slurmdbd mariadb-server"
-        )
+        message = f"{', '.join(missing)} not installed: apt-get install slurm-wlm munge slurmdbd mariadb-server"
         if os.environ.get("DIGA_REQUIRE_SLURM") == "1":
             pytest.fail(message)
         pytest.skip(message)

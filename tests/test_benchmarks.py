@@ -33,7 +33,9 @@ def test_smoke_covers_every_operation_and_writes_rows_and_plot(tmp_path):
     assert {row["case"].split()[0] for row in rows} == set(_operations.EAGER)
     assert all(row["p10_us"] <= row["median_us"] <= row["p90_us"] for row in rows)
     assert file.with_suffix(".png").stat().st_size > 0
-    assert done.stdout.count("| forward") == len({(r["case"], r["pass"], r["contender"]) for r in rows})
+    assert done.stdout.count("| forward") == len(
+        {(r["case"], r["pass"], r["contender"]) for r in rows}
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,9 @@ def test_first_calls_come_before_the_check(monkeypatch):
         return given["student"].sum()
 
     monkeypatch.setattr(bench_kernels, "check", lambda *_: calls.append("check"))
-    monkeypatch.setattr(_measure, "first_call_seconds", lambda call: [call(), calls.append("timed")])
+    monkeypatch.setattr(
+        _measure, "first_call_seconds", lambda call: [call(), calls.append("timed")]
+    )
     case = _operations.Case("cross_entropy_loss", 2, 3, (5, 7), (17, 25))
     bench_kernels.bench(case, {"eager": contender}, 2, 1)
     assert calls[:5] == ["call", "timed", "call", "timed", "check"]  # forward; with backward
@@ -131,7 +135,9 @@ def test_regressions_beyond_the_noise_are_named(change, word):
     result = compare([ROW | change], recorded)
     assert bool(result.worse) == (word is not None)
     if word:
-        assert result.worse[0].startswith(f"{word} loss, forward, ours, cold") and "abc" in result.text
+        assert (
+            result.worse[0].startswith(f"{word} loss, forward, ours, cold") and "abc" in result.text
+        )
 
 
 def test_other_devices_are_not_compared():

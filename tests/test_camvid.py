@@ -14,12 +14,18 @@ ROOT = Path(__file__).parent.parent
 CAMVID = Path(os.environ.get("DIGA_CAMVID", ROOT.parent / "shared/data/camvid"))
 RECIPE = ROOT / "configs/camvid_day_to_dusk.yaml"
 
-pytestmark = pytest.mark.skipif(not CAMVID.is_dir(), reason=f"CamVid is not at {CAMVID}; set DIGA_CAMVID")
+pytestmark = pytest.mark.skipif(
+    not CAMVID.is_dir(), reason=f"CamVid is not at {CAMVID}; set DIGA_CAMVID"
+)
 
 
 def test_the_recipe_sees_the_published_frames():
     config = configuration.load(RECIPE, [f"data.root={CAMVID}"])
-    sets = [datasets.open_source(config), datasets.open_target(config), datasets.open_validation(config)]
+    sets = [
+        datasets.open_source(config),
+        datasets.open_target(config),
+        datasets.open_validation(config),
+    ]
     assert [len(s) for s in sets] == [577, 62, 31]
     assert sets[1].load(0).label is None
     names = [{s.name(i) for i in range(len(s))} for s in sets]
@@ -40,7 +46,11 @@ def test_the_chain_runs_on_photographs(tmp_path):
         "engine.threads=1",
     ]
     done = diga(
-        "pipeline", RECIPE, *options, "evaluation.teacher=false", "evaluation.adapt_normalization=false"
+        "pipeline",
+        RECIPE,
+        *options,
+        "evaluation.teacher=false",
+        "evaluation.adapt_normalization=false",
     )
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads((tmp_path / "run/results.json").read_text())

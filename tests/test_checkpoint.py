@@ -17,7 +17,10 @@ from diga_hpc.files import whole
 def groups(value: float):
     return {
         "student": {"a.weight": torch.full((3, 4), value), "a.count": torch.tensor(7)},
-        "optimizer": {"momentum_buffer/a.weight": torch.full((3, 4), -value), "step": torch.tensor(2.0)},
+        "optimizer": {
+            "momentum_buffer/a.weight": torch.full((3, 4), -value),
+            "step": torch.tensor(2.0),
+        },
     }
 
 
@@ -113,7 +116,9 @@ def test_a_file_that_cannot_be_read_costs_its_checkpoint_alone(folder, caplog, m
 
 def test_a_key_of_another_version_is_no_other_configuration(tmp_path):
     identity = {"seed": 0, "optimizer.name": "sgd"}
-    checkpoint.save(tmp_path, 1, groups(1), {"stage": "warm_up", "skipped": 0, "config": identity}, keep=2)
+    checkpoint.save(
+        tmp_path, 1, groups(1), {"stage": "warm_up", "skipped": 0, "config": identity}, keep=2
+    )
     assert checkpoint.newest(tmp_path, "warm_up", identity | {"optimizer.new": 3}) is not None
     assert checkpoint.newest(tmp_path, "warm_up", {"seed": 0}) is not None
     assert checkpoint.newest(tmp_path, "warm_up", identity | {"seed": 1}) is None
@@ -136,7 +141,12 @@ def test_content_is_on_disk_before_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", watched_replace)
     with whole(tmp_path / "new/results.json") as temporary:
         temporary.write_text("{}")
-    expected = [f"fsync {tmp_path.name}", "fsync .results.json.writing", "replace results.json", "fsync new"]
+    expected = [
+        f"fsync {tmp_path.name}",
+        "fsync .results.json.writing",
+        "replace results.json",
+        "fsync new",
+    ]
     assert happened == expected
 
 
@@ -151,7 +161,10 @@ def test_an_old_one_that_cannot_be_removed_is_named_and_costs_nothing(folder, ca
     monkeypatch.setattr(os, "rename", stale)
     for step in (30, 40):
         checkpoint.save(folder, step, groups(step), {"skipped": 0}, keep=1)
-    assert f"{folder}/step_00000010: old checkpoint cannot be removed (Stale file handle)" in caplog.text
+    assert (
+        f"{folder}/step_00000010: old checkpoint cannot be removed (Stale file handle)"
+        in caplog.text
+    )
     assert sorted(p.name for p in folder.iterdir()) == ["step_00000010", "step_00000040"]
     assert checkpoint.newest(folder).name == "step_00000040"
 

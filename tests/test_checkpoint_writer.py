@@ -50,7 +50,9 @@ def test_a_second_save_waits_for_the_first_and_reuses_its_memory(tmp_path, held)
     writer.save(2, {"student": {"weight": weight}}, {"skipped": 0})
     assert {key: buffer.data_ptr() for key, buffer in writer._buffers.items()} == before
     writer.close()
-    values = {p.name: load_file(p / "student.safetensors")["weight"][0].item() for p in tmp_path.iterdir()}
+    values = {
+        p.name: load_file(p / "student.safetensors")["weight"][0].item() for p in tmp_path.iterdir()
+    }
     assert values == {"step_00000001": 1.0, "step_00000002": 2.0}
 
 
@@ -73,7 +75,9 @@ def test_a_run_ends_at_the_step_after_a_write_failed(tiny_yaml, tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tensor_file, "write", full)
-    with pytest.raises(UserError, match=r"warm_up/step_00000050: .*No space left on device.*free space"):
+    with pytest.raises(
+        UserError, match=r"warm_up/step_00000050: .*No space left on device.*free space"
+    ):
         Pipeline(config).warm_up()
     lines = (config.run_dir / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] < 100
@@ -85,7 +89,11 @@ def test_multiples_are_kept_beside_the_newest(tmp_path):
     for step in range(1, 11):
         writer.save(step, {"student": {"weight": torch.ones(1)}}, {"skipped": 0})
     writer.close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000004", "step_00000008", "step_00000010"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step_00000004",
+        "step_00000008",
+        "step_00000010",
+    ]
 
 
 def test_a_broken_later_checkpoint_does_not_cost_the_new_one(tmp_path):
@@ -106,7 +114,9 @@ def test_files_are_those_that_the_safetensors_library_reads(tmp_path, dtype):
     size, _ = tensor_file.write(tmp_path / "x.safetensors", tensors)
     got = load_file(tmp_path / "x.safetensors")
     assert size == (tmp_path / "x.safetensors").stat().st_size and got.keys() == tensors.keys()
-    assert all(got[name].dtype == t.dtype and torch.equal(got[name], t) for name, t in tensors.items())
+    assert all(
+        got[name].dtype == t.dtype and torch.equal(got[name], t) for name, t in tensors.items()
+    )
     header, _ = tensor_file.read_header(tmp_path / "x.safetensors")
     assert {name: entry["shape"] for name, entry in header.items()} == {
         name: list(t.shape) for name, t in tensors.items()

@@ -111,19 +111,27 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_that_names_the_place(camvid_yaml, camvid, tmp_path, case, capsys, monkeypatch):
+def test_bad_input_is_one_line_that_names_the_place(
+    camvid_yaml, camvid, tmp_path, case, capsys, monkeypatch
+):
     overrides, damage, file, expected = BAD[case]
     if damage:
         damage(camvid / file)
     monkeypatch.setattr("sys.argv", ["diga-hpc", "pipeline", str(camvid_yaml), *overrides])
     with pytest.raises(SystemExit) as exit_:
         cli.main()
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("diga-hpc: error: ")]
+    errors = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("diga-hpc: error: ")
+    ]
     assert exit_.value.code == 2 and len(errors) == 1 and expected in errors[0]
     if not (tmp_path / "run").exists():
         return
     # What can only be found while training has left the run directory, and in it nothing incomplete.
-    assert not list((tmp_path / "run").rglob("*writing*")) and not list((tmp_path / "run").rglob("step_*"))
+    assert not list((tmp_path / "run").rglob("*writing*")) and not list(
+        (tmp_path / "run").rglob("step_*")
+    )
 
 
 def test_check_finds_what_training_would_only_meet_later(camvid_yaml, camvid, capsys):
@@ -184,7 +192,9 @@ def test_show_prints_what_a_run_would_use(tiny_yaml, tmp_path):
     one = run(cli.app, ["show", str(tiny_yaml), "warm_up.steps=9", "--key", "warm_up.steps"])
     assert one.output == "9\n"
     unknown = run(cli.app, ["show", str(tiny_yaml), "--key", "warm_up.stepz"])
-    assert isinstance(unknown.exception, UserError) and "no key `warm_up.stepz`" in str(unknown.exception)
+    assert isinstance(unknown.exception, UserError) and "no key `warm_up.stepz`" in str(
+        unknown.exception
+    )
 
 
 def test_pipeline_on_two_ranks_writes_the_results_of_one(tiny_yaml, tmp_path):
@@ -196,7 +206,9 @@ def test_pipeline_on_two_ranks_writes_the_results_of_one(tiny_yaml, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "report:" in done.stdout and (tmp_path / "two/report.html").is_file()
     diga("pipeline", tiny_yaml, f"run_dir={tmp_path / 'one'}", *options)
-    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    one, two = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")
+    )
     assert [row["images"] for row in two] == [3] * 6
     for a, b in zip(one, two, strict=True):
         assert a["stage"] == b["stage"] and abs(a["miou"] - b["miou"]) < 0.5

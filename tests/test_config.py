@@ -82,10 +82,14 @@ def test_every_field_is_documented():
 
     def is_section(annotation) -> bool:
         parts = [annotation, *getattr(annotation, "__args__", ())]
-        return any(isinstance(part, type) and issubclass(part, configuration.Section) for part in parts)
+        return any(
+            isinstance(part, type) and issubclass(part, configuration.Section) for part in parts
+        )
 
     undocumented = []
-    for section in sections(configuration.Config, set()) | set(configuration.DatasetSection.__subclasses__()):
+    for section in sections(configuration.Config, set()) | set(
+        configuration.DatasetSection.__subclasses__()
+    ):
         assert section.__doc__
         undocumented += [
             f"{section.__name__}.{name}"

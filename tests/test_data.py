@@ -36,10 +36,13 @@ def config_with(tiny_yaml: Path, source: str, space: str, root: Path):
     replaced = "streets_source"
     text = tiny_yaml.read_text().replace("label_space: streets", f"label_space: {space}")
     lines = [
-        line for line in text.splitlines() if not line.startswith("  target") and "validation:" not in line
+        line
+        for line in text.splitlines()
+        if not line.startswith("  target") and "validation:" not in line
     ]
     lines = [
-        f"  source: {source}\n  validation: {source}" if "source: {kind" in line else line for line in lines
+        f"  source: {source}\n  validation: {source}" if "source: {kind" in line else line
+        for line in lines
     ]
     lines = [line for line in lines if not line.startswith("self_training")]
     text = (
@@ -83,7 +86,9 @@ def test_cityscapes_layout(tiny_yaml, tmp_path):
     for city in ("aachen", "bochum"):
         write_image(tmp_path / f"leftImg8bit/train/{city}/{city}_000_leftImg8bit.png")
         write_ids(tmp_path / f"gtFine/train/{city}/{city}_000_gtFine_labelIds.png", ALL_IDS)
-    dataset = datasets.open_source(config_with(tiny_yaml, "{kind: cityscapes}", "cityscapes", tmp_path))
+    dataset = datasets.open_source(
+        config_with(tiny_yaml, "{kind: cityscapes}", "cityscapes", tmp_path)
+    )
     assert [dataset.name(i) for i in range(len(dataset))] == ["aachen_000", "bochum_000"]
     (tmp_path / "subset.txt").write_text("bochum/bochum_000_leftImg8bit.png\n")
     config = config_with(tiny_yaml, "{kind: cityscapes, index: subset.txt}", "cityscapes", tmp_path)
@@ -100,7 +105,9 @@ def test_camvid_layout_sequences_and_unlabelled_target(tiny_yaml, tmp_path):
     everything = config_with(tiny_yaml, "{kind: camvid}", "camvid", tmp_path)
     with pytest.raises(UserError, match="0001TP_1.jpg: has no label"):
         datasets.open_source(everything)
-    only_labelled = config_with(tiny_yaml, "{kind: camvid, labelled_only: true}", "camvid", tmp_path)
+    only_labelled = config_with(
+        tiny_yaml, "{kind: camvid, labelled_only: true}", "camvid", tmp_path
+    )
     assert len(datasets.open_source(only_labelled)) == 1
 
 
@@ -111,10 +118,14 @@ def test_folder_with_id_map_suffix_and_index(tiny_yaml, tmp_path):
     section = "{kind: folder, images: rgb, labels: gt, label_suffix: _ids, id_map: {7: 1, 200: 0}}"
     sample = datasets.open_source(config_with(tiny_yaml, section, custom, tmp_path)).load(0)
     assert sample.name == "a_x"
-    assert torch.equal(sample.label, torch.from_numpy(np.where(np.eye(6, 9), 0, 1).astype(np.uint8)))
+    assert torch.equal(
+        sample.label, torch.from_numpy(np.where(np.eye(6, 9), 0, 1).astype(np.uint8))
+    )
     (tmp_path / "pairs.txt").write_text("rgb/a/x.png gt/a/x_ids.png\n")
     indexed = "{kind: folder, index: pairs.txt, id_map: {7: 1, 200: 0}}"
-    assert datasets.open_source(config_with(tiny_yaml, indexed, custom, tmp_path)).load(0).name == "x"
+    assert (
+        datasets.open_source(config_with(tiny_yaml, indexed, custom, tmp_path)).load(0).name == "x"
+    )
     wrong = "{kind: folder, images: rgb, labels: gt, label_suffix: _ids, id_map: {7: 2}}"
     with pytest.raises(UserError, match="class indices 0..1"):
         datasets.open_source(config_with(tiny_yaml, wrong, custom, tmp_path))
@@ -187,13 +198,17 @@ def crop(image, label, seed=0, **changes):
 
 def test_image_and_label_move_together():
     """Each class has one grey value, so labels can be read back from the cropped image."""
-    label = torch.from_numpy(np.kron(np.arange(20).reshape(4, 5), np.ones((10, 12))).astype(np.uint8))
+    label = torch.from_numpy(
+        np.kron(np.arange(20).reshape(4, 5), np.ones((10, 12))).astype(np.uint8)
+    )
     image = (label * 10)[None].expand(3, -1, -1).contiguous()
     for seed in range(20):
         got_image, got_label = crop(image, label, seed)
         assert got_image.shape == (3, 16, 24) and got_label.shape == (16, 24)
         from_image = (got_image[0].float() / 10).round()
-        assert (from_image == got_label).float().mean() > 0.75  # all but the blended borders between blocks
+        assert (
+            from_image == got_label
+        ).float().mean() > 0.75  # all but the blended borders between blocks
 
 
 def test_small_images_are_brought_to_the_crop():
@@ -226,7 +241,9 @@ def test_crops_are_redrawn_until_they_show_enough_classes():
     ],
 )
 def test_redraw_rule(areas, enough):
-    label = torch.cat([torch.full((count,), value, dtype=torch.uint8) for value, count in areas.items()])
+    label = torch.cat(
+        [torch.full((count,), value, dtype=torch.uint8) for value, count in areas.items()]
+    )
     assert transforms._shows_enough(label.view(10, 10)) == enough
 
 
@@ -235,7 +252,11 @@ def test_redraw_rule(areas, enough):
 
 def samples_of(config, stage="warm_up"):
     return TrainingSamples(
-        config, stage, getattr(config, stage), datasets.open_source(config), datasets.open_target(config)
+        config,
+        stage,
+        getattr(config, stage),
+        datasets.open_source(config),
+        datasets.open_target(config),
     )
 
 

@@ -39,8 +39,14 @@ STEP = BATCH | {"SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "3",
         (BATCH, Ranks()),  # python in a batch script, or in the shell of salloc
         (STEP, Ranks(9, 12, 1, 4)),
         (STEP | {"SLURM_NODEID": "0"}, Ranks(9, 12, 1, 8)),
-        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "8(x2),4,2(x3)", "SLURM_NODEID": "2"}, Ranks(9, 12, 1, 4)),
-        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "8(x2),4,2(x3)", "SLURM_NODEID": "5"}, Ranks(9, 12, 1, 2)),
+        (
+            STEP | {"SLURM_STEP_TASKS_PER_NODE": "8(x2),4,2(x3)", "SLURM_NODEID": "2"},
+            Ranks(9, 12, 1, 4),
+        ),
+        (
+            STEP | {"SLURM_STEP_TASKS_PER_NODE": "8(x2),4,2(x3)", "SLURM_NODEID": "5"},
+            Ranks(9, 12, 1, 2),
+        ),
         (STEP | TORCHRUN, Ranks(5, 8, 1, 4)),  # torchrun started by srun
         ({"RANK": "1", "WORLD_SIZE": "2"}, Ranks(1, 2, 0, 1)),
     ],
@@ -75,7 +81,9 @@ def test_deepspeed_is_told_the_gpu_among_those_that_the_rank_sees(
     see_gpus(monkeypatch, visible)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # of a login node, handed over by sbatch
     monkeypatch.setenv("LOCAL_RANK", "7")
-    device = distributed._device(EngineSection(), Ranks(local_rank, local_size, local_rank, local_size))
+    device = distributed._device(
+        EngineSection(), Ranks(local_rank, local_size, local_rank, local_size)
+    )
     assert device == torch.device("cuda", chosen)
     assert os.environ["LOCAL_RANK"] == str(chosen) and os.environ["DS_ACCELERATOR"] == "cuda"
 
@@ -88,7 +96,9 @@ def test_ranks_without_a_gpu_of_their_own_are_refused(monkeypatch):
     see_gpus(monkeypatch, 1)
     store = torch.distributed.HashStore()
     distributed._claim_gpu(store, Ranks(0, 2, 0, 2), torch.device("cuda", 0))
-    with pytest.raises(UserError, match="rank 1 on .* has the GPU of another rank .*--ntasks-per-node"):
+    with pytest.raises(
+        UserError, match="rank 1 on .* has the GPU of another rank .*--ntasks-per-node"
+    ):
         distributed._claim_gpu(store, Ranks(1, 2, 1, 2), torch.device("cuda", 0))
 
 
@@ -97,7 +107,9 @@ def see_gpus(monkeypatch, count: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"GPU-{device.index}")
+        torch.cuda,
+        "get_device_properties",
+        lambda device: SimpleNamespace(uuid=f"GPU-{device.index}"),
     )
 
 
@@ -114,7 +126,9 @@ try:
 except UserError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     raised, refused = done.stdout.splitlines()
     assert raised == "(3000, 3000)"
     assert refused.startswith("`ulimit -Hn` is 3000: 512 ranks need 3048 open files each")
@@ -134,7 +148,12 @@ def test_the_master():
 
 @pytest.mark.parametrize(
     ("nodes", "first"),
-    [("gpu1", "gpu1"), ("gpu[03-05,9],x", "gpu03"), ("b,a[1-2]", "b"), ("r[2,4]n[07-08]-ib", "r2n07-ib")],
+    [
+        ("gpu1", "gpu1"),
+        ("gpu[03-05,9],x", "gpu03"),
+        ("b,a[1-2]", "b"),
+        ("r[2,4]n[07-08]-ib", "r2n07-ib"),
+    ],
 )
 def test_the_first_host_of_a_node_list(nodes, first):
     assert ranks.first_host(nodes) == first
@@ -174,7 +193,11 @@ cli.main()
 
 def meet(facts: dict[int, str], size: int, **environment: str) -> dict[int, tuple[int, list[str]]]:
     """Exit code and error lines of the ranks that are started; 10 seconds to join."""
-    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "DIGA_JOIN_TIMEOUT": "10"} | environment
+    common = {
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "DIGA_JOIN_TIMEOUT": "10",
+    } | environment
     processes = {
         rank: subprocess.Popen(
             [sys.executable, "-c", MEET, fact],
@@ -205,7 +228,9 @@ def test_ranks_that_disagree_are_told_by_rank_0(free_port):
 
 
 def test_missing_ranks_are_named(free_port):
-    ended = meet({0: "2.14", 1: "2.14", 3: "2.14"}, 4, MASTER_PORT=free_port, DIGA_JOIN_TIMEOUT="12")
+    ended = meet(
+        {0: "2.14", 1: "2.14", 3: "2.14"}, 4, MASTER_PORT=free_port, DIGA_JOIN_TIMEOUT="12"
+    )
     (line,) = ended[0][1]
     assert "error: only 3 of 4 ranks joined within 12 s (missing: 2)" in line
     assert ended[0][0] == 2 and ended[1] == ended[3] == (2, [])
@@ -215,11 +240,18 @@ def test_a_master_that_does_not_resolve():
     impatient = {"RES_OPTIONS": "timeout:1 attempts:1"}
     ended = meet({0: "2.14"}, 2, MASTER_ADDR="no-such-host.invalid", MASTER_PORT="7", **impatient)
     code, (line,) = ended[0]
-    assert code == 2 and "the master's name 'no-such-host.invalid' does not resolve; set MASTER_ADDR" in line
+    assert (
+        code == 2
+        and "the master's name 'no-such-host.invalid' does not resolve; set MASTER_ADDR" in line
+    )
     assert "env.sh" not in line
     # A job of Slurm forgets what the shell that submitted it had set.
-    ended = meet({0: "2.14"}, 2, MASTER_ADDR="no-such-host.invalid", MASTER_PORT="7", SLURM_STEP_ID="0")
-    assert "set MASTER_ADDR to the name or address of rank 0's host, in slurm/env.sh" in ended[0][1][0]
+    ended = meet(
+        {0: "2.14"}, 2, MASTER_ADDR="no-such-host.invalid", MASTER_PORT="7", SLURM_STEP_ID="0"
+    )
+    assert (
+        "set MASTER_ADDR to the name or address of rank 0's host, in slurm/env.sh" in ended[0][1][0]
+    )
 
 
 def test_a_time_to_join_that_is_no_number():
@@ -242,9 +274,22 @@ def test_configurations_that_differ_are_named_key_by_key(tiny_yaml, free_port):
     """Through the real command line; a rank's own folder of the data may differ."""
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "diga_hpc", "warm-up", tiny_yaml, f"seed={rank}", f"data.root=/n{rank}"],
+            [
+                sys.executable,
+                "-m",
+                "diga_hpc",
+                "warm-up",
+                tiny_yaml,
+                f"seed={rank}",
+                f"data.root=/n{rank}",
+            ],
             env=os.environ
-            | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": free_port},
+            | {
+                "RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": free_port,
+            },
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -261,13 +306,21 @@ def test_only_the_first_disagreements_are_listed():
     assert disagreement([{"a": "1"}, {"a": "1"}]) is None
     facts = dict.fromkeys("abcde", "1")
     text = disagreement([facts, dict.fromkeys(facts, "2")])
-    assert text.startswith("ranks disagree: a is 1 on rank 0, 2 on rank 1; b is") and "and 2 more" in text
+    assert (
+        text.startswith("ranks disagree: a is 1 on rank 0, 2 on rank 1; b is")
+        and "and 2 more" in text
+    )
 
 
 # ------------------------------------------------------------------------ stops outside of training
 
 
-FEW = ["source_only=null", "warm_up.start=model", "evaluation.teacher=false", "self_training.steps=1"]
+FEW = [
+    "source_only=null",
+    "warm_up.start=model",
+    "evaluation.teacher=false",
+    "self_training.steps=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +334,9 @@ def uninterrupted(tmp_path_factory):
 
 # Six images to adapt to, six to label, six for centroids, three for the consensus, and then evaluation.
 @pytest.mark.parametrize("image", [4, 9, 14, 20, 23])
-def test_other_stages_stop_at_an_image_and_go_on(tiny_yaml, tmp_path, monkeypatch, image, uninterrupted):
+def test_other_stages_stop_at_an_image_and_go_on(
+    tiny_yaml, tmp_path, monkeypatch, image, uninterrupted
+):
     """A signal while the nth image of pseudo labels and evaluation is loaded; then the same results."""
     parts = Pipeline(load(tiny_yaml, tmp_path / "parts", *FEW))
     parts.warm_up()
@@ -300,7 +355,9 @@ def test_other_stages_stop_at_an_image_and_go_on(tiny_yaml, tmp_path, monkeypatc
             step(parts)
     assert len(stops) == 1
     assert final_files(tmp_path / "parts") == final_files(uninterrupted)
-    assert (tmp_path / "parts/results.json").read_text() == (uninterrupted / "results.json").read_text()
+    assert (tmp_path / "parts/results.json").read_text() == (
+        uninterrupted / "results.json"
+    ).read_text()
     assert not list((tmp_path / "parts/partial").glob("*"))
 
 
@@ -353,9 +410,13 @@ def test_a_signal_on_one_rank_stops_all_and_what_they_counted_is_kept(tmp_path):
     options = ["source_only=null", "warm_up.start=model", "self_training=null", "evaluation.teacher=false",
                "evaluation.adapt_normalization=false", "data.validation.images=9"]  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*command, script, yaml, *options], capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [*command, script, yaml, *options], capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    stopped = sorted(line.split() for line in done.stdout.splitlines() if line.startswith("stopped"))
+    stopped = sorted(
+        line.split() for line in done.stdout.splitlines() if line.startswith("stopped")
+    )
     # Two images: the agreement lags one behind.
     assert [s[1:] for s in stopped] == [["0", "evaluation", "4"], ["1", "evaluation", "4"]]
     two = json.loads((tmp_path / "run/results.json").read_text())
@@ -369,7 +430,9 @@ def test_signals_before_the_stop_flag_are_not_lost(tiny_yaml, tmp_path):
     os.kill(os.getpid(), signal.SIGUSR2)
     job = Pipeline(load(tiny_yaml, tmp_path / "run"))
     assert job.context.stop.requested
-    assert not Pipeline(load(tiny_yaml, tmp_path / "run")).context.stop.requested  # it was one signal
+    assert not Pipeline(
+        load(tiny_yaml, tmp_path / "run")
+    ).context.stop.requested  # it was one signal
 
 
 # ------------------------------------------------------------------------------------------- requeues
@@ -393,7 +456,9 @@ def in_job(tmp_path, monkeypatch):
     """Inside a step of job 12, which Slurm says is running and lets requeue; returns scontrol's notes."""
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)
-    return stub(tmp_path, monkeypatch, "[[ $1 == requeue ]] || echo JobId=12 JobState=RUNNING Reason=None")
+    return stub(
+        tmp_path, monkeypatch, "[[ $1 == requeue ]] || echo JobId=12 JobState=RUNNING Reason=None"
+    )
 
 
 def stopped_at(done: int, stage: str = "warm_up") -> Stopped:
@@ -414,7 +479,9 @@ def test_a_stopped_job_is_requeued_and_counted(in_job, tiny_yaml, tmp_path):
     ]
 
 
-def test_without_progress_between_two_requeues_the_run_stops(in_job, tiny_yaml, tmp_path, monkeypatch):
+def test_without_progress_between_two_requeues_the_run_stops(
+    in_job, tiny_yaml, tmp_path, monkeypatch
+):
     run = Run(load(tiny_yaml, tmp_path / "run"))
     requeue.hand_back(stopped_at(5), run, ALONE)
     with pytest.raises(
@@ -427,19 +494,28 @@ def test_without_progress_between_two_requeues_the_run_stops(in_job, tiny_yaml, 
     requeue.hand_back(stopped_at(0, "evaluation"), run, ALONE)
 
 
-def test_a_requeue_that_slurm_refuses_is_said_and_not_counted(in_job, tiny_yaml, tmp_path, monkeypatch):
+def test_a_requeue_that_slurm_refuses_is_said_and_not_counted(
+    in_job, tiny_yaml, tmp_path, monkeypatch
+):
     stub(
-        tmp_path, monkeypatch, "[[ $1 != requeue ]] || { echo Requested operation is disabled >&2; exit 1; }"
+        tmp_path,
+        monkeypatch,
+        "[[ $1 != requeue ]] || { echo Requested operation is disabled >&2; exit 1; }",
     )
     run, stopped = Run(load(tiny_yaml, tmp_path / "run")), stopped_at(5)
     requeue.hand_back(stopped, run, ALONE)
-    assert stopped.remedy.startswith("job 12 was not requeued (Requested operation is disabled); submit")
+    assert stopped.remedy.startswith(
+        "job 12 was not requeued (Requested operation is disabled); submit"
+    )
     assert json.loads(run.requeues.read_text()) == []
 
 
 @pytest.mark.parametrize(
     ("number", "remedy"),
-    [("TERM", "job 12 is requeued"), ("KILL", "job 12 may be requeued (scontrol was ended by signal 9)")],
+    [
+        ("TERM", "job 12 is requeued"),
+        ("KILL", "job 12 may be requeued (scontrol was ended by signal 9)"),
+    ],
 )
 def test_a_requeue_of_which_slurm_ends_the_question_is_counted(
     in_job, tiny_yaml, tmp_path, monkeypatch, number, remedy
@@ -486,7 +562,9 @@ def test_outside_a_job_nothing_is_requeued(tiny_yaml, tmp_path, monkeypatch):
 
 
 def test_an_element_of_an_array_is_requeued_alone():
-    assert requeue.job_name(STEP | {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}) == "12_3"
+    assert (
+        requeue.job_name(STEP | {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}) == "12_3"
+    )
     assert requeue.job_name(BATCH) is None
 
 

@@ -43,7 +43,9 @@ def test_explosions_in_a_row_end_the_run_and_a_calm_step_resets_the_count():
         guards.step(0, norm)
     assert guards.alarm is None
     guards.step(7, 20.0)
-    assert re.match(r"warm_up: 3 steps in a row .* 10 times the median 1, 20 at step 7; lower", guards.alarm)
+    assert re.match(
+        r"warm_up: 3 steps in a row .* 10 times the median 1, 20 at step 7; lower", guards.alarm
+    )
 
 
 @pytest.mark.parametrize("distance", [1.5, float("inf"), float("nan")])
@@ -89,7 +91,9 @@ class Exploding(Stage):
         self.section, self.since, self.calls = section, since, 0
 
     def step(self, batch, student, teacher):
-        loss = student(batch.source_images / 255).logits.mean() * (1000 if self.calls >= self.since else 1)
+        loss = student(batch.source_images / 255).logits.mean() * (
+            1000 if self.calls >= self.since else 1
+        )
         self.calls += 1
         return StepOutput(loss, {"loss/total": loss})
 
@@ -119,11 +123,21 @@ def test_an_exploding_run_stops_and_the_report_says_why(tiny_yaml, tmp_path, eve
 
 def test_a_run_that_a_log_point_ends_has_that_line(tiny_yaml, tmp_path):
     """A teacher that is anything else than the student has diverged here; the first step moves it."""
-    limits = ["guards.teacher_distance=1e-12", "guards.max_diverged=2", "warm_up.steps=9", "logging.every=2"]
+    limits = [
+        "guards.teacher_distance=1e-12",
+        "guards.max_diverged=2",
+        "warm_up.steps=9",
+        "logging.every=2",
+    ]
     config = load(tiny_yaml, tmp_path / "run", "source_only=null", "warm_up.start=model", *limits)
-    with pytest.raises(UserError, match="warm_up: 2 log points in a row the teacher's parameters differ"):
+    with pytest.raises(
+        UserError, match="warm_up: 2 log points in a row the teacher's parameters differ"
+    ):
         Pipeline(config).warm_up()
-    assert [(e["step"], e["guard/teacher_diverged"]) for e in log_lines(config.run_dir)] == [(2, 1), (4, 1)]
+    assert [(e["step"], e["guard/teacher_diverged"]) for e in log_lines(config.run_dir)] == [
+        (2, 1),
+        (4, 1),
+    ]
 
 
 # ------------------------------------------------------------------------------------ broken files
@@ -148,7 +162,13 @@ def broken_yaml(tiny_yaml, tmp_path):
 def with_files(yaml, tmp_path, name, *options):
     source = f"data.source={{kind: folder, root: {tmp_path / 'data'}, labels: labels, half_size: [40, 64]}}"
     config = load(
-        yaml, tmp_path / name, source, "source_only=null", "warm_up.start=model", "warm_up.steps=12", *options
+        yaml,
+        tmp_path / name,
+        source,
+        "source_only=null",
+        "warm_up.start=model",
+        "warm_up.steps=12",
+        *options,
     )
     return config
 
@@ -160,7 +180,9 @@ def test_a_broken_file_in_the_middle_of_a_run_is_named(broken_yaml, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_files_are_passed_over_listed_and_shown(broken_yaml, tmp_path, workers):
-    config = with_files(broken_yaml, tmp_path, "run", "data.skip_errors=2", f"data.workers={workers}")
+    config = with_files(
+        broken_yaml, tmp_path, "run", "data.skip_errors=2", f"data.workers={workers}"
+    )
     Pipeline(config).warm_up()
     first, second = json.loads((config.run_dir / "skipped_data.json").read_text())
     assert f"{tmp_path}/data/images/3.png: not a readable image" in first
@@ -171,7 +193,9 @@ def test_broken_files_are_passed_over_listed_and_shown(broken_yaml, tmp_path, wo
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_failure_of_the_machine_is_no_broken_file(broken_yaml, tmp_path, monkeypatch, workers):
     """Neither in training nor in a pass over all images: what replaces the file would change the run."""
-    config = with_files(broken_yaml, tmp_path, "run", "data.skip_errors=9", f"data.workers={workers}")
+    config = with_files(
+        broken_yaml, tmp_path, "run", "data.skip_errors=9", f"data.workers={workers}"
+    )
     job = Pipeline(config)
     broken = job.context.broken_files()
     opened = Image.open
@@ -195,7 +219,8 @@ def test_a_failure_of_the_machine_is_no_broken_file(broken_yaml, tmp_path, monke
 def test_one_file_too_many_ends_the_run(broken_yaml, tmp_path):
     config = with_files(broken_yaml, tmp_path, "run", "data.skip_errors=1")
     with pytest.raises(
-        UserError, match=r"data/\w+/\d.png: .*; with it 2 files are broken and data.skip_errors is 1"
+        UserError,
+        match=r"data/\w+/\d.png: .*; with it 2 files are broken and data.skip_errors is 1",
     ):
         Pipeline(config).warm_up()
 
@@ -223,7 +248,8 @@ def test_files_count_once_whatever_is_wrong_with_them_and_no_more_when_their_ent
     broken.write()
     assert json.loads(run.skipped_data.read_text()) == ["day 1: rain/a.png: cut short"]
     with pytest.raises(
-        UserError, match=f"rain/b.png: .*mend them and remove their entries from {run.skipped_data} "
+        UserError,
+        match=f"rain/b.png: .*mend them and remove their entries from {run.skipped_data} ",
     ):
         broken.add(["day 1: rain/b.png: cut short"])
     run.skipped_data.unlink()
@@ -243,7 +269,9 @@ def test_what_replaces_a_broken_file_is_the_same_after_a_resume(broken_yaml, tmp
 
 
 def test_a_data_set_without_broken_files_is_not_changed_by_the_option(tiny_yaml, tmp_path):
-    a, b = (load(tiny_yaml, tmp_path / name, "source_only=null", "warm_up.start=model") for name in "ab")
+    a, b = (
+        load(tiny_yaml, tmp_path / name, "source_only=null", "warm_up.start=model") for name in "ab"
+    )
     Pipeline(a).warm_up()
     Pipeline(b.model_copy(update={"data": b.data.model_copy(update={"skip_errors": 5})})).warm_up()
     assert final_files(a.run_dir) == final_files(b.run_dir)
@@ -259,7 +287,13 @@ def test_a_broken_target_image_is_passed_over_by_every_pass(broken_yaml, tmp_pat
     source = f"data.source={{kind: folder, root: {tmp_path / 'source'}, labels: labels, half_size: [40, 64]}}"
     shutil.copytree(tmp_path / "data", tmp_path / "source", ignore=shutil.ignore_patterns("3.png"))
     config = load(
-        broken_yaml, tmp_path / "run", source, target, "source_only=null", "warm_up.start=model", *options
+        broken_yaml,
+        tmp_path / "run",
+        source,
+        target,
+        "source_only=null",
+        "warm_up.start=model",
+        *options,
     )
     with pytest.raises(UserError, match=r"data/images/3.png: not a readable image"):
         Pipeline(config).run()
@@ -275,7 +309,12 @@ def test_a_broken_target_image_is_passed_over_by_every_pass(broken_yaml, tmp_pat
 
 def test_a_broken_image_that_only_the_evaluation_reads_is_listed(broken_yaml, tmp_path):
     target = f"data.target={{kind: folder, root: {tmp_path / 'data'}, half_size: [40, 64]}}"
-    options = ["source_only=null", "self_training=null", "warm_up.start=model", "warm_up.second_view=color"]
+    options = [
+        "source_only=null",
+        "self_training=null",
+        "warm_up.start=model",
+        "warm_up.second_view=color",
+    ]
     config = load(
         broken_yaml,
         tmp_path / "run",

@@ -32,7 +32,9 @@ def model():
     return model
 
 
-@pytest.mark.parametrize(("scales", "flip"), [((1.0,), False), ((1.0, 0.5), False), ((1.0, 0.75), True)])
+@pytest.mark.parametrize(
+    ("scales", "flip"), [((1.0,), False), ((1.0, 0.5), False), ((1.0, 0.75), True)]
+)
 def test_labels_are_the_argmax_of_the_maximum_over_scales(model, scales, flip):
     image = torch.randint(0, 256, (3, 41, 66), dtype=torch.uint8)
     views = []
@@ -42,7 +44,8 @@ def test_labels_are_the_argmax_of_the_maximum_over_scales(model, scales, flip):
             x = F.interpolate(unit_range(image[None]), size, mode="bilinear", align_corners=True)
             logits = [model(x).logits] + ([model(x.flip(-1)).logits.flip(-1)] if flip else [])
             views += [
-                F.interpolate(v.double(), (50, 70), mode="bilinear", align_corners=True) for v in logits
+                F.interpolate(v.double(), (50, 70), mode="bilinear", align_corners=True)
+                for v in logits
             ]
     best = torch.stack(views).amax(0)[0]
     top = best.topk(2, dim=0).values
@@ -80,7 +83,9 @@ def test_confusion_matrix_and_scores_against_loops():
     for c in range(6):
         union = (((truth == c) | (predicted == c)) & valid).sum()
         iou[c] = 100 * ((truth == c) & (predicted == c)).sum() / union if union else None
-    assert row["pixel_accuracy"] == pytest.approx(100 * (truth == predicted)[valid].mean(), abs=1e-3)
+    assert row["pixel_accuracy"] == pytest.approx(
+        100 * (truth == predicted)[valid].mean(), abs=1e-3
+    )
     for c, name in enumerate("abcdef"):
         assert row["iou"][name] == (None if iou[c] is None else pytest.approx(iou[c], abs=1e-3))
     assert row["miou"] == pytest.approx(np.mean([iou[c] for c in (0, 1, 2, 4)]), abs=1e-3)

@@ -40,16 +40,25 @@ def test_a_whole_checkpoint_is_described(run_dir):
     assert result.exit_code == 0
     state = json.loads((path / "state.json").read_text())
     assert state["version"] in result.output and (state["commit"] or "unknown") in result.output
-    assert f"{path}: whole" in result.output and "stage          warm_up, step 4, 0 steps" in result.output
+    assert (
+        f"{path}: whole" in result.output
+        and "stage          warm_up, step 4, 0 steps" in result.output
+    )
     assert "model.name = lite" in result.output and "seed = 0" in result.output
     student = checkpoint.read_tensors(path / "student.safetensors")
-    assert f"{len(student)} tensors, {sum(t.numel() for t in student.values()):,} elements" in result.output
+    assert (
+        f"{len(student)} tensors, {sum(t.numel() for t in student.values()):,} elements"
+        in result.output
+    )
     assert "warm_up.steps = 4" in invoke("inspect", path, "--config").output
 
 
 def test_a_run_is_described_checkpoint_by_checkpoint(run_dir):
     lines = invoke("inspect", run_dir).output.splitlines()
-    assert [line.rpartition("/")[2] for line in lines] == ["step_00000002: whole", "step_00000004: whole"]
+    assert [line.rpartition("/")[2] for line in lines] == [
+        "step_00000002: whole",
+        "step_00000004: whole",
+    ]
 
 
 def test_a_broken_one_is_said_and_exits_with_1(run_dir, tmp_path):
@@ -89,7 +98,11 @@ def test_an_export_is_the_network_and_says_where_it_is_from(run_dir, tmp_path, n
         metadata = file.metadata()
         assert set(file.keys()) == want.keys()
         assert all(torch.equal(file.get_tensor(name), t) for name, t in want.items())
-    assert metadata["network"] == network and metadata["stage"] == "warm_up" and metadata["step"] == "4"
+    assert (
+        metadata["network"] == network
+        and metadata["stage"] == "warm_up"
+        and metadata["step"] == "4"
+    )
     assert metadata["model.name"] == "lite" and metadata["label_space"] == "streets"
     model = build_model("lite", 9, weights=str(to))  # what model.weights does
     assert all(torch.equal(model.state_dict()[name], t) for name, t in want.items())
@@ -98,7 +111,10 @@ def test_an_export_is_the_network_and_says_where_it_is_from(run_dir, tmp_path, n
 def test_exports_that_cannot_be(run_dir, tmp_path):
     for arguments, message in (
         ((run_dir, "--to", tmp_path / "x.pth"), "ends in .safetensors"),
-        ((run_dir, "--to", tmp_path / "x.safetensors", "--network", "critic"), "student or teacher"),
+        (
+            (run_dir, "--to", tmp_path / "x.safetensors", "--network", "critic"),
+            "student or teacher",
+        ),
         ((tmp_path, "--to", tmp_path / "x.safetensors"), "neither a run directory"),
     ):
         with pytest.raises(UserError, match=message):
@@ -126,6 +142,8 @@ def test_a_source_that_cannot_be_read_is_not_blamed_on_the_destination(
     source = run_dir / "checkpoints/warm_up/step_00000004"
     monkeypatch.setattr("diga_hpc.predict.find_checkpoint", lambda path: (run_dir, source))
     monkeypatch.setattr(tensor_file, reader, failing)
-    with pytest.raises(UserError, match=f"{source}/student.safetensors: cannot be read .Input/output error"):
+    with pytest.raises(
+        UserError, match=f"{source}/student.safetensors: cannot be read .Input/output error"
+    ):
         export(run_dir, tmp_path / "x.safetensors", "student")
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,9 @@ def run_python(*arguments: str | Path) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     folders = [str(HERE.parent), str(HERE), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(folders)
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
@@ -57,7 +59,9 @@ def test_resources_are_those_recorded(compiled):
     assert set(compiled) == set(expected), f"other kernels than recorded; {ACCEPT}"
     for kernel, targets in compiled.items():
         for target, resources in targets.items():
-            assert resources == expected[kernel][target], f"{kernel} on {target}: {resources}; {ACCEPT}"
+            assert resources == expected[kernel][target], (
+                f"{kernel} on {target}: {resources}; {ACCEPT}"
+            )
 
 
 KINDS = """

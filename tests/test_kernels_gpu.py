@@ -22,7 +22,11 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device"),
 ]
-LARGE = [(6, 19, (65, 113), (512, 896)), (6, 19, (129, 225), (512, 896)), (2, 16, (128, 128), (512, 512))]
+LARGE = [
+    (6, 19, (65, 113), (512, 896)),
+    (6, 19, (129, 225), (512, 896)),
+    (2, 16, (128, 128), (512, 512)),
+]
 
 
 @pytest.fixture(params=SHAPES + LARGE, ids=str)
@@ -78,7 +82,10 @@ def test_label_operations_take_little_memory():
 
 
 def test_label_operations_in_a_cuda_graph_without_waiting():
-    features, centroids = torch.randn(2, 40, 17, 23, device="cuda"), torch.randn(19, 40, device="cuda")
+    features, centroids = (
+        torch.randn(2, 40, 17, 23, device="cuda"),
+        torch.randn(19, 40, device="cuda"),
+    )
     labels, seen = random_labels(2, 19, (67, 101)).cuda(), torch.rand(19, device="cuda") < 0.8
     logits = torch.randn(2, 19, 17, 23, device="cuda")
 

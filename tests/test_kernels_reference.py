@@ -60,7 +60,9 @@ def test_labels_outside_the_classes_are_ignored():
     logits, labels = torch.randn(2, 5, 9, 15), random_labels(2, 5, (33, 57)).long()
     odd = labels.clone()
     odd[labels == 255] = torch.tensor([-1, 5, 77, 10**9, 255]).repeat(1000)[: (labels == 255).sum()]
-    assert torch.equal(kernels.cross_entropy_loss(logits, odd), kernels.cross_entropy_loss(logits, labels))
+    assert torch.equal(
+        kernels.cross_entropy_loss(logits, odd), kernels.cross_entropy_loss(logits, labels)
+    )
 
 
 def test_another_ignore_index_inside_the_classes():
@@ -81,7 +83,9 @@ def test_warm_up(views, K, small, large, align_corners):
     labels[0, 0, 0] = 0
 
     def ours(s):
-        segmentation, distillation = kernels.warm_up_loss(s, teacher, labels, align_corners=align_corners)
+        segmentation, distillation = kernels.warm_up_loss(
+            s, teacher, labels, align_corners=align_corners
+        )
         return 0.7 * segmentation + 2.5 * distillation
 
     def truth(s):
@@ -123,7 +127,9 @@ def test_mask(align_corners):
     student, teacher = 3 * torch.randn(2, 4, 7, 9, 15)
     mask = torch.rand(2, 33, 57) < 0.4
     assert_matches(
-        lambda s: kernels.symmetric_kl_loss(s, teacher, (33, 57), mask=mask, align_corners=align_corners),
+        lambda s: kernels.symmetric_kl_loss(
+            s, teacher, (33, 57), mask=mask, align_corners=align_corners
+        ),
         lambda s: true_kl(s, teacher, (33, 57), mask=mask, align_corners=align_corners),
         student,
     )
@@ -135,10 +141,14 @@ def test_nothing_counts():
     ignored = torch.full((2, 33, 57), 255, dtype=torch.uint8)
     weightless = torch.zeros(5)
     losses = [
-        kernels.symmetric_kl_loss(student, teacher, (33, 57), mask=torch.zeros(2, 33, 57, dtype=torch.bool)),
+        kernels.symmetric_kl_loss(
+            student, teacher, (33, 57), mask=torch.zeros(2, 33, 57, dtype=torch.bool)
+        ),
         kernels.cross_entropy_loss(student[:2], ignored),
         kernels.cross_entropy_loss(student[:2], ignored, normalizer="all"),
-        kernels.cross_entropy_loss(student[:2], torch.zeros_like(ignored), class_weights=weightless),
+        kernels.cross_entropy_loss(
+            student[:2], torch.zeros_like(ignored), class_weights=weightless
+        ),
         kernels.warm_up_loss(student, teacher, ignored)[0],
     ]
     for loss in losses:
@@ -160,7 +170,8 @@ def test_equal_student_and_teacher():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "gradient_tol"), [(torch.float64, 1e-12), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)]
+    ("dtype", "gradient_tol"),
+    [(torch.float64, 1e-12), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)],
 )
 def test_dtypes(dtype, gradient_tol):
     """The truth starts from the rounded inputs; only the returned gradient may carry the dtype's rounding."""
@@ -191,7 +202,9 @@ def test_gradient_is_scaled_before_it_is_rounded():
 LAYOUTS = {
     "channels_last": lambda x: x.to(memory_format=torch.channels_last),
     "sliced": lambda x: F.pad(x, (2, 3, 1, 1))[:, :, 1:-1, 2:-3],
-    "sliced_channels": lambda x: torch.cat([x, x], 1).to(memory_format=torch.channels_last)[:, : x.shape[1]],
+    "sliced_channels": lambda x: torch.cat([x, x], 1).to(memory_format=torch.channels_last)[
+        :, : x.shape[1]
+    ],
     "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
     "every_other": lambda x: x.repeat_interleave(2, 0)[::2],
 }
@@ -253,7 +266,9 @@ def test_extreme_logits(scale, align_corners):
     labels = random_labels(2, 19, (65, 113))
     assert_matches(
         lambda s: sum(kernels.warm_up_loss(s, teacher, labels, align_corners=align_corners)),
-        lambda s: true_ce(s[:2], labels, align_corners) + true_kl(s, teacher, (65, 113), align_corners),
+        lambda s: (
+            true_ce(s[:2], labels, align_corners) + true_kl(s, teacher, (65, 113), align_corners)
+        ),
         student,
     )
 
@@ -273,7 +288,9 @@ def test_broken_logits_stay_visible(value, whose):
     student, teacher = torch.randn(2, 2, 5, 9, 15)
     (student if whose == "student" else teacher)[0, 2, 3, 4] = value
     ignored = torch.full((1, 33, 57), 255, dtype=torch.uint8)
-    segmentation, distillation = kernels.warm_up_loss(student, teacher, random_labels(1, 5, (33, 57)))
+    segmentation, distillation = kernels.warm_up_loss(
+        student, teacher, random_labels(1, 5, (33, 57))
+    )
     assert not distillation.isfinite()
     assert not kernels.symmetric_kl_loss(student, teacher, (33, 57)).isfinite()
     assert segmentation.isfinite() == (whose == "teacher")
@@ -299,7 +316,9 @@ def test_gradcheck(small, large, align_corners):
         )
 
     def both(s):
-        return kernels.warm_up_loss(s, teacher, labels, class_weights=weights, align_corners=align_corners)
+        return kernels.warm_up_loss(
+            s, teacher, labels, class_weights=weights, align_corners=align_corners
+        )
 
     assert torch.autograd.gradcheck(kl, student)
     assert torch.autograd.gradcheck(both, student)

@@ -35,7 +35,9 @@ class Recorder(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-                self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.element_size())
+                self.largest = max(
+                    self.largest, tensor.untyped_storage().nbytes() // tensor.element_size()
+                )
         if func.overloadpacket._qualified_op_name.split("::")[1] in self.WAITING:
             self.waits.append(str(func))
         return result
@@ -48,7 +50,9 @@ def test_no_full_resolution_tensor_and_no_waiting():
     centroids = torch.randn(K, 32)
     mask = labels != 255
     calls = {
-        "symmetric_kl_loss": lambda: kernels.symmetric_kl_loss(student, teacher, size, mask=mask).backward(),
+        "symmetric_kl_loss": lambda: kernels.symmetric_kl_loss(
+            student, teacher, size, mask=mask
+        ).backward(),
         "cross_entropy_loss": lambda: kernels.cross_entropy_loss(student[:1], labels).backward(),
         "warm_up_loss": lambda: sum(kernels.warm_up_loss(student, teacher, labels)).backward(),
         "consensus_labels": lambda: kernels.consensus_labels(features, centroids, labels),
@@ -59,7 +63,10 @@ def test_no_full_resolution_tensor_and_no_waiting():
             call()
         assert recorder.largest < K * size[0] * size[1] / 16, name
         # On the CPU consensus_labels looks once at whether the centroids are finite.
-        assert len(recorder.waits) == (1 if name == "consensus_labels" else 0), (name, recorder.waits)
+        assert len(recorder.waits) == (1 if name == "consensus_labels" else 0), (
+            name,
+            recorder.waits,
+        )
 
 
 def test_labels_of_a_large_image_take_little_memory():
@@ -155,7 +162,9 @@ BAD_INPUT = [
 
 
 @pytest.mark.parametrize(
-    ("operation", "arguments", "options", "message"), BAD_INPUT, ids=[case[-1] for case in BAD_INPUT]
+    ("operation", "arguments", "options", "message"),
+    BAD_INPUT,
+    ids=[case[-1] for case in BAD_INPUT],
 )
 def test_bad_input(operation, arguments, options, message):
     with pytest.raises(ValueError) as error:

@@ -13,7 +13,9 @@ from diga_hpc import kernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [
-    pytest.mark.skipif(not INTERPRETED, reason="on a GPU machine test_kernels_gpu.py runs these tables"),
+    pytest.mark.skipif(
+        not INTERPRETED, reason="on a GPU machine test_kernels_gpu.py runs these tables"
+    ),
     # The interpreter computes with NumPy, which warns where a GPU would not.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
@@ -68,7 +70,11 @@ def test_no_full_resolution_tensor_and_no_waiting():
     from diga_hpc.kernels import argmax, consensus
 
     K, size = 2, (24, 32)
-    features, centroids, labels = torch.randn(1, 3, 3, 4), torch.randn(K, 3), random_labels(1, K, size)
+    features, centroids, labels = (
+        torch.randn(1, 3, 3, 4),
+        torch.randn(K, 3),
+        random_labels(1, K, size),
+    )
     seen = torch.ones(K, dtype=torch.bool)
     with Recorder() as recorder:  # inside the operators: a dispatch mode does not see into them
         argmax.label_strips([torch.randn(1, K, 3, 4)], size, True, clamp=True)
@@ -106,7 +112,10 @@ def test_argmax_allocates_its_result_alone():
 def test_offsets_beyond_32_bits_are_for_the_reference(layout):
     from diga_hpc.kernels import argmax
 
-    maps = {k: torch.empty(3, k, 4096, 4096, device="meta", memory_format=layout) for k in (127, 128, 129)}
+    maps = {
+        k: torch.empty(3, k, 4096, 4096, device="meta", memory_format=layout)
+        for k in (127, 128, 129)
+    }
     assert {k: argmax.supported([m]) for k, m in maps.items()} == {127: True, 128: True, 129: False}
 
 

@@ -16,7 +16,9 @@ from diga_hpc.kernels import _dispatch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [
-    pytest.mark.skipif(not INTERPRETED, reason="on a GPU machine test_kernels_gpu.py runs these tables"),
+    pytest.mark.skipif(
+        not INTERPRETED, reason="on a GPU machine test_kernels_gpu.py runs these tables"
+    ),
     _ignored_warnings,
 ]
 # (views, K, (h, w), (H, W)): scales 2, 1, 4, 8 and odd ones; many classes; one row; shrinking
@@ -106,14 +108,18 @@ def test_fakes_agree_with_the_operators():
 
 def run_python(code, **environment):
     clean = {
-        key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "DIGA_KERNELS")
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("TRITON_INTERPRET", "DIGA_KERNELS")
     }
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=clean | environment
     )
 
 
-CALL = "import torch; from diga_hpc import kernels; kernels.cross_entropy_loss(torch.zeros(1,2,2,2), "
+CALL = (
+    "import torch; from diga_hpc import kernels; kernels.cross_entropy_loss(torch.zeros(1,2,2,2), "
+)
 CALL += "torch.zeros(1,4,4,dtype=torch.uint8)); import sys; print('diga_hpc.kernels.upsampled_logsumexp' in sys.modules)"
 
 
@@ -124,7 +130,10 @@ CALL += "torch.zeros(1,4,4,dtype=torch.uint8)); import sys; print('diga_hpc.kern
             {"DIGA_KERNELS": "triton"},
             "RuntimeError: the Triton kernels were asked for, but the tensors are on cpu",
         ),
-        ({"DIGA_KERNELS": "fast"}, "ValueError: DIGA_KERNELS is 'fast': expected one of reference, triton"),
+        (
+            {"DIGA_KERNELS": "fast"},
+            "ValueError: DIGA_KERNELS is 'fast': expected one of reference, triton",
+        ),
     ],
 )
 def test_choices_that_cannot_be(environment, message):
@@ -149,7 +158,10 @@ def test_choice_by_device_and_override(monkeypatch):
         assert _dispatch.choose("cuda") == "reference"
     monkeypatch.setenv("DIGA_KERNELS", "reference")
     assert _dispatch.choose("cuda") == "reference"
-    with pytest.raises(ValueError, match="implementation is 'fast'"), kernels.implementation("fast"):
+    with (
+        pytest.raises(ValueError, match="implementation is 'fast'"),
+        kernels.implementation("fast"),
+    ):
         pass
 
 
@@ -182,7 +194,9 @@ def test_first_argument_by_name():
     assert torch.equal(kernels.cross_entropy_loss(labels=labels, logits=logits), expected)
 
 
-@pytest.mark.parametrize("kernel", ["warm_up._warm_up", "argmax.label_strips", "consensus.consensus"])
+@pytest.mark.parametrize(
+    "kernel", ["warm_up._warm_up", "argmax.label_strips", "consensus.consensus"]
+)
 def test_the_probe_runs_every_kind_of_kernel(kernel, monkeypatch):
     """A Triton that compiles the losses and not the labels would end a run at its first labels."""
 

@@ -18,7 +18,9 @@ from diga_hpc.errors import Stopped, UserError
 
 ROOT = Path(__file__).parent.parent
 RECORDED = Path(__file__).parent / "recorded"
-FOR_32_RANKS = [f"{stage}.batch={{full: 32}}" for stage in ("source_only", "warm_up", "self_training")]
+FOR_32_RANKS = [
+    f"{stage}.batch={{full: 32}}" for stage in ("source_only", "warm_up", "self_training")
+]
 # The same numbers on any number of ranks, and less to evaluate.
 SHORT = [
     "model.batch_norm=frozen", "model.dropout=0", "evaluation.adapt_normalization=false", "evaluation.teacher=false",
@@ -62,10 +64,17 @@ def slurm_commands(tmp_path, monkeypatch):
     folder = tmp_path / "bin"
     folder.mkdir()
     refusal = tmp_path / "refusal"
-    sbatch = f'if [ -e {refusal} ]; then cat {refusal} >&2; exit 1; fi; echo "Submitted batch job 7"'
+    sbatch = (
+        f'if [ -e {refusal} ]; then cat {refusal} >&2; exit 1; fi; echo "Submitted batch job 7"'
+    )
     # The job is known to the controller until the test says otherwise.
     squeue = f"[ -e {tmp_path / 'ended'} ] || echo '7|PENDING|Resources||0:00'"
-    for name, text in {"sbatch": sbatch, "srun": "exit 1", "squeue": squeue, "sacct": "exit 1"}.items():
+    for name, text in {
+        "sbatch": sbatch,
+        "srun": "exit 1",
+        "squeue": squeue,
+        "sacct": "exit 1",
+    }.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -96,7 +105,9 @@ def test_a_job_that_is_not_to_be_requeued(tiny_yaml, name):
 
 
 def test_a_sweep_is_one_array_with_a_directory_for_each_run(tiny_yaml, tmp_path, slurm_commands):
-    submission = launch.submit("warm-up", tiny_yaml, sweep={"seed": [0, 1], "warm_up.steps": [5, 6]})
+    submission = launch.submit(
+        "warm-up", tiny_yaml, sweep={"seed": [0, 1], "warm_up.steps": [5, 6]}
+    )
     assert submission.job_ids == ["7_0", "7_1", "7_2", "7_3"]
     assert "#SBATCH --array=0-3%4\n" in (tmp_path / "run/logs/7_submission.sh").read_text()
     for number, (seed, steps) in enumerate([(0, 5), (0, 6), (1, 5), (1, 6)]):
@@ -135,12 +146,18 @@ def test_refused_before_anything_is_submitted(case, tiny_yaml, tmp_path, slurm_c
     with pytest.raises(UserError) as error:
         launch.submit(stage, tiny_yaml, overrides, **options)
     assert expected in str(error.value) and "\n" not in str(error.value)
-    assert not list(tmp_path.glob("run/**/*_submission.sh")) and not list(tmp_path.glob("run/logs/*.pkl"))
+    assert not list(tmp_path.glob("run/**/*_submission.sh")) and not list(
+        tmp_path.glob("run/logs/*.pkl")
+    )
 
 
-def test_what_sbatch_says_reaches_the_user_and_nothing_is_left(tiny_yaml, tmp_path, slurm_commands, capfd):
+def test_what_sbatch_says_reaches_the_user_and_nothing_is_left(
+    tiny_yaml, tmp_path, slurm_commands, capfd
+):
     (tmp_path / "refusal").write_text("sbatch: error: invalid partition specified: gpuu\n")
-    with pytest.raises(UserError, match="sbatch refused the job: .*invalid partition specified: gpuu"):
+    with pytest.raises(
+        UserError, match="sbatch refused the job: .*invalid partition specified: gpuu"
+    ):
         launch.submit("warm-up", tiny_yaml, partition="gpuu")
     left = {path.name for path in (tmp_path / "run/logs").iterdir()}
     assert {name[:7] for name in left} == {"config_"} and capfd.readouterr().err == ""
@@ -150,13 +167,18 @@ def test_the_package_has_the_scripts_of_its_jobs(tiny_yaml, tmp_path, monkeypatc
     """Installed there is no checkout around it."""
     monkeypatch.setattr(launch, "__file__", str(tmp_path / "diga_hpc/launch.py"))
     text = launch.sbatch_text("warm-up", tiny_yaml)
-    assert f"repository={tmp_path}/diga_hpc\n" in text and 'source "$repository/slurm/ranks.sh"' in text
+    assert (
+        f"repository={tmp_path}/diga_hpc\n" in text
+        and 'source "$repository/slurm/ranks.sh"' in text
+    )
     for name in ("env.sh", "ranks.sh"):
         assert (ROOT / "diga_hpc/slurm" / name).read_text() == (ROOT / "slurm" / name).read_text()
         assert f"slurm/{name}" in (ROOT / "setup.py").read_text()
 
 
-def test_a_directory_with_a_job_in_it_is_refused_until_the_job_has_ended(tiny_yaml, tmp_path, slurm_commands):
+def test_a_directory_with_a_job_in_it_is_refused_until_the_job_has_ended(
+    tiny_yaml, tmp_path, slurm_commands
+):
     launch.submit("warm-up", tiny_yaml)
     with pytest.raises(UserError, match=r"run: job 7 \(PENDING\) is there already; wait for it"):
         launch.submit("warm-up", tiny_yaml)
@@ -170,7 +192,9 @@ def test_another_experiments_directory_is_refused(tiny_yaml, tmp_path, slurm_com
     configuration.save(configuration.load(tiny_yaml, ["seed=5"]), tmp_path / "run/config.yaml")
     with pytest.raises(UserError, match="belongs to another configuration .seed: 5 there, 0 now"):
         launch.submit("warm-up", tiny_yaml)
-    with pytest.raises(UserError, match="is the directory of a run; set run_dir to another one for a sweep"):
+    with pytest.raises(
+        UserError, match="is the directory of a run; set run_dir to another one for a sweep"
+    ):
         launch.submit("warm-up", tiny_yaml, sweep={"seed": [0, 1]})
 
 
@@ -189,9 +213,7 @@ def test_without_submitit_the_remedy_is_named(tiny_yaml):
 
 
 def test_status_and_dry_run_load_neither_torch_nor_deepspeed():
-    program = (
-        "import diga_hpc.launch, diga_hpc.sweep, sys; print({'torch', 'deepspeed'} & sys.modules.keys())"
-    )
+    program = "import diga_hpc.launch, diga_hpc.sweep, sys; print({'torch', 'deepspeed'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
     program = "import diga_hpc.sweep, diga_hpc.status, sys; print({'torch', 'submitit'} & sys.modules.keys())"
@@ -205,7 +227,13 @@ def test_status_and_dry_run_load_neither_torch_nor_deepspeed():
 def test_debug_and_local_jobs_give_what_torchrun_gives(tiny_yaml, tmp_path):
     """Debug is one process, local is two: without batch statistics all have the same numbers."""
     here = diga(
-        "launch", "pipeline", tiny_yaml, "--executor", "debug", f"run_dir={tmp_path / 'debug'}", *SHORT
+        "launch",
+        "pipeline",
+        tiny_yaml,
+        "--executor",
+        "debug",
+        f"run_dir={tmp_path / 'debug'}",
+        *SHORT,
     )
     assert here.returncode == 0, here.stderr
     torchrun = diga("pipeline", tiny_yaml, f"run_dir={tmp_path / 'torchrun'}", *SHORT, ranks=2)
@@ -221,7 +249,9 @@ def test_debug_and_local_jobs_give_what_torchrun_gives(tiny_yaml, tmp_path):
 
 
 def test_what_ends_a_local_job_is_raised_here_as_it_was_there(tiny_yaml):
-    submission = launch.submit("warm-up", tiny_yaml, ["model.weights=/nowhere.pth"], executor="local")
+    submission = launch.submit(
+        "warm-up", tiny_yaml, ["model.weights=/nowhere.pth"], executor="local"
+    )
     with pytest.raises(UserError, match=r"no file /nowhere.pth"):
         submission.results()
 
@@ -244,7 +274,9 @@ def test_a_local_job_that_is_stopped_says_so_and_the_same_launch_goes_on(tiny_ya
 
 
 def test_a_sweep_on_this_machine_collects_one_table(tiny_yaml, tmp_path):
-    submission = launch.submit("pipeline", tiny_yaml, SHORT, executor="local", sweep={"seed": [0, 7]})
+    submission = launch.submit(
+        "pipeline", tiny_yaml, SHORT, executor="local", sweep={"seed": [0, 7]}
+    )
     table = submission.results()
     assert [row["run"] for row in table] == ["seed=0", "seed=7"]
     for row in table:
@@ -258,7 +290,14 @@ def test_a_start_takes_its_rank_and_removes_what_an_earlier_one_left(tmp_path, m
     given = {"FOLDER": str(tmp_path), "EXECUTOR": "local", "LOCAL_JOB_ID": "7", "LOCAL_NTASKS": "4"}
     for name, value in (given | {"LOCAL_GLOBALID": "3", "LOCAL_LOCALID": "3"}).items():
         monkeypatch.setenv(f"SUBMITIT_{name}", value)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):
         monkeypatch.setenv(name, "to be set")
     for name in ("7_3_result.pkl", "7_3_result.pkl.save_tmp", "7_2_result.pkl"):
         (tmp_path / name).touch()
@@ -269,4 +308,8 @@ def test_a_start_takes_its_rank_and_removes_what_an_earlier_one_left(tmp_path, m
     assert launch.Job("self-train", "config.yaml", round_number=2, port=4321)() == []
     assert called == [(("self-train", "config.yaml"), {"round_number": 2})]
     assert [path.name for path in tmp_path.iterdir()] == ["7_2_result.pkl"]
-    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")] == ["3", "4", "4321"]
+    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")] == [
+        "3",
+        "4",
+        "4321",
+    ]

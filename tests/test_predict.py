@@ -37,7 +37,9 @@ def states() -> dict[str, dict[str, torch.Tensor]]:
     for seed, name in enumerate(("student", "teacher")):
         torch.manual_seed(seed)
         model = build_model("lite", 11)
-        torch.nn.init.normal_(model.head.classifier.weight)  # so that more than one class is predicted
+        torch.nn.init.normal_(
+            model.head.classifier.weight
+        )  # so that more than one class is predicted
         networks[name] = model.state_dict()
     return networks
 
@@ -48,7 +50,9 @@ def run_dir(tmp_path, states) -> Path:
     run.mkdir()
     (run / "config.yaml").write_text(CONFIG.format(size="[32, 48]"))
     for stage in ("source_only", "warm_up"):
-        checkpoint.save(run / "checkpoints" / stage, 2, states, {"stage": stage, "skipped": 0}, keep=1)
+        checkpoint.save(
+            run / "checkpoints" / stage, 2, states, {"stage": stage, "skipped": 0}, keep=1
+        )
     return run
 
 
@@ -58,7 +62,9 @@ def images(tmp_path) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(0)
     for (name, size), suffix in zip(SIZES.items(), (".png", ".JPG"), strict=True):
-        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{name}{suffix}")
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(
+            folder / f"{name}{suffix}"
+        )
     (folder / "notes.txt").write_text("not an image")
     return folder
 
@@ -66,7 +72,9 @@ def images(tmp_path) -> Path:
 def test_pictures_have_the_size_of_the_image_and_the_palette(run_dir, images, tmp_path):
     output = tmp_path / "out/deep"
     assert predict(run_dir, images, output, "student") == 2
-    written = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
+    written = sorted(
+        path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()
+    )
     assert written == [
         "labels/tall.png", "labels/wide.png", "masks/tall.png", "masks/wide.png", "overlays/tall.jpg",
         "overlays/wide.jpg",
@@ -86,7 +94,9 @@ def test_images_are_seen_at_the_size_of_the_target(run_dir, images, tmp_path, mo
     seen = []
     monkeypatch.setattr(
         "diga_hpc.predict.Labeler.__call__",
-        lambda self, image, size: seen.append(tuple(image.shape)) or torch.zeros(size, dtype=torch.uint8),
+        lambda self, image, size: (
+            seen.append(tuple(image.shape)) or torch.zeros(size, dtype=torch.uint8)
+        ),
     )
     predict(run_dir, images, tmp_path / "out", "student")
     assert seen == [(3, 32, 48)] * 2
@@ -107,12 +117,18 @@ def test_the_newest_finished_stage_is_taken(run_dir, states):
     folder = run_dir / "checkpoints"
     assert find_checkpoint(run_dir) == (run_dir, folder / "warm_up/step_00000002")
     checkpoint.save(folder / "self_training_1", 2, states, {"skipped": 0}, keep=1)
-    checkpoint.save(folder / "self_training_2", 1, states, {"skipped": 0}, keep=1)  # not at its last step
+    checkpoint.save(
+        folder / "self_training_2", 1, states, {"skipped": 0}, keep=1
+    )  # not at its last step
     assert find_checkpoint(run_dir)[1] == folder / "self_training_1/step_00000002"
 
 
-def test_a_checkpoint_of_an_unfinished_stage_can_be_named(run_dir, images, states, tmp_path, caplog):
-    found = checkpoint.save(run_dir / "checkpoints/self_training_1", 1, states, {"skipped": 0}, keep=1)
+def test_a_checkpoint_of_an_unfinished_stage_can_be_named(
+    run_dir, images, states, tmp_path, caplog
+):
+    found = checkpoint.save(
+        run_dir / "checkpoints/self_training_1", 1, states, {"skipped": 0}, keep=1
+    )
     with caplog.at_level(logging.INFO, "diga_hpc"):
         assert predict(found, images, tmp_path / "out", "student") == 2
     assert "self_training_1/step_00000001" in caplog.text
@@ -127,14 +143,24 @@ def refused(message: str, *arguments) -> None:
 def test_errors_of_the_weights(run_dir, images, tmp_path, states):
     output = tmp_path / "out"
     refused(
-        r"nowhere: no such folder; expected a run directory", tmp_path / "nowhere", images, output, "student"
+        r"nowhere: no such folder; expected a run directory",
+        tmp_path / "nowhere",
+        images,
+        output,
+        "student",
     )
-    refused(r"images: neither a run directory .* nor a checkpoint", images, images, output, "student")
+    refused(
+        r"images: neither a run directory .* nor a checkpoint", images, images, output, "student"
+    )
     refused(r"'pupil': expected student or teacher", run_dir, images, output, "pupil")
     lonely = checkpoint.save(tmp_path / "elsewhere", 2, states, {"skipped": 0}, keep=1)
-    refused(r"step_00000002: no config.yaml in a folder above it", lonely, images, output, "student")
+    refused(
+        r"step_00000002: no config.yaml in a folder above it", lonely, images, output, "student"
+    )
     (lonely / "student.safetensors").write_bytes(b"")
-    refused(r"broken checkpoint \(student.safetensors has 0 bytes", lonely, images, output, "student")
+    refused(
+        r"broken checkpoint \(student.safetensors has 0 bytes", lonely, images, output, "student"
+    )
     assert not output.exists()
 
 
@@ -150,14 +176,20 @@ def test_errors_of_a_run_without_a_finished_stage(run_dir, images, tmp_path, sta
         "student",
     )
     checkpoint.save(empty / "checkpoints/warm_up", 1, states, {"skipped": 0}, keep=1)
-    refused(r"\(warm_up is at step 1 of 2\); go on training", empty, images, tmp_path / "out", "student")
+    refused(
+        r"\(warm_up is at step 1 of 2\); go on training", empty, images, tmp_path / "out", "student"
+    )
 
 
 def test_weights_of_another_label_space(run_dir, images, tmp_path):
     text = (run_dir / "config.yaml").read_text().replace("camvid", "cityscapes")
     (run_dir / "config.yaml").write_text(text)
     refused(
-        r"student.safetensors: does not fit the run's config", run_dir, images, tmp_path / "out", "student"
+        r"student.safetensors: does not fit the run's config",
+        run_dir,
+        images,
+        tmp_path / "out",
+        "student",
     )
 
 
@@ -175,4 +207,10 @@ def test_errors_of_the_images(run_dir, images, tmp_path):
 def test_errors_of_the_output(run_dir, images, tmp_path):
     (tmp_path / "taken").write_text("a file")
     for output in (tmp_path / "taken", tmp_path / "taken" / "below"):
-        refused(rf"{output}: cannot be written \(.+\); choose another", run_dir, images, output, "student")
+        refused(
+            rf"{output}: cannot be written \(.+\); choose another",
+            run_dir,
+            images,
+            output,
+            "student",
+        )

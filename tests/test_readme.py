@@ -35,9 +35,13 @@ def test_the_tree_is_the_real_one():
     }
     assert set(package) == real - {"errors.py"}
     top = {line.split()[0] for line in tree.splitlines() if not line.startswith(" ")}
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     folders = {
-        line.split("/")[0] + "/" for line in tracked.splitlines() if "/" in line and not line.startswith(".")
+        line.split("/")[0] + "/"
+        for line in tracked.splitlines()
+        if "/" in line and not line.startswith(".")
     }
     assert folders - {"tests/"} <= top
 
@@ -67,13 +71,18 @@ def test_the_commands_run(tmp_path):
     ran = set()
     for command in COMMANDS:
         if command[0] == "torchrun":
-            command = ["diga-hpc", *command[command.index("diga_hpc") + 1 :]]  # two ranks: tests/test_cli.py
+            command = [
+                "diga-hpc",
+                *command[command.index("diga_hpc") + 1 :],
+            ]  # two ranks: tests/test_cli.py
         if command[0] != "diga-hpc" or "data.root=CAMVID" in command:
             continue
         arguments = command[1:]
         if any(a.startswith("configs/") for a in arguments):
             arguments += [
-                o for o in FEWER_STEPS if o.split("=")[0] not in {a.split("=")[0] for a in arguments}
+                o
+                for o in FEWER_STEPS
+                if o.split("=")[0] not in {a.split("=")[0] for a in arguments}
             ]
         done = diga(*arguments, cwd=tmp_path)
         assert done.returncode == 0, (command, done.stderr[-2000:])
@@ -102,13 +111,17 @@ def test_the_library_example_runs(tmp_path):
 def test_the_launch_example_runs(tmp_path):
     """On this machine, with two of its three seeds; on a cluster: tests/test_slurm_launch.py."""
     fewer = ", ".join(repr(o) for o in FEWER_STEPS)
-    text = example("launch.submit(").replace('"run_dir=runs/sweep"]', f'"run_dir=runs/sweep", {fewer}]')
+    text = example("launch.submit(").replace(
+        '"run_dir=runs/sweep"]', f'"run_dir=runs/sweep", {fewer}]'
+    )
     text = (
         text.replace("gpus_per_node=4", 'executor="local"')
         .replace("time=60,", "")
         .replace("[0, 1, 2]", "[0, 1]")
     )
-    run_example(text + "\nassert [row['state'] for row in table] == ['done', 'done'], table\n", tmp_path)
+    run_example(
+        text + "\nassert [row['state'] for row in table] == ['done', 'done'], table\n", tmp_path
+    )
     assert (tmp_path / "runs/sweep/results.csv").is_file()
 
 

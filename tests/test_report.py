@@ -16,7 +16,14 @@ from PIL import Image
 from diga_hpc import config as configuration
 from diga_hpc.data.label_spaces import label_space
 from diga_hpc.errors import UserError
-from diga_hpc.report import CURVE_POINTS, draw_chart, print_results, read_metrics, stage_offsets, write_report
+from diga_hpc.report import (
+    CURVE_POINTS,
+    draw_chart,
+    print_results,
+    read_metrics,
+    stage_offsets,
+    write_report,
+)
 
 CONFIG = """
 run_dir: {run_dir}
@@ -56,7 +63,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
-        self.sources += [value for name, value in attributes if name in ("src", "href", "data", "action")]
+        self.sources += [
+            value for name, value in attributes if name in ("src", "href", "data", "action")
+        ]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -89,11 +98,27 @@ def result_rows(classes, **further) -> list[dict]:
     rows = []
     for stage, number, miou in STAGES:
         for shift, (network, normalization) in enumerate(
-            [("student", "running"), ("student", "adapted"), ("teacher", "running"), ("teacher", "adapted")]
+            [
+                ("student", "running"),
+                ("student", "adapted"),
+                ("teacher", "running"),
+                ("teacher", "adapted"),
+            ]
         ):
             iou = {name: 90.0 - i for i, name in enumerate(classes)} | {classes[-1]: None}
-            row = {"stage": stage, "round": number, "network": network, "normalization": normalization}
-            row |= {"seed": 0, "miou": miou + shift, "pixel_accuracy": 80.5, "iou": iou, "images": 12}
+            row = {
+                "stage": stage,
+                "round": number,
+                "network": network,
+                "normalization": normalization,
+            }
+            row |= {
+                "seed": 0,
+                "miou": miou + shift,
+                "pixel_accuracy": 80.5,
+                "iou": iou,
+                "images": 12,
+            }
             rows.append(row | further)
     return rows
 
@@ -115,7 +140,9 @@ def write_metrics(run_dir: Path) -> None:
                     "memory/peak_gib": 1.0,
                 }
                 stream.write(json.dumps(line) + "\n")
-            stream.write('{"stage": "warm_up", "step": 30, "loss/to\n\n7\n{"stage": "other", "step": 1}\n')
+            stream.write(
+                '{"stage": "warm_up", "step": 30, "loss/to\n\n7\n{"stage": "other", "step": 1}\n'
+            )
 
 
 def write_panels(run_dir: Path, size: tuple[int, int] = (40, 80), images: int = 2) -> None:
@@ -137,10 +164,13 @@ def full_run(tmp_path) -> Path:
     space = label_space(configuration.load(run_dir / "config.yaml"))
     (run_dir / "results.json").write_text(json.dumps(result_rows(space.classes, miou_13=55.5)))
     rows = [
-        {"round": n, "kept": 0.6, "accuracy": 0.875, "accuracy_offline": 0.75, "images": 12} for n in (1, 2)
+        {"round": n, "kept": 0.6, "accuracy": 0.875, "accuracy_offline": 0.75, "images": 12}
+        for n in (1, 2)
     ]
     (run_dir / "consensus.json").write_text(json.dumps(rows))
-    (run_dir / "env.txt").write_text("diga_hpc 0.1\npython 3.12.1\ntorch 2.14.1\ncuda None, device none\n")
+    (run_dir / "env.txt").write_text(
+        "diga_hpc 0.1\npython 3.12.1\ntorch 2.14.1\ncuda None, device none\n"
+    )
     write_metrics(run_dir)
     write_panels(run_dir)
     return run_dir
@@ -148,7 +178,18 @@ def full_run(tmp_path) -> Path:
 
 def test_full_report_shows_every_number(full_run):
     html, page = read_page(full_run)
-    for text in ("31.25", "42.50", "47.12", "51.75", "52.75", "54.75", "80.50", "55.50", "+11.25", "+20.50"):
+    for text in (
+        "31.25",
+        "42.50",
+        "47.12",
+        "51.75",
+        "52.75",
+        "54.75",
+        "80.50",
+        "55.50",
+        "+11.25",
+        "+20.50",
+    ):
         assert text in page.cells, text
     assert {"student running", "teacher adapted", "mIoU 13", "pixel acc.", "vs source only"} <= set(
         page.cells
@@ -192,7 +233,9 @@ def test_large_panels_are_made_small(tmp_path):
     run_dir = write_config(tmp_path / "run")
     write_panels(run_dir, size=(100, 500), images=1)
     _, page = read_page(run_dir)
-    pictures = [Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) for uri in page.sources]
+    pictures = [
+        Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) for uri in page.sources
+    ]
     assert {picture.size for picture in pictures} == {(480, 96)}
     assert [picture.mode for picture in pictures] == ["RGB"] + ["P"] * len(KINDS)
     assert all(np.asarray(picture).max() < 5 for picture in pictures[1:])  # still class indices
@@ -204,7 +247,9 @@ def test_many_panels_stop_at_the_budget(full_run, monkeypatch):
     assert page.tags.count("img") == 1 + len(KINDS) and "1 more in the folder panels" in html
 
 
-@pytest.mark.parametrize("missing", ["results.json", "consensus.json", "env.txt", "metrics.jsonl", "panels"])
+@pytest.mark.parametrize(
+    "missing", ["results.json", "consensus.json", "env.txt", "metrics.jsonl", "panels"]
+)
 def test_a_missing_part_leaves_the_others(full_run, missing):
     (full_run / missing).rename(full_run.parent / missing)
     html, page = read_page(full_run)
@@ -219,7 +264,9 @@ def test_only_a_warm_up(tmp_path):
     run_dir = write_config(tmp_path / "run")
     classes = label_space(configuration.load(run_dir / "config.yaml")).classes
     rows = [
-        row for row in result_rows(classes) if row["stage"] == "warm_up" and row["normalization"] == "running"
+        row
+        for row in result_rows(classes)
+        if row["stage"] == "warm_up" and row["normalization"] == "running"
     ]
     (run_dir / "results.json").write_text(json.dumps(rows))
     html, page = read_page(run_dir)
@@ -247,7 +294,9 @@ def test_broken_files(full_run):
 
 def test_a_report_that_cannot_be_written(full_run):
     (full_run / ".report.html.writing").mkdir()
-    with pytest.raises(UserError, match=r"report\.html: report cannot be written \(.+\); free space"):
+    with pytest.raises(
+        UserError, match=r"report\.html: report cannot be written \(.+\); free space"
+    ):
         write_report(full_run)
 
 
@@ -266,8 +315,12 @@ def test_metrics_skip_what_is_broken(full_run):
 def test_a_chart_stays_within_its_frame(count, value):
     lines = {"warm_up": [(step, value) for step in range(count)], "source_only": [(5, 2 * value)]}
     chart = draw_chart("loss/total", lines, stage_offsets({"loss/total": lines}))
-    points = [tuple(map(float, p.split(","))) for text, _ in chart["lines"].values() for p in text.split()]
-    assert list(chart["lines"]) == ["source_only", "warm_up"] and 4 <= len(points) <= CURVE_POINTS + 2
+    points = [
+        tuple(map(float, p.split(","))) for text, _ in chart["lines"].values() for p in text.split()
+    ]
+    assert (
+        list(chart["lines"]) == ["source_only", "warm_up"] and 4 <= len(points) <= CURVE_POINTS + 2
+    )
     assert all(50 <= x <= 346 and 7 <= y <= 150.5 for x, y in points)
     assert 2 <= len(chart["y"]) <= 7 and all(7 <= y <= 150.5 for y, _ in chart["y"])
 
@@ -278,7 +331,17 @@ def test_printed_results(full_run, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80 and "…" not in "".join(lines)
     last = next(line.split() for line in lines if "self-training 2" in line)
-    assert last == ["self-training", "2", "51.75", "52.75", "53.75", "54.75", "55.50", "80.50", "+20.50"]
+    assert last == [
+        "self-training",
+        "2",
+        "51.75",
+        "52.75",
+        "53.75",
+        "54.75",
+        "55.50",
+        "80.50",
+        "+20.50",
+    ]
 
 
 def test_printed_results_of_a_young_run(tmp_path, capsys):

@@ -71,7 +71,9 @@ def test_the_second_start_is_refused_with_process_host_job_and_time(tmp_path, mo
         RunLock.acquire(tmp_path)
     process.kill()
     process.wait()
-    expected = f"in use by process {process.pid} on {processes.this().host} (Slurm job 77) since {today} "
+    expected = (
+        f"in use by process {process.pid} on {processes.this().host} (Slurm job 77) since {today} "
+    )
     assert expected in str(refused.value)
     RunLock.acquire(tmp_path).release()
 
@@ -132,7 +134,9 @@ def test_a_hidden_process_of_another_user_exists(monkeypatch):
 
 def test_on_another_machine_signs_of_life_decide(tmp_path):
     leave_lock(tmp_path, place="elsewhere", host="node9", age=60)
-    with pytest.raises(UserError, match=r"on node9 since then \(last sign of life 6\d s ago; taken as dead"):
+    with pytest.raises(
+        UserError, match=r"on node9 since then \(last sign of life 6\d s ago; taken as dead"
+    ):
         RunLock.acquire(tmp_path)
     leave_lock(tmp_path, place="elsewhere", host="node9", age=100)
     RunLock.acquire(tmp_path).release()

@@ -20,7 +20,12 @@ from diga_hpc import config as configuration
 SLURM = ROOT / "slurm"
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
 # Long enough to be interrupted, and written only when it is.
-LONG = ["source_only=null", "warm_up.start=model", "warm_up.steps=150", "logging.checkpoint_every=1000"]
+LONG = [
+    "source_only=null",
+    "warm_up.start=model",
+    "warm_up.steps=150",
+    "logging.checkpoint_every=1000",
+]
 
 
 def log_of(run_dir: Path, job: str) -> str:
@@ -39,11 +44,14 @@ def test_warm_up_on_two_nodes_has_the_losses_of_one_process(cluster, tiny_yaml, 
     assert done.returncode == 0, done.stderr
     assert cluster.wait(job) == "COMPLETED", log_of(tmp_path / "run", job)
     expected = losses(tmp_path / "alone", "warm_up")
-    assert len(expected) == 20 and losses(tmp_path / "run", "warm_up") == pytest.approx(expected, rel=1e-5)
+    assert len(expected) == 20 and losses(tmp_path / "run", "warm_up") == pytest.approx(
+        expected, rel=1e-5
+    )
     log = log_of(tmp_path / "run", job)
     assert "warm-up on node[1-2], restart 0" in log and "warm-up is done" in log
     assert (
-        f"output: {tmp_path}/run/logs/warmup-{job}.log" in (cluster.folder / f"slurm-{job}.out").read_text()
+        f"output: {tmp_path}/run/logs/warmup-{job}.log"
+        in (cluster.folder / f"slurm-{job}.out").read_text()
     )
 
 
@@ -60,10 +68,19 @@ def test_pipeline_runs_the_chain(cluster, tiny_yaml, tmp_path):
 
 
 def test_a_failing_stage_stops_those_after_it_and_says_so(cluster, tiny_yaml, tmp_path):
-    options = ["source_only=null", "warm_up.start=model", "warm_up.batch.full=4"]  # 5 images for 2 ranks
-    text = cluster.run(SLURM / "pipeline.sh", "--wait", *TWO_NODES, "--", tiny_yaml, *options, check=False)
+    options = [
+        "source_only=null",
+        "warm_up.start=model",
+        "warm_up.batch.full=4",
+    ]  # 5 images for 2 ranks
+    text = cluster.run(
+        SLURM / "pipeline.sh", "--wait", *TWO_NODES, "--", tiny_yaml, *options, check=False
+    )
     jobs = dict(reversed(line.split()) for line in text.splitlines()[:4])
-    assert f"{jobs['warmup']} warmup: FAILED, see {tmp_path}/run/logs/warmup-{jobs['warmup']}.log" in text
+    assert (
+        f"{jobs['warmup']} warmup: FAILED, see {tmp_path}/run/logs/warmup-{jobs['warmup']}.log"
+        in text
+    )
     for name in ("pseudo_labels_1", "self_training_1", "evaluate"):
         assert f"{jobs[name]} {name}: cancelled" in text
         assert not list(tmp_path.glob(f"run/logs/{name}-*"))
@@ -83,7 +100,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return final_files(folder / "run")
 
 
-def test_requeued_twice_and_a_node_lost_ends_bit_identical(cluster, tiny_yaml, tmp_path, uninterrupted):
+def test_requeued_twice_and_a_node_lost_ends_bit_identical(
+    cluster, tiny_yaml, tmp_path, uninterrupted
+):
     """scontrol requeue ends every process of the job, loader workers too; it goes on where it stopped."""
     run = tmp_path / "run"
     job = cluster.submit(*TWO_NODES, SLURM / "warmup.sh", tiny_yaml, *LONG, "data.workers=1")
@@ -148,7 +167,9 @@ def test_a_job_that_is_preempted_goes_on_afterwards_and_ends_bit_identical(
     )
     assert cluster.wait(urgent) == "COMPLETED"
     assert cluster.wait(job) == "COMPLETED", log_of(run, job)
-    (requeue,) = json.loads((cluster.folder / "requeues.json").read_text())  # written before it had to go
+    (requeue,) = json.loads(
+        (cluster.folder / "requeues.json").read_text()
+    )  # written before it had to go
     assert requeue["by"] == "job" and requeue["done"] > 3
     log = log_of(run, job)
     assert f"at step {requeue['done']} of 150; job {job} is requeued (number 1)" in log
@@ -172,10 +193,14 @@ exit 3
 
 
 def exit_code(cluster: Cluster, job: str) -> str:
-    return re.search(r" ExitCode=(\S+)", cluster.run("scontrol", "show", "job", "--oneliner", job))[1]
+    return re.search(r" ExitCode=(\S+)", cluster.run("scontrol", "show", "job", "--oneliner", job))[
+        1
+    ]
 
 
-def test_a_rank_that_hangs_on_another_node_does_not_keep_the_job(cluster, tiny_yaml, tmp_path, stubborn):
+def test_a_rank_that_hangs_on_another_node_does_not_keep_the_job(
+    cluster, tiny_yaml, tmp_path, stubborn
+):
     job = cluster.submit(*TWO_NODES, SLURM / "warmup.sh", tiny_yaml, PATH=stubborn)
     until((tmp_path / "here").is_file, 60, "the ranks")
     time.sleep(8)  # the script looks every 2 s; of ranks that it never saw it knows nothing
@@ -189,7 +214,9 @@ def test_a_rank_that_hangs_on_another_node_does_not_keep_the_job(cluster, tiny_y
 def test_a_job_whose_node_died_ends_with_an_exit_code(cluster, tiny_yaml, tmp_path, stubborn):
     """SLURM_EXPORT_ENV: what `sbatch --export` leaves, with which ranks would have lost their PATH."""
     options = (*TWO_NODES, "--no-requeue")
-    job = cluster.submit(*options, SLURM / "warmup.sh", tiny_yaml, PATH=stubborn, SLURM_EXPORT_ENV="NONE")
+    job = cluster.submit(
+        *options, SLURM / "warmup.sh", tiny_yaml, PATH=stubborn, SLURM_EXPORT_ENV="NONE"
+    )
     until((tmp_path / "here").is_file, 60, "the ranks")
     time.sleep(8)
     with cluster.without("node2", job):
@@ -197,7 +224,9 @@ def test_a_job_whose_node_died_ends_with_an_exit_code(cluster, tiny_yaml, tmp_pa
         until(lambda: exit_code(cluster, job) == "1:0", 120, "the job to end")
     assert cluster.wait(job) == "FAILED"
     lines = log_of(tmp_path / "run", job).splitlines()
-    assert any("the node is lost" in line for line in lines) and "FAILED with exit code 1" in lines[-1]
+    assert (
+        any("the node is lost" in line for line in lines) and "FAILED with exit code 1" in lines[-1]
+    )
 
 
 # ------------------------------------------------------------------------------- what users and shells bring along
@@ -225,18 +254,26 @@ def test_a_job_is_its_own_whatever_shell_submits_it(cluster, tiny_yaml, tmp_path
     logs = [log.read_text() for log in tmp_path.glob("run/logs/*.log")]
     assert len(logs) == 2
     for log in logs:
-        assert sorted(line for line in log.splitlines() if line[1:2] == ":") == ["0: clean", "1: clean"]
+        assert sorted(line for line in log.splitlines() if line[1:2] == ":") == [
+            "0: clean",
+            "1: clean",
+        ]
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"), [("8", "--mpi=none --cpu-bind=cores 8"), ("1", "--mpi=none"), ("", "--mpi=none")]
+    ("given", "expected"),
+    [("8", "--mpi=none --cpu-bind=cores 8"), ("1", "--mpi=none"), ("", "--mpi=none")],
 )
 def test_a_rank_is_bound_to_cores_only_where_their_number_is_known(given, expected):
     """1 is also what Slurm makes of the number in a shell that submits a job without one."""
-    program = f'repository=x; source {SLURM}/env.sh; echo "${{srun_options[@]}}" $SRUN_CPUS_PER_TASK'
+    program = (
+        f'repository=x; source {SLURM}/env.sh; echo "${{srun_options[@]}}" $SRUN_CPUS_PER_TASK'
+    )
     environment = os.environ | {"SLURM_CPUS_PER_TASK": given}
     environment.pop("SRUN_CPUS_PER_TASK", None)
-    text = subprocess.run(["bash", "-c", program], env=environment, capture_output=True, text=True).stdout
+    text = subprocess.run(
+        ["bash", "-c", program], env=environment, capture_output=True, text=True
+    ).stdout
     assert text.strip() == expected
 
 
@@ -317,7 +354,9 @@ def stub(folder: Path, lines: str) -> str:
     """A PATH on which diga-hpc does `lines`, but for `diga-hpc show`."""
     program = folder / "bin/diga-hpc"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/bash\n[[ $1 != show ]] || exec {sys.executable} -m diga_hpc "$@"\n{lines}')
+    program.write_text(
+        f'#!/bin/bash\n[[ $1 != show ]] || exec {sys.executable} -m diga_hpc "$@"\n{lines}'
+    )
     program.chmod(0o755)
     return f"{program.parent}:{os.environ['PATH']}"
 
@@ -326,9 +365,13 @@ def test_32_ranks_start_on_4_nodes_of_8_gpus(gpu_cluster, tiny_yaml, tmp_path, r
     shape = ("--nodes=4", "--gpus-per-node=8", "--ntasks-per-node=8", "--cpus-per-task=8")
     job = gpu_cluster.submit(*shape, SLURM / "warmup.sh", tiny_yaml, PATH=reporting_rank)
     assert gpu_cluster.wait(job) == "COMPLETED"
-    words = [line.split() for line in log_of(tmp_path / "run", job).splitlines() if " sees " in line]
+    words = [
+        line.split() for line in log_of(tmp_path / "run", job).splitlines() if " sees " in line
+    ]
     assert sorted(int(w[2]) for w in words) == list(range(32))
-    assert all(int(w[6]) == int(w[2]) % 8 and w[4] == "32" and w[8] == "0,1,2,3,4,5,6,7" for w in words)
+    assert all(
+        int(w[6]) == int(w[2]) % 8 and w[4] == "32" and w[8] == "0,1,2,3,4,5,6,7" for w in words
+    )
     assert len({w[-1] for w in words}) == 1  # the port
 
 
@@ -337,7 +380,11 @@ def test_tasks_that_are_not_the_gpus_are_an_error(gpu_cluster, tiny_yaml, tmp_pa
     job = gpu_cluster.submit(*shape, SLURM / "warmup.sh", tiny_yaml, PATH=reporting_rank)
     assert gpu_cluster.wait(job) == "FAILED"
     log = log_of(tmp_path / "run", job)
-    assert "error: 1 tasks but 8 GPUs on a node" in log and "--ntasks-per-node=8" in log and "sees" not in log
+    assert (
+        "error: 1 tasks but 8 GPUs on a node" in log
+        and "--ntasks-per-node=8" in log
+        and "sees" not in log
+    )
 
 
 # The README's first section; the commands of the one behind it: tests/test_slurm_launch.py.
@@ -353,7 +400,9 @@ def test_ten_commands_lead_to_64_nodes():
     assert len(COMMANDS) == 10
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "configs/" in " ".join(c)], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if "configs/" in " ".join(c)], ids=" ".join
+)
 def test_the_commands_of_the_readme_are_true(large_cluster, command):
     """Each names scripts that exist and settings that are valid, and a cluster of 64 x 8 would start its job."""
     position = next(i for i, word in enumerate(command) if word.startswith("configs/"))
@@ -383,10 +432,18 @@ def test_a_cluster_with_accounting_leaves_nothing_behind(tmp_path):
     try:
         job = one.submit("--wrap", "true")
         assert one.wait(job) == "COMPLETED"
-        until(lambda: "COMPLETED" in one.run("sacct", "-n", "-X", "-j", job, check=False), 60, "accounting")
+        until(
+            lambda: "COMPLETED" in one.run("sacct", "-n", "-X", "-j", job, check=False),
+            60,
+            "accounting",
+        )
         # A job that does not listen when it is told to end.
         deaf = one.submit("--wrap", "trap '' TERM; echo $$ > pid; while :; do sleep 1; done")
-        until(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), 20, f"job {deaf}")
+        until(
+            lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(),
+            20,
+            f"job {deaf}",
+        )
         status = one.run(SLURM / "local_cluster.sh", "status", "--dir", one.dir)
         assert re.search(rf"^ *{deaf} +main ", status, re.M), status
     finally:
@@ -401,7 +458,9 @@ def test_a_cluster_with_accounting_leaves_nothing_behind(tmp_path):
 
 def test_a_folder_too_long_for_its_sockets_is_refused(tmp_path):
     text = subprocess.run(
-        [SLURM / "local_cluster.sh", "start", "--dir", tmp_path / ("x" * 80)], capture_output=True, text=True
+        [SLURM / "local_cluster.sh", "start", "--dir", tmp_path / ("x" * 80)],
+        capture_output=True,
+        text=True,
     )
     assert text.returncode == 2 and "sockets below it allow 74: give a shorter one" in text.stderr
 

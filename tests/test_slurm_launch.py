@@ -31,23 +31,33 @@ def two_nodes(cluster, monkeypatch):
 
 def last_step(run_dir: Path) -> int:
     lines = (
-        (run_dir / "metrics.jsonl").read_text().splitlines() if (run_dir / "metrics.jsonl").is_file() else []
+        (run_dir / "metrics.jsonl").read_text().splitlines()
+        if (run_dir / "metrics.jsonl").is_file()
+        else []
     )
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def test_interrupted_twice_it_resumes_twice_and_ends_with_the_same_bits(tiny_yaml, tmp_path, two_nodes):
+def test_interrupted_twice_it_resumes_twice_and_ends_with_the_same_bits(
+    tiny_yaml, tmp_path, two_nodes
+):
     """Two nodes; told to stop once while it imports torch, and once in the middle of training."""
     overrides = [*ONE_STAGE, "warm_up.steps=120", "logging.checkpoint_every=1000"]
     options = dict(nodes=2, time=10)
-    whole = launch.submit("pipeline", tiny_yaml, [*overrides, f"run_dir={tmp_path / 'whole'}"], **options)
+    whole = launch.submit(
+        "pipeline", tiny_yaml, [*overrides, f"run_dir={tmp_path / 'whole'}"], **options
+    )
     rows = whole.results()
     assert [row["stage"] for row in rows] == ["warm_up"] and rows[0]["images"] == 3
 
-    parts = launch.submit("pipeline", tiny_yaml, [*overrides, f"run_dir={tmp_path / 'parts'}"], **options)
+    parts = launch.submit(
+        "pipeline", tiny_yaml, [*overrides, f"run_dir={tmp_path / 'parts'}"], **options
+    )
     (job,) = parts.job_ids
     logs = [tmp_path / f"parts/logs/{job}_{rank}_log.out" for rank in range(2)]
-    until(lambda: all(log.is_file() and log.read_text() for log in logs), 120, "both ranks to start")
+    until(
+        lambda: all(log.is_file() and log.read_text() for log in logs), 120, "both ranks to start"
+    )
     assert last_step(tmp_path / "parts") == 0
     two_nodes.run("scancel", "--signal=USR2", job)
     stopped = until(lambda: requeues(tmp_path / "parts"), 120, "the first requeue")[0]["done"]
@@ -58,9 +68,14 @@ def test_interrupted_twice_it_resumes_twice_and_ends_with_the_same_bits(tiny_yam
 
     assert [entry["job"] for entry in requeues(tmp_path / "parts")] == [job, job]
     assert final_files(tmp_path / "parts") == final_files(tmp_path / "whole")
-    steps = [json.loads(line)["step"] for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == list(range(1, 121))
-    assert len(logs[1].read_text().split("Starting with JobEnvironment")) == 4  # one log through all starts
+    assert (
+        len(logs[1].read_text().split("Starting with JobEnvironment")) == 4
+    )  # one log through all starts
 
 
 def requeues(run_dir: Path) -> list[dict]:
@@ -74,19 +89,27 @@ def test_a_sweep_of_four_runs_collects_one_table(tiny_yaml, tmp_path, two_nodes)
         "--sweep=warm_up.distillation_weight=0.25,0.5",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    names = [f"seed={seed},warm_up.distillation_weight={weight}" for seed in (0, 1) for weight in (0.25, 0.5)]
+    names = [
+        f"seed={seed},warm_up.distillation_weight={weight}"
+        for seed in (0, 1)
+        for weight in (0.25, 0.5)
+    ]
     table = json.loads((tmp_path / "run/results.json").read_text())
     assert [row["run"] for row in table] == names
     for row in table:
         rows = json.loads((tmp_path / "run" / row["run"] / "results.json").read_text())
-        assert row["warm_up/student/running"] == rows[0]["miou"] and rows[0]["seed"] == int(row["seed"])
+        assert row["warm_up/student/running"] == rows[0]["miou"] and rows[0]["seed"] == int(
+            row["seed"]
+        )
         assert f"{rows[0]['miou']:.2f}" in done.stdout
     jobs = [status.read(tmp_path / "run" / name).jobs[0].id for name in names]
     assert jobs == [f"{jobs[0].split('_')[0]}_{number}" for number in range(4)]
 
 
 def test_a_killed_rank_ends_the_job_and_is_named_with_its_node(tiny_yaml, tmp_path, two_nodes):
-    submission = launch.submit("warm-up", tiny_yaml, [*ONE_STAGE, "warm_up.steps=1000"], nodes=2, time=10)
+    submission = launch.submit(
+        "warm-up", tiny_yaml, [*ONE_STAGE, "warm_up.steps=1000"], nodes=2, time=10
+    )
     until(lambda: last_step(tmp_path / "run") > 2, 120, "training")
     wanted = {
         "SLURM_PROCID": "1",
@@ -97,7 +120,9 @@ def test_a_killed_rank_ends_the_job_and_is_named_with_its_node(tiny_yaml, tmp_pa
               and "SUBMITIT_EXECUTOR" in environment]  # fmt: skip
     for pid in killed:
         os.kill(pid, 9)
-    with pytest.raises(JobFailed, match=rf"^job {submission.job_ids[0]}, rank 1 on node2: Killed; end of "):
+    with pytest.raises(
+        JobFailed, match=rf"^job {submission.job_ids[0]}, rank 1 on node2: Killed; end of "
+    ):
         submission.results()
     text = diga("status", tmp_path / "run", environment={"COLUMNS": "200"}).stdout
     assert "FAILED" in text and "rank 1 on node2: Killed, end of " in text
@@ -112,7 +137,9 @@ def processes() -> list[tuple[int, dict[str, str]]]:
         except OSError:
             continue
         if "submitit.core._submit" in command and "srun" not in command:
-            found.append((int(path.name), dict(pair.split("=", 1) for pair in pairs if "=" in pair)))
+            found.append(
+                (int(path.name), dict(pair.split("=", 1) for pair in pairs if "=" in pair))
+            )
     return found
 
 
@@ -138,7 +165,9 @@ def test_the_recorded_text_starts_its_32_tasks_on_4_nodes_of_8_gpus(tmp_path, gp
     }
 
 
-LAUNCHES = re.findall(r"^diga-hpc (launch .*)$", (ROOT / "slurm/README.md").read_text(), re.MULTILINE)
+LAUNCHES = re.findall(
+    r"^diga-hpc (launch .*)$", (ROOT / "slurm/README.md").read_text(), re.MULTILINE
+)
 
 
 @pytest.mark.parametrize("command", LAUNCHES)

@@ -19,7 +19,9 @@ def slurm(tmp_path, monkeypatch):
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("squeue", "sacct"):
-        (folder / name).write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\nexec cat {folder}/{name}.txt\n')
+        (folder / name).write_text(
+            f'#!/bin/sh\necho "$@" >> {folder}/asked\nexec cat {folder}/{name}.txt\n'
+        )
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     return folder
@@ -35,7 +37,14 @@ def run_dir(tmp_path, tiny_yaml, slurm):
 
 
 def add_job(run_dir, job, **values):
-    entry = {"job": job, "stage": "pipeline", "executor": "slurm", "ranks": 2, "host": "login", "logs": "."}
+    entry = {
+        "job": job,
+        "stage": "pipeline",
+        "executor": "slurm",
+        "ranks": 2,
+        "host": "login",
+        "logs": ".",
+    }
     with (run_dir / "logs/jobs.jsonl").open("a") as stream:
         stream.write(json.dumps(entry | {"submitted": time.time() - 7200} | values) + "\n")
 
@@ -50,7 +59,9 @@ def shown(run_dir, *options):
 
 
 def test_the_queue_is_asked_and_the_accounting_for_what_it_has_forgotten(slurm):
-    (slurm / "squeue.txt").write_text("12|RUNNING|None|node[1-2]|1:02:03\n13_1|PENDING|Resources||0:00\n")
+    (slurm / "squeue.txt").write_text(
+        "12|RUNNING|None|node[1-2]|1:02:03\n13_1|PENDING|Resources||0:00\n"
+    )
     (slurm / "sacct.txt").write_text(
         "13_0|CANCELLED by 1000|None|node3|00:01:00\n13_[2-4,7%2]|PENDING|Priority|None assigned|00:00:00\n"
     )
@@ -117,12 +128,16 @@ def test_what_is_no_run_directory_is_an_error(tmp_path):
 
 
 def test_jobs_come_from_launches_and_from_the_logs_of_scripts(run_dir, slurm):
-    (run_dir / "logs/warmup-11.log").write_text("2026-01-02T03:04:05 job 11: warm-up on node1, restart 0\n")
+    (run_dir / "logs/warmup-11.log").write_text(
+        "2026-01-02T03:04:05 job 11: warm-up on node1, restart 0\n"
+    )
     (run_dir / "logs/notes-from-me.log").write_text("no job\n")
     add_job(run_dir, "13_0", stage="self-train", ranks=32, submitted=time.time())
     add_job(run_dir, "12")
     (slurm / "squeue.txt").write_text("13_0|PENDING|Dependency||0:00\n")
-    (slurm / "sacct.txt").write_text("11|COMPLETED|None|node1|00:01:00\n12|RUNNING|None|node[1-2]|01:02:03\n")
+    (slurm / "sacct.txt").write_text(
+        "11|COMPLETED|None|node1|00:01:00\n12|RUNNING|None|node[1-2]|01:02:03\n"
+    )
     jobs = status.read(run_dir).jobs
     assert [(job.id, job.stage, job.state.state, job.live) for job in jobs] == [
         ("11", "warmup", "COMPLETED", False), ("12", "pipeline", "RUNNING", True), ("13_0", "self-train", "PENDING", True),
@@ -159,15 +174,15 @@ def test_of_a_script_the_first_rank_that_failed_in_its_last_start(run_dir):
     assert "node2" not in shown(run_dir)
 
 
-START = (
-    "submitit INFO (2026-01-02) - Starting with JobEnvironment(job_id=12, hostname={node}, local_rank=0(1))\n"
-)
+START = "submitit INFO (2026-01-02) - Starting with JobEnvironment(job_id=12, hostname={node}, local_rank=0(1))\n"
 ERROR = "submitit ERROR (2026-01-02) - Submitted job triggered an exception\n"
 
 
 def submitit_logs(run_dir, *texts, job="12"):
     for rank, text in enumerate(texts):
-        (run_dir / f"logs/{job}_{rank}_log.out").write_text(START.format(node=f"node{rank + 1}") + text)
+        (run_dir / f"logs/{job}_{rank}_log.out").write_text(
+            START.format(node=f"node{rank + 1}") + text
+        )
 
 
 def test_a_script_that_stopped_is_over_when_slurm_has_forgotten_it(run_dir):
@@ -207,7 +222,9 @@ def test_of_a_launch_the_rank_that_was_killed_and_not_its_echo(run_dir, slurm):
     assert str(first) == "rank 1 on node2: Killed" and first.lines[-1] == "step 8 [bold]"
     assert str(second) == "rank 0 on node1: Exited with exit code 1"
     text = shown(run_dir)
-    assert text.index("rank 1 on node2") < text.index("step 8 [bold]") < text.index("rank 0 on node1")
+    assert (
+        text.index("rank 1 on node2") < text.index("step 8 [bold]") < text.index("rank 0 on node1")
+    )
 
 
 def test_a_local_job_is_known_by_its_process_and_its_logs(run_dir):
@@ -216,7 +233,10 @@ def test_a_local_job_is_known_by_its_process_and_its_logs(run_dir):
     assert status.read(run_dir).jobs[0].state.state == "RUNNING"
     assert [job.id for _, job in status.live_jobs([run_dir])] == [str(me.pid)]
     # Another one with its number, and one of before a reboot.
-    for other, state in ((replace(me, started="1"), "FAILED"), (replace(me, place="before"), "UNKNOWN")):
+    for other, state in (
+        (replace(me, started="1"), "FAILED"),
+        (replace(me, place="before"), "UNKNOWN"),
+    ):
         (run_dir / "logs/jobs.jsonl").unlink()
         add_job(run_dir, str(me.pid), executor="local", process=asdict(other))
         assert status.read(run_dir).jobs[0].state.state == state
@@ -225,14 +245,18 @@ def test_a_local_job_is_known_by_its_process_and_its_logs(run_dir):
     for rank in range(2):
         (run_dir / f"logs/{me.pid}_{rank}_result.pkl").touch()
     (failure,) = status.failures(status.read(run_dir).jobs, lines=1)
-    assert str(failure) == "rank 1 on node2: raised an exception" and failure.lines == ["UserError: no"]
+    assert str(failure) == "rank 1 on node2: raised an exception" and failure.lines == [
+        "UserError: no"
+    ]
     submitit_logs(run_dir, "done\n", "done\n", job=me.pid)
     assert status.read(run_dir).jobs[0].state.state == "COMPLETED"
 
 
 def test_ranks_that_only_follow_rank_0_are_not_named(run_dir):
     submitit_logs(
-        run_dir, ERROR + "UserError: no port\n", ERROR + "diga_hpc.errors.ReportedByRank0: rank 0 says why\n"
+        run_dir,
+        ERROR + "UserError: no port\n",
+        ERROR + "diga_hpc.errors.ReportedByRank0: rank 0 says why\n",
     )
     logs = RankLogs.of_submitit(run_dir / "logs", "12")
     assert logs.raised == [0] and [failure.rank for failure in logs.failures(1)] == [0]

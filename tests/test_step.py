@@ -37,7 +37,9 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.float_shapes: set[tuple[int, ...]] = set()
         self.waiting: list[str] = []
-        self.from_numbers: list[torch.Tensor] = []  # of torch.tensor and the like: on a GPU they wait for it
+        self.from_numbers: list[
+            torch.Tensor
+        ] = []  # of torch.tensor and the like: on a GPU they wait for it
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -62,7 +64,9 @@ class Watch(TorchDispatchMode):
 def large_images(folder: Path, *overrides: str) -> configuration.Config:
     """The tiny configuration on images so large that the reference needs several tiles for one."""
     text = (
-        TINY.format(run_dir=folder / "run").replace("[48, 96]", "[104, 200]").replace("[32, 48]", "[96, 160]")
+        TINY.format(run_dir=folder / "run")
+        .replace("[48, 96]", "[104, 200]")
+        .replace("[32, 48]", "[96, 160]")
     )
     text = text.replace("images: 12,", "images: 12, half_size: [96, 168],")
     path = folder / "large.yaml"
@@ -73,28 +77,39 @@ def large_images(folder: Path, *overrides: str) -> configuration.Config:
 STAGES = pytest.mark.parametrize("stage_name", ["source_only", "warm_up", "self_training"])
 
 
-def one_step(stage_name: str, config: configuration.Config, world: World) -> tuple[Stage, Callable[[], None]]:
+def one_step(
+    stage_name: str, config: configuration.Config, world: World
+) -> tuple[Stage, Callable[[], None]]:
     """A stage, and a function that does all of one of its steps but the optimizer's part."""
     space, section = label_space(config), getattr(config, stage_name)
     student = build_model("lite", space.num_classes).to(world.device)
     teacher = Teacher(student, config)
     weights = torch.rand(space.num_classes).to(world.device)
     segmentation = Segmentation(config.loss, weights, world)
-    centroids = Centroids(space.num_classes, student.feature_channels, config.centroids, world.device)
+    centroids = Centroids(
+        space.num_classes, student.feature_channels, config.centroids, world.device
+    )
     centroids.values.normal_()
     centroids.seen.fill_(True)
     stage = {
         "source_only": lambda: SourceOnly(section, segmentation),
         "warm_up": lambda: WarmUp(section, segmentation, config.translator),
         "self_training": lambda: SelfTraining(
-            section, segmentation, config.translator, round_number=1, centroids=centroids, world=world
+            section,
+            segmentation,
+            config.translator,
+            round_number=1,
+            centroids=centroids,
+            world=world,
         ),
     }[stage_name]()
     samples = TrainingSamples(
         config, stage.name, section, datasets.open_source(config), datasets.open_target(config)
     )
     batch = collate([samples[n] for n in range(4)])
-    batch.target_labels = torch.randint(0, space.num_classes, batch.source_labels.shape).to(torch.uint8)
+    batch.target_labels = torch.randint(0, space.num_classes, batch.source_labels.shape).to(
+        torch.uint8
+    )
     batch = batch.to(world.device)
 
     def step() -> None:
@@ -117,7 +132,11 @@ def test_a_step_holds_no_full_size_logits_and_never_waits(tmp_path, stage_name, 
     assert full_size_floats(watch, crop, label_space(config).num_classes) == []
     assert watch.waiting == []
     assert watch.from_numbers == []
-    assert (4, 3, *crop) in watch.float_shapes or stage_name == "source_only"  # the watch sees images
+    assert (
+        4,
+        3,
+        *crop,
+    ) in watch.float_shapes or stage_name == "source_only"  # the watch sees images
 
 
 def full_size_floats(watch: Watch, size: tuple[int, int], classes: int) -> list[tuple[int, ...]]:
@@ -135,14 +154,18 @@ def full_size_floats(watch: Watch, size: tuple[int, int], classes: int) -> list[
 def opened(tmp_path_factory):
     """A run on built-in data and an untrained network."""
     folder = tmp_path_factory.mktemp("opened")
-    pipeline = Pipeline(large_images(folder, "evaluation.scales=[1.0, 0.5]", "evaluation.flip=true"))
+    pipeline = Pipeline(
+        large_images(folder, "evaluation.scales=[1.0, 0.5]", "evaluation.flip=true")
+    )
     return pipeline, pipeline._starting_model().eval()
 
 
 def images_alone(dataset, count):
     """The first images of a data set."""
     return type(
-        "First", (), {"__len__": lambda _: count, "__getattr__": lambda _, name: getattr(dataset, name)}
+        "First",
+        (),
+        {"__len__": lambda _: count, "__getattr__": lambda _, name: getattr(dataset, name)},
     )()
 
 
@@ -153,7 +176,9 @@ def watched(work) -> Watch:
 
 
 @pytest.mark.parametrize("stage", ["evaluation", "pseudo_labels", "centroids", "consensus"])
-def test_labels_of_whole_images_hold_no_full_size_logits_and_never_wait(opened, stage, monkeypatch, tmp_path):
+def test_labels_of_whole_images_hold_no_full_size_logits_and_never_wait(
+    opened, stage, monkeypatch, tmp_path
+):
     """What waits does so once at the end: as often for three images as for one."""
     monkeypatch.setattr("diga_hpc.kernels._checks.check_consensus_labels", lambda *_: None)
     pipeline, model = opened
@@ -165,11 +190,15 @@ def test_labels_of_whole_images_hold_no_full_size_logits_and_never_wait(opened, 
     def work(count):
         first = images_alone(target, count), images_alone(validation, count)
         {
-            "evaluation": lambda: evaluation.measure(context, model, first[1], f"images_{count}", "panel"),
+            "evaluation": lambda: evaluation.measure(
+                context, model, first[1], f"images_{count}", "panel"
+            ),
             "pseudo_labels": lambda: pseudo_labels.write_pseudo_labels(
                 context, model, first[0], tmp_path / str(count)
             ),
-            "centroids": lambda: pseudo_labels.initial_centroids(context, model, first[0], tmp_path),
+            "centroids": lambda: pseudo_labels.initial_centroids(
+                context, model, first[0], tmp_path
+            ),
             "consensus": lambda: pseudo_labels.consensus_quality(
                 context, model, model, means, first[1], tmp_path, "consensus"
             ),

@@ -36,7 +36,9 @@ def pictures() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def presence(labels: np.ndarray) -> np.ndarray:
     """Share of the pictures in which each class is visible, [K]."""
-    return np.mean([np.bincount(x.ravel(), minlength=len(CLASSES)) >= VISIBLE for x in labels], axis=0)
+    return np.mean(
+        [np.bincount(x.ravel(), minlength=len(CLASSES)) >= VISIBLE for x in labels], axis=0
+    )
 
 
 def frequencies(labels: np.ndarray) -> np.ndarray:
@@ -63,7 +65,12 @@ def test_order_of_calls_does_not_matter():
 
 
 def test_constants_follow_the_class_names():
-    named = {"road": drawing.ROAD, "traffic sign": drawing.SIGN, "sky": drawing.SKY, "car": drawing.CAR}
+    named = {
+        "road": drawing.ROAD,
+        "traffic sign": drawing.SIGN,
+        "sky": drawing.SKY,
+        "car": drawing.CAR,
+    }
     assert {name: CLASSES.index(name) for name in named} == named
     assert len(CLASSES) == drawing.CAR + 1
 

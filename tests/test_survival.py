@@ -52,7 +52,9 @@ def test_twenty_kills_at_random_moments_cost_at_most_the_steps_since_a_checkpoin
     assert 1 <= summary["resumes"] <= len(kills)  # each kill is followed by one start at most
     assert {kill["rank"] for kill in kills} == {0, 1} and any(kill["saving"] for kill in kills)
     assert max(kill["to_end"] for kill in kills) <= 60
-    assert sum(-signal.SIGKILL in kill["exit_codes"] for kill in kills) >= 15  # the others came too late
+    assert (
+        sum(-signal.SIGKILL in kill["exit_codes"] for kill in kills) >= 15
+    )  # the others came too late
 
 
 def test_torchrun_sees_a_killed_rank_and_its_name_is_in_the_last_lines(tiny_yaml, tmp_path):
@@ -60,7 +62,9 @@ def test_torchrun_sees_a_killed_rank_and_its_name_is_in_the_last_lines(tiny_yaml
                 "warm-up", tiny_yaml, *LONG)  # fmt: skip
     until(lambda: steps_logged(tmp_path / "run") > 3, 90, "steps")
     ranks = [
-        pid for pid in children(job.pid) if Path(f"/proc/{pid}/environ").read_bytes().find(b"RANK=1\0") > 0
+        pid
+        for pid in children(job.pid)
+        if Path(f"/proc/{pid}/environ").read_bytes().find(b"RANK=1\0") > 0
     ]
     os.kill(ranks[-1], signal.SIGKILL)
     _, errors = job.communicate(timeout=60)
@@ -72,7 +76,9 @@ def test_torchrun_sees_a_killed_rank_and_its_name_is_in_the_last_lines(tiny_yaml
 def test_a_loader_worker_killed_for_memory_is_named_with_the_remedy(tiny_yaml, tmp_path):
     job = start("diga_hpc", "warm-up", tiny_yaml, *LONG, "data.workers=1")
     until(lambda: steps_logged(tmp_path / "run") > 3, 90, "steps")
-    (worker,) = (pid for pid in children(job.pid) if b"diga_hpc" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    (worker,) = (
+        pid for pid in children(job.pid) if b"diga_hpc" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
     os.kill(worker, signal.SIGKILL)
     _, errors = job.communicate(timeout=60)
     assert job.returncode == 2
@@ -102,7 +108,10 @@ def test_a_full_disk_ends_the_run_and_with_space_it_goes_on(tiny_yaml, tmp_path,
     options = ["source_only=null", "warm_up.start=model", "warm_up.steps=8", "logging.keep=9"]
     full = diga("warm-up", tiny_yaml, *options, f"run_dir={run_dir}")
     assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr
-    assert f"{run_dir}/checkpoints/warm_up/step_" in full.stderr and "No space left on device" in full.stderr
+    assert (
+        f"{run_dir}/checkpoints/warm_up/step_" in full.stderr
+        and "No space left on device" in full.stderr
+    )
     left = {path.name for path in (run_dir / "checkpoints/warm_up").iterdir()}
     assert left and all(name.startswith("step_") for name in left)
     assert not (run_dir / ".lock").exists()
@@ -129,7 +138,10 @@ def test_a_node_that_dies_costs_the_job_a_minute_and_it_goes_on(cluster, tiny_ya
         time.sleep(8)  # a node refuses for `cred_expire` a job that it has just been told to end
     assert cluster.wait(job) == "COMPLETED", log.read_text() + cluster.describe(job)
     assert "goes on from step" in log.read_text()
-    assert diga("warm-up", tiny_yaml, *options, f"run_dir={tmp_path / 'whole'}", ranks=2).returncode == 0
+    assert (
+        diga("warm-up", tiny_yaml, *options, f"run_dir={tmp_path / 'whole'}", ranks=2).returncode
+        == 0
+    )
     assert final_files(run_dir) == final_files(tmp_path / "whole")
 
 
@@ -175,8 +187,17 @@ def test_one_checkpoint_goes_on_on_other_ranks_and_zero_stages(half_way, tmp_pat
         shutil.copytree(folder / "half", run_dir)
     job = tmp_path / "job.py"
     job.write_text(TWO_RANK_JOB)
-    lines = [" ".join([f"run_dir={run}", f"engine.zero_stage={zero}", *FROZEN]) for zero, run in runs.items()]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    lines = [
+        " ".join([f"run_dir={run}", f"engine.zero_stage={zero}", *FROZEN])
+        for zero, run in runs.items()
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+    ]
     done = subprocess.run(
         [*command, job, folder / "tiny.yaml", *lines], capture_output=True, text=True, timeout=300, env=ENVIRONMENT
     )  # fmt: skip

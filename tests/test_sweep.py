@@ -61,7 +61,9 @@ def test_names_are_file_names_and_no_two_runs_share_one():
 def results(run_dir, *rows):
     """A run directory with these rows (stage, round, network, normalization, mIoU) in results.json."""
     keys = ("stage", "round", "network", "normalization", "miou")
-    (run_dir / "results.json").write_text(json.dumps([dict(zip(keys, row, strict=True)) for row in rows]))
+    (run_dir / "results.json").write_text(
+        json.dumps([dict(zip(keys, row, strict=True)) for row in rows])
+    )
 
 
 @pytest.fixture
@@ -69,21 +71,31 @@ def swept(tmp_path, tiny_yaml):
     """A sweep of three runs: one done, one with its first results, one that waits."""
     runs = sweep.combinations({"seed": [0, 1, 2]})
     for name, values in runs.items():
-        config = configuration.load(tiny_yaml, [f"seed={values['seed']}", f"run_dir={tmp_path / name}"])
+        config = configuration.load(
+            tiny_yaml, [f"seed={values['seed']}", f"run_dir={tmp_path / name}"]
+        )
         (tmp_path / name / "logs").mkdir(parents=True)
         configuration.save(config, tmp_path / name / "config.yaml")
     for stage, steps in {"source_only": 3, "warm_up": 4, "self_training_1": 4}.items():
         (tmp_path / f"seed=0/checkpoints/{stage}/step_{steps:08d}").mkdir(parents=True)
     (tmp_path / "seed=0/centroids").mkdir()
     (tmp_path / "seed=0/centroids/round_1.safetensors").touch()
-    cells = [(network, norm) for network in ("student", "teacher") for norm in ("running", "adapted")]
+    cells = [
+        (network, norm) for network in ("student", "teacher") for norm in ("running", "adapted")
+    ]
     stages = [("source_only", 0), ("warm_up", 0), ("self_training", 1)]
     results(
         tmp_path / "seed=0",
-        *((*stage, *cell, 10.0 * i + j) for i, stage in enumerate(stages) for j, cell in enumerate(cells)),
+        *(
+            (*stage, *cell, 10.0 * i + j)
+            for i, stage in enumerate(stages)
+            for j, cell in enumerate(cells)
+        ),
     )
     (tmp_path / "seed=1/checkpoints/source_only/step_00000002").mkdir(parents=True)
-    sweep.record(tmp_path, "pipeline", runs, {name: f"7_{number}" for number, name in enumerate(runs)})
+    sweep.record(
+        tmp_path, "pipeline", runs, {name: f"7_{number}" for number, name in enumerate(runs)}
+    )
     return tmp_path
 
 
@@ -92,7 +104,10 @@ def test_the_table_has_a_row_a_run_and_a_column_a_result(swept):
     assert [(row["run"], row["seed"], row["state"]) for row in table] == [
         ("seed=0", "0", "done"), ("seed=1", "1", "source_only 2/3 steps"), ("seed=2", "2", "not started"),
     ]  # fmt: skip
-    assert table[0]["self_training_1/student/running"] == 20.0 and table[0]["warm_up/teacher/adapted"] == 13.0
+    assert (
+        table[0]["self_training_1/student/running"] == 20.0
+        and table[0]["warm_up/teacher/adapted"] == 13.0
+    )
     assert json.loads((swept / "results.json").read_text()) == table
     with (swept / "results.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))

@@ -308,7 +308,9 @@ def test_valid_tensors_of_another_network_are_an_error_that_names_the_file(stopp
     groups, state = checkpoint.load(path)
     change(groups)
     checkpoint.save(path.parent, 2, groups, state, keep=2)
-    with pytest.raises(UserError, match=r"step_00000002/\w+.safetensors: not of this network.*remove"):
+    with pytest.raises(
+        UserError, match=r"step_00000002/\w+.safetensors: not of this network.*remove"
+    ):
         Pipeline(config).warm_up()
 
 
@@ -350,7 +352,10 @@ WEIGHTS = {
     "archive.pth": archive_with_a_bomb,
     "inside.pth": lambda path: torch.save({"weight": torch.ones(1), "extra": Bomb()}, path),
     "module.pth": lambda path: torch.save(torch.nn.Linear(2, 2), path),
-    "cut.pth": lambda path: (torch.save({"weight": torch.ones(9)}, path), cut(lambda n: n // 2)(path)),
+    "cut.pth": lambda path: (
+        torch.save({"weight": torch.ones(9)}, path),
+        cut(lambda n: n // 2)(path),
+    ),
     "empty.pth": replaced(b""),
     "text.pth": replaced(b"hello"),
     "list.pth": lambda path: torch.save([torch.ones(1)], path),
@@ -386,10 +391,14 @@ def test_damaged_and_foreign_centroids_are_named(tiny_yaml, tmp_path):
     own = load_file(file)
     for foreign in ({"values": own["values"][:1], "seen": own["seen"]}, {"x": own["values"]}, {}):
         save_file(foreign, file)
-        with pytest.raises(UserError, match=f"{file}: not centroids of this network and label space"):
+        with pytest.raises(
+            UserError, match=f"{file}: not centroids of this network and label space"
+        ):
             Pipeline(config).self_training(1)
     file.write_bytes(BOMB)
-    with pytest.raises(UserError, match=r"centroids/round_1.safetensors: not a readable safetensors file"):
+    with pytest.raises(
+        UserError, match=r"centroids/round_1.safetensors: not a readable safetensors file"
+    ):
         Pipeline(config).self_training(1)
     save_file(own, file)
     with pytest.raises(Stopped):

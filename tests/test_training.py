@@ -26,7 +26,10 @@ from diga_hpc.training import Stage, StepOutput, train, trained_weights
 @pytest.fixture(autouse=True)
 def keep_signal_handlers():
     """A pipeline listens to signals; pytest's own handlers are put back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -48,7 +51,9 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_by_bit(tiny_yaml, tmp_path
     stops = 0
     while True:
         try:
-            Pipeline(load(tiny_yaml, tmp_path / "parts", "optimizer.name=adamw"), stop_after=stop_after).run()
+            Pipeline(
+                load(tiny_yaml, tmp_path / "parts", "optimizer.name=adamw"), stop_after=stop_after
+            ).run()
             break
         except Stopped:
             stops += 1
@@ -58,7 +63,9 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_by_bit(tiny_yaml, tmp_path
     assert [name for name in whole if whole[name] != parts[name]] == []
     for stage in ("source_only", "warm_up", "self_training_1"):
         assert losses(tmp_path / "whole", stage) == losses(tmp_path / "parts", stage)
-    assert (tmp_path / "whole/results.json").read_text() == (tmp_path / "parts/results.json").read_text()
+    assert (tmp_path / "whole/results.json").read_text() == (
+        tmp_path / "parts/results.json"
+    ).read_text()
 
 
 def test_a_signal_stops_at_a_step_boundary_and_the_same_command_goes_on(tiny_yaml, tmp_path):
@@ -78,12 +85,18 @@ def test_a_signal_stops_at_a_step_boundary_and_the_same_command_goes_on(tiny_yam
         text=True,
     )
     metrics = tmp_path / "run/metrics.jsonl"
-    until(lambda: process.poll() is not None or (metrics.is_file() and metrics.read_text()), 120, "a step")
+    until(
+        lambda: process.poll() is not None or (metrics.is_file() and metrics.read_text()),
+        120,
+        "a step",
+    )
     assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75 and "start the same command again to go on" in errors
-    stopped_at = checkpoint.read_state(checkpoint.newest(tmp_path / "run/checkpoints/warm_up"))["step"]
+    stopped_at = checkpoint.read_state(checkpoint.newest(tmp_path / "run/checkpoints/warm_up"))[
+        "step"
+    ]
     assert 0 < stopped_at < 200
     again = diga(*arguments, "--stop-after", "2")
     assert f"goes on from step {stopped_at}" in again.stderr
@@ -96,7 +109,9 @@ def test_a_finished_stage_is_not_run_again(tiny_yaml, tmp_path):
     times = {path: path.stat().st_mtime_ns for path in config.run_dir.glob("pseudo_labels/*/*.png")}
     Pipeline(config).run()
     assert final_files(config.run_dir) == before
-    assert times == {path: path.stat().st_mtime_ns for path in config.run_dir.glob("pseudo_labels/*/*.png")}
+    assert times == {
+        path: path.stat().st_mtime_ns for path in config.run_dir.glob("pseudo_labels/*/*.png")
+    }
 
 
 def test_missing_pseudo_labels_alone_are_made_again(tiny_yaml, tmp_path):
@@ -112,7 +127,9 @@ def test_missing_pseudo_labels_alone_are_made_again(tiny_yaml, tmp_path):
     assert labels[1].stat().st_mtime_ns == kept
 
 
-def test_a_broken_newest_checkpoint_costs_the_steps_behind_the_one_before(tiny_yaml, tmp_path, caplog):
+def test_a_broken_newest_checkpoint_costs_the_steps_behind_the_one_before(
+    tiny_yaml, tmp_path, caplog
+):
     whole = load(tiny_yaml, tmp_path / "whole", "logging.checkpoint_every=1")
     Pipeline(whole).warm_up()
     config = load(tiny_yaml, tmp_path / "run", "logging.checkpoint_every=1")
@@ -157,7 +174,11 @@ def test_two_ranks_and_every_zero_stage_give_the_losses_of_one_process(tiny_yaml
     rates = {"sgd": [], "adamw": ["optimizer.lr_head=1e-4", "optimizer.lr_backbone=1e-4"]}
     for optimizer, extra in rates.items():
         alone = load(
-            tiny_yaml, tmp_path / f"alone_{optimizer}", *STEPS, f"optimizer.name={optimizer}", *extra
+            tiny_yaml,
+            tmp_path / f"alone_{optimizer}",
+            *STEPS,
+            f"optimizer.name={optimizer}",
+            *extra,
         )
         Pipeline(alone).warm_up()
     job = tmp_path / "job.py"
@@ -167,7 +188,9 @@ def test_two_ranks_and_every_zero_stage_give_the_losses_of_one_process(tiny_yaml
         for name, overrides in variants.items()
     ]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*command, job, tiny_yaml, *lines], capture_output=True, text=True, timeout=400)
+    done = subprocess.run(
+        [*command, job, tiny_yaml, *lines], capture_output=True, text=True, timeout=400
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for name in variants:
         reference = tmp_path / f"alone_{name.split('_')[0]}"
@@ -180,7 +203,10 @@ def test_two_ranks_and_every_zero_stage_give_the_losses_of_one_process(tiny_yaml
                 )
                 for run in (reference, tmp_path / name)
             )
-            assert all(torch.allclose(a[k].float(), b[k].float(), atol=2e-4) for k in a), (name, network)
+            assert all(torch.allclose(a[k].float(), b[k].float(), atol=2e-4) for k in a), (
+                name,
+                network,
+            )
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
@@ -188,8 +214,12 @@ def test_accumulated_micro_batches_give_the_same_step(tiny_yaml, tmp_path, micro
     """Also where the last micro batch is smaller (4 = 3 + 1); the loss's normaliser here is `all`."""
     options = [*STEPS, "warm_up.steps=5", "loss.normalizer=all"]
     Pipeline(load(tiny_yaml, tmp_path / "a", *options)).warm_up()
-    Pipeline(load(tiny_yaml, tmp_path / "b", *options, f"engine.micro_batch={micro_batch}")).warm_up()
-    assert losses(tmp_path / "b", "warm_up") == pytest.approx(losses(tmp_path / "a", "warm_up"), rel=1e-5)
+    Pipeline(
+        load(tiny_yaml, tmp_path / "b", *options, f"engine.micro_batch={micro_batch}")
+    ).warm_up()
+    assert losses(tmp_path / "b", "warm_up") == pytest.approx(
+        losses(tmp_path / "a", "warm_up"), rel=1e-5
+    )
 
 
 def test_bf16_keeps_parameters_and_optimiser_in_float32(tiny_yaml, tmp_path):
@@ -265,10 +295,16 @@ def test_a_step_that_is_not_finite_changes_nothing(tiny_yaml, tmp_path, zero, ba
 
 def test_bad_steps_in_a_row_end_the_run_with_step_and_losses(tiny_yaml, tmp_path):
     config = load(
-        tiny_yaml, tmp_path / "run", "warm_up.steps=9", "engine.max_bad_steps=3", "logging.every=100"
+        tiny_yaml,
+        tmp_path / "run",
+        "warm_up.steps=9",
+        "engine.max_bad_steps=3",
+        "logging.every=100",
     )
     job = Pipeline(config)
-    stage = Faulty(config.warm_up, {1: float("nan"), 4: float("inf"), 5: float("nan"), 6: float("inf")})
+    stage = Faulty(
+        config.warm_up, {1: float("nan"), 4: float("inf"), 5: float("nan"), 6: float("inf")}
+    )
     with pytest.raises(UserError, match=r"3 steps in a row up to step 6 .*loss/total = nan.*lower"):
         train(job.context, stage, job._starting_model(), job.source, None)
     assert stage.absorbed == 3
@@ -279,7 +315,13 @@ def test_bad_steps_in_a_row_end_the_run_with_step_and_losses(tiny_yaml, tmp_path
 def test_skipped_steps_are_counted(tiny_yaml, tmp_path):
     config = load(tiny_yaml, tmp_path / "run", "warm_up.steps=4")
     job = Pipeline(config)
-    train(job.context, Faulty(config.warm_up, {1: float("nan")}), job._starting_model(), job.source, None)
+    train(
+        job.context,
+        Faulty(config.warm_up, {1: float("nan")}),
+        job._starting_model(),
+        job.source,
+        None,
+    )
     last = json.loads((config.run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["guard/skipped_steps"] == 1
 
@@ -302,13 +344,17 @@ def test_other_ranks_load_what_rank_0_has_verified():
 @pytest.mark.parametrize(
     "tail", [b"\0\xff\xfe\x80", b'{"stage": "warm_up", "st', b"3\n", b"{}\n", b"cut the line end"]
 )
-def test_what_a_power_failure_leaves_in_the_log_does_not_block_the_next_start(tiny_yaml, tmp_path, tail):
+def test_what_a_power_failure_leaves_in_the_log_does_not_block_the_next_start(
+    tiny_yaml, tmp_path, tail
+):
     config = load(tiny_yaml, tmp_path / "run", *STEPS, "warm_up.steps=4")
     with pytest.raises(Stopped):
         Pipeline(config, stop_after=2).warm_up()
     metrics = config.run_dir / "metrics.jsonl"
     content = metrics.read_bytes()
-    metrics.write_bytes(content.removesuffix(b"\n") if tail == b"cut the line end" else content + tail)
+    metrics.write_bytes(
+        content.removesuffix(b"\n") if tail == b"cut the line end" else content + tail
+    )
     Pipeline(config).warm_up()
     assert metrics.read_bytes().startswith(content)
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4]

@@ -43,7 +43,10 @@ def ends(tmp_path_factory) -> dict[str, list[dict]]:
     assert done.returncode == 0, done.stderr
     assert (folder / "written").is_file()  # by rank 0 in the scenario while_writing
     results = json.loads(done.stdout)
-    return {scenario: [ranks[str(rank)] for rank in range(len(ranks))] for scenario, ranks in results.items()}
+    return {
+        scenario: [ranks[str(rank)] for rank in range(len(ranks))]
+        for scenario, ranks in results.items()
+    }
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -149,7 +149,9 @@ def start(scenario: str) -> dict[int, int]:
 
 def main(scenarios: list[str]) -> None:
     begin = time.monotonic()
-    running = {pid: (scenario, rank) for scenario in scenarios for pid, rank in start(scenario).items()}
+    running = {
+        pid: (scenario, rank) for scenario in scenarios for pid, rank in start(scenario).items()
+    }
     results = {scenario: {} for scenario in scenarios}
     while running:
         pid, status = os.waitpid(-1, 0)

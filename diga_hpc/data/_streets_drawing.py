@@ -15,7 +15,9 @@ from PIL import Image, ImageDraw
 if TYPE_CHECKING:
     from diga_hpc.data.streets import Style
 
-ROAD, SIDEWALK, BUILDING, POLE, SIGN, VEGETATION, SKY, PERSON, CAR = range(9)  # as `streets.CLASSES`
+ROAD, SIDEWALK, BUILDING, POLE, SIGN, VEGETATION, SKY, PERSON, CAR = range(
+    9
+)  # as `streets.CLASSES`
 
 # Sub-pixels along a side of a pixel: colours are averaged over them (smooth edges), labels take one of them.
 SUPERSAMPLING = 2
@@ -52,7 +54,12 @@ class Scene:
     """
 
     def __init__(
-        self, camera: Camera, style: Style, rng: np.random.Generator, size: tuple[int, int], sun: int
+        self,
+        camera: Camera,
+        style: Style,
+        rng: np.random.Generator,
+        size: tuple[int, int],
+        sun: int,
     ):
         self.camera, self.style, self.rng, self.sun = camera, style, rng, sun
         self.width, self.height = size[1] * SUPERSAMPLING, size[0] * SUPERSAMPLING
@@ -87,7 +94,9 @@ class Scene:
         """Fill a polygon that lies on something already painted: its label stays."""
         self._colour.polygon(points, fill=ink(colour))
 
-    def ellipse(self, u: float, v: float, ru: float, rv: float, colour: Colour, label: int, z: float) -> None:
+    def ellipse(
+        self, u: float, v: float, ru: float, rv: float, colour: Colour, label: int, z: float
+    ) -> None:
         """Fill an axis-parallel ellipse, as `paint` does."""
         box = (u - ru, v - rv, u + ru, v + rv)
         self._colour.ellipse(box, fill=ink(colour))
@@ -102,7 +111,9 @@ class Scene:
         project = self.camera.project
         return [project(s0, y, z0), project(s1, y, z0), project(s1, y, z1), project(s0, y, z1)]
 
-    def upright(self, s0: float, z0: float, s1: float, z1: float, y0: float, y1: float) -> list[Point]:
+    def upright(
+        self, s0: float, z0: float, s1: float, z1: float, y0: float, y1: float
+    ) -> list[Point]:
         """Corners of a vertical rectangle over the segment (s0, z0)-(s1, z1)."""
         project = self.camera.project
         return [project(s0, y0, z0), project(s1, y0, z1), project(s1, y1, z1), project(s0, y1, z0)]

@@ -77,9 +77,13 @@ def _backdrop(scene: Scene) -> None:
     steps = 24
     for i in range(steps):
         t = i / (steps - 1)
-        tone = tuple((1 - t) * a + t * b for a, b in zip(style.sky_top, style.sky_horizon, strict=True))
+        tone = tuple(
+            (1 - t) * a + t * b for a, b in zip(style.sky_top, style.sky_horizon, strict=True)
+        )
         top, bottom = horizon * i / steps, horizon * (i + 1) / steps
-        scene.detail([(0, top), (scene.width, top), (scene.width, bottom + 2), (0, bottom + 2)], tone)
+        scene.detail(
+            [(0, top), (scene.width, top), (scene.width, bottom + 2), (0, bottom + 2)], tone
+        )
     k, step = scene.camera.focal / FAR, scene.width / 12
     for i in range(13):
         u0, u1, top = (i - 0.5) * step, (i + 0.3) * step, horizon - k * scene.uniform(4, 20)
@@ -186,7 +190,9 @@ def _planted(scene: Scene, street: Street) -> list:
             things.append((z, objects.draw_sign, (kerb, z)))
         for _ in range(int(scene.rng.random() * 3)):
             z = clear(scene.uniform(9, 30))
-            things.append((z, objects.draw_hedge, (side * (street.road + street.pavement - 0.5), z)))
+            things.append(
+                (z, objects.draw_hedge, (side * (street.road + street.pavement - 0.5), z))
+            )
     return things
 
 
@@ -205,7 +211,10 @@ def _traffic(scene: Scene, street: Street) -> list:
             z, heading = scene.uniform(10, 45), "away" if side > 0 else "oncoming"
             things.append((z, objects.draw_car, (side * scene.uniform(0.25, 0.45) * r, z, heading)))
     if street.crossing[0] and scene.chance(0.7):
-        z, heading = street.crossing[0] + scene.uniform(1, 4), "left" if scene.chance(0.5) else "right"
+        z, heading = (
+            street.crossing[0] + scene.uniform(1, 4),
+            "left" if scene.chance(0.5) else "right",
+        )
         things.append((z, objects.draw_car, (scene.uniform(-1.6, 1.6) * r, z, heading)))
     return things
 

@@ -65,10 +65,14 @@ def _facade(scene: Scene, where: Segment, floors: int, storey: float, wall: Colo
         shop = (s, a + 0.1 * bay, s, b - 0.1 * bay)
         if i % 3 == 1:
             hinge = a + 0.3 * bay
-            scene.detail(scene.upright(s, hinge, s, hinge + 1.3, KERB, 2.3), scene.pick(scene.style.doors))
+            scene.detail(
+                scene.upright(s, hinge, s, hinge + 1.3, KERB, 2.3), scene.pick(scene.style.doors)
+            )
         else:
             _window(scene, shop, 0.7, storey - 0.7, wall)
-            scene.detail(scene.upright(*shop, storey - 0.75, storey - 0.4), scene.pick(scene.style.doors))
+            scene.detail(
+                scene.upright(*shop, storey - 0.75, storey - 0.4), scene.pick(scene.style.doors)
+            )
     for y, tone in ((height - 0.35, 1.15), (storey - 0.15, 0.8)):
         scene.detail(scene.upright(s, z0, s, z1, y, y + 0.3), shade(wall, tone))
 
@@ -83,7 +87,9 @@ def _window(scene: Scene, where: Segment, y0: float, y1: float, wall: Colour) ->
     scene.detail(corners, shade(wall, 0.62))
     (u0, v0), (u1, v1), (u2, v2), (u3, v3) = corners
     du, dv = (u1 - u0) * 0.12, (v2 - v1) * 0.1
-    scene.detail([(u0 + du, v0 + dv), (u1 - du, v1 + dv), (u2 - du, v2 - dv), (u3 + du, v3 - dv)], pane)
+    scene.detail(
+        [(u0 + du, v0 + dv), (u1 - du, v1 + dv), (u2 - du, v2 - dv), (u3 + du, v3 - dv)], pane
+    )
 
 
 def draw_foliage(scene: Scene, u: float, v: float, ru: float, rv: float, z: float) -> None:
@@ -92,7 +98,9 @@ def draw_foliage(scene: Scene, u: float, v: float, ru: float, rv: float, z: floa
     scene.ellipse(u, v, ru * 0.75, rv * 0.75, shade(leaf, 0.7), VEGETATION, z)
     angle, reach, size, tone = scene.rng.random((4, lobes))
     across, up = np.cos(angle * 2 * np.pi), np.sin(angle * 2 * np.pi)
-    light = 0.64 + 0.25 * np.arange(lobes) / lobes + 0.12 * up + 0.1 * across * scene.sun + 0.15 * tone
+    light = (
+        0.64 + 0.25 * np.arange(lobes) / lobes + 0.12 * up + 0.1 * across * scene.sun + 0.15 * tone
+    )
     reach, size = 0.35 + 0.5 * reach, 0.16 + 0.24 * size
     for a, b, r, t in np.stack([across * reach, up * reach, size, light], axis=1).tolist():
         scene.ellipse(u + a * ru, v - b * rv, r * ru, r * rv, shade(leaf, t), VEGETATION, z)
@@ -116,14 +124,27 @@ def draw_hedge(scene: Scene, s: float, z: float) -> None:
     """A bush, wider than high."""
     k, (u, v) = scene.camera.focal / z, scene.camera.project(s, KERB, z)
     height = scene.uniform(0.5, 1.1)
-    draw_foliage(scene, u, v - k * height * 0.7, k * height * scene.uniform(1.1, 1.8), k * height, z)
+    draw_foliage(
+        scene, u, v - k * height * 0.7, k * height * scene.uniform(1.1, 1.8), k * height, z
+    )
 
 
-def _mast(scene: Scene, s: float, z: float, height: float, width: float) -> tuple[float, float, Colour]:
+def _mast(
+    scene: Scene, s: float, z: float, height: float, width: float
+) -> tuple[float, float, Colour]:
     """A post, never thinner than a pixel so that it can be learned; returns its top (u, v) and colour."""
     k, (u, v) = scene.camera.focal / z, scene.camera.project(s, KERB, z)
-    colour, half, top = scene.pick(scene.style.poles), max(k * width / 2, SUPERSAMPLING / 2), v - k * height
-    scene.paint([(u - half, v), (u + half, v), (u + half * 0.8, top), (u - half * 0.8, top)], colour, POLE, z)
+    colour, half, top = (
+        scene.pick(scene.style.poles),
+        max(k * width / 2, SUPERSAMPLING / 2),
+        v - k * height,
+    )
+    scene.paint(
+        [(u - half, v), (u + half, v), (u + half * 0.8, top), (u - half * 0.8, top)],
+        colour,
+        POLE,
+        z,
+    )
     lit = u + half * 0.8 * scene.sun
     scene.detail([(u, v), (lit, v), (lit, top), (u, top)], shade(colour, 1.25))
     scene.cast(s - scene.sun * 2.5, s, z, z + 0.15)
@@ -137,7 +158,9 @@ def draw_lamp(scene: Scene, s: float, z: float) -> None:
     end, rise, thick = u + scene.uniform(0.7, 1.8) * inward * k, v - 0.3 * k, max(0.05 * k, 1.0)
     scene.paint([(u, v), (end, rise), (end, rise + thick), (u, v + 2 * thick)], colour, POLE, z)
     u, v = end, v - 0.25 * k
-    head = [(u + a * k, v + b * k) for a, b in ((-0.3, 0.12), (0.3, 0.12), (0.2, -0.1), (-0.2, -0.1))]
+    head = [
+        (u + a * k, v + b * k) for a, b in ((-0.3, 0.12), (0.3, 0.12), (0.2, -0.1), (-0.2, -0.1))
+    ]
     scene.paint(head, shade(colour, 0.8), POLE, z)
     scene.detail([head[0], head[1], (u, v)], scene.style.lamp)
 
@@ -147,7 +170,16 @@ SIGN_SHAPES = (
     ((0.0, -1.0), (1.0, 0.8), (-1.0, 0.8)),
     ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)),
     ((0.0, -1.2), (1.2, 0.0), (0.0, 1.2), (-1.2, 0.0)),
-    ((0.4, -1.0), (1.0, -0.4), (1.0, 0.4), (0.4, 1.0), (-0.4, 1.0), (-1.0, 0.4), (-1.0, -0.4), (-0.4, -1.0)),
+    (
+        (0.4, -1.0),
+        (1.0, -0.4),
+        (1.0, 0.4),
+        (0.4, 1.0),
+        (-0.4, 1.0),
+        (-1.0, 0.4),
+        (-1.0, -0.4),
+        (-0.4, -1.0),
+    ),
 )
 
 
@@ -165,7 +197,8 @@ def draw_sign(scene: Scene, s: float, z: float) -> None:
     wide, tall = (0.4 * r, 0.12 * r) if scene.chance(0.5) else (0.12 * r, 0.38 * r)
     v += 0.15 * r
     scene.detail(
-        [(u - wide, v - tall), (u + wide, v - tall), (u + wide, v + tall), (u - wide, v + tall)], mark
+        [(u - wide, v - tall), (u + wide, v - tall), (u + wide, v + tall), (u - wide, v + tall)],
+        mark,
     )
 
 
@@ -175,18 +208,28 @@ def draw_person(scene: Scene, s: float, z: float, y: float) -> None:
     style = scene.style
     coat, trousers = scene.pick(style.clothes), scene.pick(style.clothes)
     skin, hair = scene.pick(style.skins), scene.pick(style.trunks)
-    stride, wide, sway = scene.uniform(0.02, 0.34), scene.uniform(0.23, 0.31), scene.uniform(-0.2, 0.2)
+    stride, wide, sway = (
+        scene.uniform(0.02, 0.34),
+        scene.uniform(0.23, 0.31),
+        scene.uniform(-0.2, 0.2),
+    )
 
     def body(points: tuple[Point, ...], colour: Colour) -> None:
         scene.paint([(u + a * k, v - b * k) for a, b in points], colour, PERSON, z)
 
     for foot, tone in ((-stride, 0.75), (stride, 0.95)):
-        body(((-0.16, 0.9), (0.16, 0.9), (foot + 0.12, 0.0), (foot - 0.1, 0.0)), shade(trousers, tone))
+        body(
+            ((-0.16, 0.9), (0.16, 0.9), (foot + 0.12, 0.0), (foot - 0.1, 0.0)),
+            shade(trousers, tone),
+        )
     for arm, tone in ((-1, 0.7), (1, 0.85)):
         shoulder, hand = arm * wide, arm * (wide + 0.05) + sway
         sleeve = ((shoulder * 0.7, 1.42), (shoulder, 1.36), (hand + 0.05, 0.8), (hand - 0.06, 0.8))
         body(sleeve, shade(coat, tone))
-    body(((-wide * 0.7, 0.8), (wide * 0.7, 0.8), (wide, 1.4), (0.1, 1.5), (-0.1, 1.5), (-wide, 1.4)), coat)
+    body(
+        ((-wide * 0.7, 0.8), (wide * 0.7, 0.8), (wide, 1.4), (0.1, 1.5), (-0.1, 1.5), (-wide, 1.4)),
+        coat,
+    )
     hem, lit = v - 0.8 * k, u + scene.sun * wide * 0.7 * k
     scene.detail([(u, hem), (lit, hem), (u, v - 1.45 * k)], shade(coat, 1.2))
     scene.ellipse(u, v - 1.64 * k, 0.13 * k, 0.16 * k, skin, PERSON, z)
@@ -197,9 +240,36 @@ def draw_person(scene: Scene, s: float, z: float, y: float) -> None:
 # Side views of cars from rear to front, (m along, m up): corners of rear panel, boot lid, rear window, roof,
 # windscreen, bonnet and front panel, in this order.
 CAR_PROFILES = (
-    ((0.0, 0.3), (0.0, 0.85), (0.55, 0.95), (1.1, 1.4), (2.5, 1.4), (3.2, 0.95), (4.2, 0.8), (4.25, 0.3)),
-    ((0.0, 0.28), (0.0, 0.9), (0.1, 0.98), (0.45, 1.48), (2.3, 1.5), (2.95, 0.98), (3.75, 0.85), (3.8, 0.28)),
-    ((0.0, 0.3), (0.0, 1.0), (0.05, 1.1), (0.15, 1.9), (3.2, 1.9), (3.9, 1.1), (4.5, 0.95), (4.6, 0.3)),
+    (
+        (0.0, 0.3),
+        (0.0, 0.85),
+        (0.55, 0.95),
+        (1.1, 1.4),
+        (2.5, 1.4),
+        (3.2, 0.95),
+        (4.2, 0.8),
+        (4.25, 0.3),
+    ),
+    (
+        (0.0, 0.28),
+        (0.0, 0.9),
+        (0.1, 0.98),
+        (0.45, 1.48),
+        (2.3, 1.5),
+        (2.95, 0.98),
+        (3.75, 0.85),
+        (3.8, 0.28),
+    ),
+    (
+        (0.0, 0.3),
+        (0.0, 1.0),
+        (0.05, 1.1),
+        (0.15, 1.9),
+        (3.2, 1.9),
+        (3.9, 1.1),
+        (4.5, 0.95),
+        (4.6, 0.3),
+    ),
 )
 CAR_WIDTH = 1.75
 # Brightness of the strips across a car: what faces the sky is lighter.
@@ -234,7 +304,9 @@ class _Car:
         camera = scene.camera
         strips = list(range(7)) if self.front_is_near else list(range(6, -1, -1))
         if self.across:
-            scene.cast(s - self.length / 2 - 0.1, s + self.length / 2 + 0.1, z - 0.25, z + CAR_WIDTH)
+            scene.cast(
+                s - self.length / 2 - 0.1, s + self.length / 2 + 0.1, z - 0.25, z + CAR_WIDTH
+            )
             for strip in strips:
                 self.strip(strip)
             self.flank(0.0, scene.style.shading[1])
@@ -253,7 +325,12 @@ class _Car:
     def strip(self, index: int) -> None:
         """One strip across the car: panel, glass, roof or bonnet; lights and a number plate on the panels."""
         (a0, y0), (a1, y1) = self.profile[index], self.profile[index + 1]
-        corners = [self.place(a0, y0, 0), self.place(a0, y0, 1), self.place(a1, y1, 1), self.place(a1, y1, 0)]
+        corners = [
+            self.place(a0, y0, 0),
+            self.place(a0, y0, 1),
+            self.place(a1, y1, 1),
+            self.place(a1, y1, 0),
+        ]
         self.scene.paint(corners, shade(self.lacquer, STRIP_TONES[index]), CAR, self.z)
 
         def patch(b0: float, b1: float, t0: float, t1: float, colour: Colour) -> None:
@@ -265,7 +342,9 @@ class _Car:
             patch(0.08, 0.92, 0.1, 0.9, self.glass)
         elif index in (0, 6):
             style, rear = self.scene.style, index == 0
-            low, high, light = (0.55, 0.85, style.tail_light) if rear else (0.15, 0.45, style.head_light)
+            low, high, light = (
+                (0.55, 0.85, style.tail_light) if rear else (0.15, 0.45, style.head_light)
+            )
             patch(0.03, 0.22, low, high, light)
             patch(0.78, 0.97, low, high, light)
             patch(0.36, 0.64, 0.4, 0.62, PLATE)

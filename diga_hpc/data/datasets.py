@@ -171,7 +171,9 @@ def open_validation(config: Config) -> AnyDataset:
     return _open(config, config.data.validation, "data.validation", labels="required")
 
 
-def _open(config: Config, section: DatasetSection, key: str, *, labels: str) -> ImageDataset | StreetsScenes:
+def _open(
+    config: Config, section: DatasetSection, key: str, *, labels: str
+) -> ImageDataset | StreetsScenes:
     if isinstance(section, StreetsDataset):
         if config.label_space != "streets":
             raise UserError(
@@ -256,13 +258,18 @@ def _cityscapes(section: CityscapesDataset, space: LabelSpace) -> Layout:
         images = sorted(folder.glob("*/*_leftImg8bit.png"))
         if section.index is not None:
             wanted = {
-                Path(line[0]).stem.removesuffix("_leftImg8bit") for line in _read_index(section.index, root)
+                Path(line[0]).stem.removesuffix("_leftImg8bit")
+                for line in _read_index(section.index, root)
             }
-            images = [image for image in images if image.stem.removesuffix("_leftImg8bit") in wanted]
+            images = [
+                image for image in images if image.stem.removesuffix("_leftImg8bit") in wanted
+            ]
         files = []
         for image in images:
             name = image.stem.removesuffix("_leftImg8bit")
-            label = root / "gtFine" / section.split / image.parent.name / f"{name}_gtFine_labelIds.png"
+            label = (
+                root / "gtFine" / section.split / image.parent.name / f"{name}_gtFine_labelIds.png"
+            )
             files.append(Files(name, image, label))
         return files
 
@@ -280,7 +287,9 @@ def _folder(section: FolderDataset, space: LabelSpace) -> Layout:
             below = image.relative_to(root / section.images).with_suffix("")
             label = None
             if section.labels is not None:
-                label = root / section.labels / below.parent / f"{below.name}{section.label_suffix}.png"
+                label = (
+                    root / section.labels / below.parent / f"{below.name}{section.label_suffix}.png"
+                )
             files.append(Files("_".join(below.parts), image, label))
         return files
 

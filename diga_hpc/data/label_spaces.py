@@ -69,7 +69,9 @@ def label_space(config: Config) -> LabelSpace:
     """The label space a configuration names."""
     cityscapes = dict(zip(CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, strict=True))
     if config.label_space == "streets":
-        return LabelSpace("streets", STREETS_CLASSES, tuple(cityscapes[name] for name in STREETS_CLASSES))
+        return LabelSpace(
+            "streets", STREETS_CLASSES, tuple(cityscapes[name] for name in STREETS_CLASSES)
+        )
     if config.label_space == "camvid":
         return LabelSpace("camvid", CAMVID_CLASSES, CAMVID_PALETTE)
     if config.label_space == "cityscapes":
@@ -82,7 +84,9 @@ def label_space(config: Config) -> LabelSpace:
             tuple(CITYSCAPES_PALETTE[i] for i in SYNTHIA_16),
             {"miou_13": thirteen},
         )
-    return LabelSpace("custom", tuple(c.name for c in config.classes), tuple(c.color for c in config.classes))
+    return LabelSpace(
+        "custom", tuple(c.name for c in config.classes), tuple(c.color for c in config.classes)
+    )
 
 
 def id_table(id_map: dict[int, int], ignored: tuple[int, ...] | range = ()) -> np.ndarray:

@@ -34,12 +34,18 @@ class Batch:
     source_labels: torch.Tensor  # uint8 [B,H,W]
     source_color: torch.Tensor  # float32 [B,7], see views.ColorChange
     mix_table: torch.Tensor  # bool [B,256]: label values that CrDoMix takes from the colour view
-    paste_table: torch.Tensor  # bool [B,256]: label values that the target mix takes from the source
+    paste_table: (
+        torch.Tensor
+    )  # bool [B,256]: label values that the target mix takes from the source
     target_images: torch.Tensor | None = None  # uint8 [B,3,H,W]
     target_labels: torch.Tensor | None = None  # uint8 [B,H,W], pseudo labels
     target_color: torch.Tensor | None = None  # float32 [B,7]
-    style: torch.Tensor | None = None  # float32 [B,2,2,3]: translator.color_statistics of source and target
-    skipped: tuple[str, ...] = ()  # what was wrong with files that were passed over (data.skip_errors)
+    style: torch.Tensor | None = (
+        None  # float32 [B,2,2,3]: translator.color_statistics of source and target
+    )
+    skipped: tuple[
+        str, ...
+    ] = ()  # what was wrong with files that were passed over (data.skip_errors)
 
     def __len__(self) -> int:
         return len(self.source_images)
@@ -48,7 +54,10 @@ class Batch:
         """The batch with `function` applied to each of its tensors."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return Batch(
-            **{name: function(v) if isinstance(v, torch.Tensor) else v for name, v in values.items()}
+            **{
+                name: function(v) if isinstance(v, torch.Tensor) else v
+                for name, v in values.items()
+            }
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -169,7 +178,9 @@ def collate(samples: list[Batch]) -> Batch:
     """Stack single samples into a batch."""
     columns = {f.name: [getattr(sample, f.name) for sample in samples] for f in fields(Batch)}
     skipped = sum(columns.pop("skipped"), ())
-    stacked = {name: None if column[0] is None else torch.stack(column) for name, column in columns.items()}
+    stacked = {
+        name: None if column[0] is None else torch.stack(column) for name, column in columns.items()
+    }
     return Batch(**stacked, skipped=skipped)
 
 
@@ -190,7 +201,13 @@ class _SampleNumbers:
 
 
 def training_batches(
-    samples: TrainingSamples, *, first_step: int, rank: int, world_size: int, workers: int, pin_memory: bool
+    samples: TrainingSamples,
+    *,
+    first_step: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+    pin_memory: bool,
 ) -> Iterator[Batch]:
     """This rank's batches of the steps from `first_step` on."""
     numbers = _SampleNumbers(samples.section, first_step, rank, world_size)
@@ -219,7 +236,9 @@ class InferenceImages(torch.utils.data.Dataset):
             if self.may_break and not isinstance(error, MachineError):
                 return str(error)
             raise
-        return sample._replace(image=transforms.resize_image(sample.image, full_size(self.dataset, sample)))
+        return sample._replace(
+            image=transforms.resize_image(sample.image, full_size(self.dataset, sample))
+        )
 
 
 def inference_images(
@@ -233,7 +252,11 @@ def inference_images(
     """One Sample at a time, decoded by the workers ahead of use; with `may_break`, what is wrong with a broken file."""
     images = InferenceImages(dataset, indices, may_break)
     loader = DataLoader(
-        images, batch_size=None, num_workers=workers, pin_memory=pin_memory, worker_init_fn=_ignore_signals
+        images,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_ignore_signals,
     )
     return iter(loader)
 
@@ -249,6 +272,8 @@ def _end_workers() -> None:
     """Workers that ignore SIGTERM would keep a process that ends with an error waiting for them forever."""
     children = multiprocessing.active_children()
     if children:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
+        signal.signal(
+            signal.SIGCHLD, signal.SIG_DFL
+        )  # torch's handler takes their end for a failure
     for child in children:
         child.kill()

@@ -19,7 +19,17 @@ from diga_hpc.data import _streets_drawing as draw
 from diga_hpc.data._streets_drawing import SUPERSAMPLING, Camera, Colour, Scene
 from diga_hpc.data._streets_layout import compose
 
-CLASSES = ("road", "sidewalk", "building", "pole", "traffic sign", "vegetation", "sky", "person", "car")
+CLASSES = (
+    "road",
+    "sidewalk",
+    "building",
+    "pole",
+    "traffic sign",
+    "vegetation",
+    "sky",
+    "person",
+    "car",
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,9 @@ class Style:
     # Light.
     shading: tuple[float, float, float]  # brightness of walls facing the sun, the camera, neither
     shadow: float  # brightness of the ground in shadow, 1 = no shadows
-    grain: tuple[float, ...]  # contrast of the surface texture, one value a class in the order of CLASSES
+    grain: tuple[
+        float, ...
+    ]  # contrast of the surface texture, one value a class in the order of CLASSES
     # Air.
     haze: tuple[float, float]  # extinction, 1/m: 0.01 hides 63 % of what is 100 m away
     haze_colour: Colour
@@ -79,7 +91,14 @@ SOURCE = Style(
     road=((104, 104, 112), (92, 94, 100), (116, 114, 116)),
     marking=(238, 238, 232),
     sidewalk=((186, 178, 168), (198, 192, 186), (176, 164, 152)),
-    walls=((196, 104, 78), (226, 196, 148), (236, 226, 204), (176, 84, 70), (214, 164, 110), (150, 168, 190)),
+    walls=(
+        (196, 104, 78),
+        (226, 196, 148),
+        (236, 226, 204),
+        (176, 84, 70),
+        (214, 164, 110),
+        (150, 168, 190),
+    ),
     roofs=((150, 66, 50), (96, 84, 84), (124, 76, 58)),
     doors=((110, 56, 40), (40, 88, 78), (178, 44, 44), (44, 70, 130), (224, 176, 60)),
     glass=((72, 108, 148), (96, 136, 172), (52, 78, 112)),
@@ -235,11 +254,15 @@ def _photograph(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.
 
     # Surfaces: grain (in perspective on the ground), shadows on the ground, clouds in the sky.
     texture = 0.6 * (_value_noise(rng, h, w, h // 64 + 1) + _value_noise(rng, h, w, h // 20 + 1))
-    texture = np.where(label == draw.ROAD, asphalt, np.where(label == draw.SIDEWALK, slabs, texture))
+    texture = np.where(
+        label == draw.ROAD, asphalt, np.where(label == draw.SIDEWALK, slabs, texture)
+    )
     light *= (1 + np.asarray(style.grain, dtype=np.float32)[label] * texture)[..., None]
     soft = scene.shadow.reduce(SUPERSAMPLING).filter(ImageFilter.BoxBlur(h / 128))
     on_ground = (label == draw.ROAD) | (label == draw.SIDEWALK)
-    light *= (1 - (1 - style.shadow) * on_ground * np.asarray(soft, dtype=np.float32) / 255)[..., None]
+    light *= (1 - (1 - style.shadow) * on_ground * np.asarray(soft, dtype=np.float32) / 255)[
+        ..., None
+    ]
     light += _clouds(style, rng, label)[..., None] * (_unit(style.cloud) - light)
 
     # Air: what is far takes the colour of the haze; the sky has it already.
@@ -256,10 +279,15 @@ def _expose(light: np.ndarray, style: Style, rng: np.random.Generator) -> np.nda
     grey = 0.3 * light[..., 0:1] + 0.59 * light[..., 1:2] + 0.11 * light[..., 2:3]
     light = grey + np.float32(style.saturation) * (light - grey)
     light *= np.float32(_within(rng, style.gain)) * np.asarray(style.cast, dtype=np.float32)
-    y, x = np.linspace(-1, 1, h, dtype=np.float32)[:, None], np.linspace(-1, 1, w, dtype=np.float32)[None]
+    y, x = (
+        np.linspace(-1, 1, h, dtype=np.float32)[:, None],
+        np.linspace(-1, 1, w, dtype=np.float32)[None],
+    )
     light *= (1 - np.float32(style.vignette / 2) * (x * x + y * y))[..., None]
     # A table instead of a power a pixel: faster, and not at the mercy of a platform's vectorised `pow`.
-    curve = (style.black + (1 - style.black) * np.linspace(0, 1, 1024) ** style.gamma).astype(np.float32)
+    curve = (style.black + (1 - style.black) * np.linspace(0, 1, 1024) ** style.gamma).astype(
+        np.float32
+    )
     light = curve[(np.clip(light, 0, 1) * 1023).astype(np.int16)]
     if style.blur:
         sharp = Image.fromarray((light * 255).astype(np.uint8))
@@ -276,7 +304,11 @@ def _ground_texture(
     rows = (np.arange(h, dtype=np.float32)[:, None] + 0.5) * SUPERSAMPLING - np.float32(camera.v0)
     columns = (np.arange(w, dtype=np.float32)[None] + 0.5) * SUPERSAMPLING - np.float32(camera.u0)
     z = np.float32(camera.focal * camera.height) / np.maximum(rows, 1)
-    s = columns * (z / np.float32(camera.focal)) + np.float32(camera.x) - np.float32(camera.curvature) * z * z
+    s = (
+        columns * (z / np.float32(camera.focal))
+        + np.float32(camera.x)
+        - np.float32(camera.curvature) * z * z
+    )
     # Beyond some metres a pixel holds many grains: they average out.
     fine, coarse = np.minimum(1, 9 / z), np.minimum(1, 25 / z)
     table = rng.random((64, 64), dtype=np.float32) * 2 - 1
@@ -293,7 +325,9 @@ def _ground_texture(
 def _clouds(style: Style, rng: np.random.Generator, label: np.ndarray) -> np.ndarray:
     """Opacity of the clouds, float32 [H,W], 0 outside the sky."""
     h, w = label.shape
-    field = _value_noise(rng, h, w, h // 5 + 1, wide=3) + 0.5 * _value_noise(rng, h, w, h // 12 + 1, wide=3)
+    field = _value_noise(rng, h, w, h // 5 + 1, wide=3) + 0.5 * _value_noise(
+        rng, h, w, h // 12 + 1, wide=3
+    )
     field += 0.25 * _value_noise(rng, h, w, h // 28 + 1, wide=2)
     cover = np.float32(_within(rng, style.cloud_cover))
     return np.clip((field + 2 * cover - 1) * 1.6, 0, 0.9) * (label == draw.SKY)

@@ -62,7 +62,9 @@ def training_crop(
     return image.contiguous(), label.contiguous() if label is not None else None
 
 
-def _draw_window(rng: np.random.Generator, size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
+def _draw_window(
+    rng: np.random.Generator, size: tuple[int, int], crop: tuple[int, int]
+) -> tuple[int, int]:
     top = int(rng.integers(0, size[0] - crop[0] + 1))
     left = int(rng.integers(0, size[1] - crop[1] + 1))
     return top, left

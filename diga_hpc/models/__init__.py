@@ -42,7 +42,9 @@ def build_model(
         ValueError: an argument outside those named above; weights that are absent, unreadable or do not fit.
     """
     if name not in MODELS:
-        raise ValueError(f"model name {name!r} is unknown: use one of {', '.join(map(repr, MODELS))}")
+        raise ValueError(
+            f"model name {name!r} is unknown: use one of {', '.join(map(repr, MODELS))}"
+        )
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}: expected at least 2, not counting 255")
     if not 0 <= dropout < 1:
@@ -52,7 +54,9 @@ def build_model(
     start = None if weights == "random" else read_starting_weights(model_class, weights)
     if normalization is None:
         normalization = (start and start.normalization) or model_class.default_normalization
-    model = model_class(num_classes, dropout=dropout, batch_norm=batch_norm, normalization=normalization)
+    model = model_class(
+        num_classes, dropout=dropout, batch_norm=batch_norm, normalization=normalization
+    )
     if start is not None:
         load_starting_weights(model, start)
     return model

@@ -55,7 +55,9 @@ class ImageNormalization(nn.Module):
     def __init__(self, kind: str):
         super().__init__()
         if kind not in NORMALIZATIONS:
-            raise ValueError(f"normalization is {kind!r}: use one of {', '.join(map(repr, NORMALIZATIONS))}")
+            raise ValueError(
+                f"normalization is {kind!r}: use one of {', '.join(map(repr, NORMALIZATIONS))}"
+            )
         self.kind = kind
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
@@ -107,7 +109,13 @@ class SegmentationModel(nn.Module):
     stride: ClassVar[int]
 
     def __init__(
-        self, backbone: nn.Module, head: nn.Module, *, num_classes: int, batch_norm: str, normalization: str
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        *,
+        num_classes: int,
+        batch_norm: str,
+        normalization: str,
     ):
         super().__init__()
         if batch_norm not in ("train", "frozen"):
@@ -133,7 +141,9 @@ class SegmentationModel(nn.Module):
         super().train(mode)
         if self.batch_norm == "frozen":
             for module in self.modules():
-                if isinstance(module, _BatchNorm):  # BatchNorm2d, SyncBatchNorm and timm's own alike
+                if isinstance(
+                    module, _BatchNorm
+                ):  # BatchNorm2d, SyncBatchNorm and timm's own alike
                     module.eval()
         return self
 

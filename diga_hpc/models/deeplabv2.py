@@ -123,7 +123,9 @@ class ResNet101(nn.Module):
         return [x]
 
 
-def _stage(in_channels: int, width: int, depth: int, *, stride: int, dilation: int) -> nn.Sequential:
+def _stage(
+    in_channels: int, width: int, depth: int, *, stride: int, dilation: int
+) -> nn.Sequential:
     first = Bottleneck(in_channels, width, stride=stride, dilation=dilation)
     others = [Bottleneck(4 * width, width, stride=1, dilation=dilation) for _ in range(depth - 1)]
     return nn.Sequential(first, *others)
@@ -152,7 +154,9 @@ class AtrousHead(nn.Module):
         super().__init__()
         in_channels, channels = 2048, HEAD_CHANNELS
         convolutions = [nn.Conv2d(in_channels, channels, 1)]
-        convolutions += [nn.Conv2d(in_channels, channels, 3, padding=d, dilation=d) for d in BRANCH_DILATIONS]
+        convolutions += [
+            nn.Conv2d(in_channels, channels, 3, padding=d, dilation=d) for d in BRANCH_DILATIONS
+        ]
         self.branches = nn.ModuleList(
             nn.Sequential(convolution, nn.GroupNorm(32, channels), nn.ReLU(inplace=True))
             for convolution in convolutions

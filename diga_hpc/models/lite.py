@@ -17,7 +17,9 @@ from .weights import efficientnet_lite0_imagenet, rename
 
 STAGE_DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # of the published encoder
 STAGES_USED = 5
-BLOCK_POSITIONS = [(stage, block) for stage, depth in enumerate(STAGE_DEPTHS) for block in range(depth)]
+BLOCK_POSITIONS = [
+    (stage, block) for stage, depth in enumerate(STAGE_DEPTHS) for block in range(depth)
+]
 STRIDE4_CHANNELS, STRIDE8_CHANNELS, DEEP_CHANNELS = 24, 40, 112
 BRANCH_DILATIONS = (3, 6, 9)
 HEAD_CHANNELS = 64
@@ -42,7 +44,12 @@ WHEEL_TOP = {
     "_bn1": "bn2",
     "_fc": "classifier",
 }
-WHEEL_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+WHEEL_FIRST_BLOCK = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
 WHEEL_BLOCK = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
@@ -101,7 +108,9 @@ def _timm_name(key: str) -> str:
     if first != "_blocks":
         return ".".join([WHEEL_TOP.get(first, first), *rest])
     number, layer, *rest = rest
-    if int(number) >= len(BLOCK_POSITIONS):  # a larger sibling's: left as it is, the loader will report it
+    if int(number) >= len(
+        BLOCK_POSITIONS
+    ):  # a larger sibling's: left as it is, the loader will report it
         return key
     stage, block = BLOCK_POSITIONS[int(number)]
     # The first block of all has no expansion, which shifts the numbers of its layers.
@@ -118,7 +127,9 @@ def _separable(in_channels: int, channels: int, dilation: int) -> nn.Sequential:
     """3x3 within each channel, then 1x1 across channels: about a ninth of a full 3x3's work."""
     spread = {"padding": dilation, "dilation": dilation}
     depthwise = nn.Conv2d(in_channels, in_channels, 3, groups=in_channels, bias=False, **spread)
-    return nn.Sequential(depthwise, nn.Conv2d(in_channels, channels, 1, bias=False), _norm(channels))
+    return nn.Sequential(
+        depthwise, nn.Conv2d(in_channels, channels, 1, bias=False), _norm(channels)
+    )
 
 
 class ImagePooling(nn.Module):
@@ -143,12 +154,18 @@ class LightAtrousHead(nn.Module):
     def __init__(self, num_classes: int, dropout: float):
         super().__init__()
         channels, relu = HEAD_CHANNELS, nn.ReLU()
-        pointwise = nn.Sequential(nn.Conv2d(DEEP_CHANNELS, channels, 1, bias=False), _norm(channels))
+        pointwise = nn.Sequential(
+            nn.Conv2d(DEEP_CHANNELS, channels, 1, bias=False), _norm(channels)
+        )
         dilated = [_separable(DEEP_CHANNELS, channels, dilation) for dilation in BRANCH_DILATIONS]
-        self.branches = nn.ModuleList(nn.Sequential(branch, relu) for branch in (pointwise, *dilated))
+        self.branches = nn.ModuleList(
+            nn.Sequential(branch, relu) for branch in (pointwise, *dilated)
+        )
         self.image_pooling = ImagePooling(DEEP_CHANNELS, channels)
         joined = channels * (len(self.branches) + 1)
-        self.context = nn.Sequential(nn.Conv2d(joined, channels, 1, bias=False), _norm(channels), relu)
+        self.context = nn.Sequential(
+            nn.Conv2d(joined, channels, 1, bias=False), _norm(channels), relu
+        )
         # A strided 3x3 brings stride 4 to stride 8 with the encoder's own rounding, so odd sizes match too.
         down = nn.Conv2d(STRIDE4_CHANNELS, SKIP_CHANNELS, 3, stride=2, padding=1, bias=False)
         self.skip4 = nn.Sequential(down, _norm(SKIP_CHANNELS), relu)

@@ -35,10 +35,14 @@ class StartingWeights(NamedTuple):
     pretrained_encoder: bool  # "imagenet": no head is expected
 
 
-def read_starting_weights(model_class: type[SegmentationModel], weights: str | Path) -> StartingWeights:
+def read_starting_weights(
+    model_class: type[SegmentationModel], weights: str | Path
+) -> StartingWeights:
     """Read "imagenet" or a file for `model_class`. Raises ValueError where that is not possible."""
     imagenet = weights == "imagenet"
-    state, origin = model_class.imagenet_state() if imagenet else (read_state_dict(weights), str(weights))
+    state, origin = (
+        model_class.imagenet_state() if imagenet else (read_state_dict(weights), str(weights))
+    )
     state, normalization = model_class.import_state(state)
     if NORMALIZATION in state:
         normalization = decode_kind(state[NORMALIZATION])
@@ -53,9 +57,13 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(f"weights: there is no file {path}: give a file's path, 'imagenet' or 'random'")
+        raise ValueError(
+            f"weights: there is no file {path}: give a file's path, 'imagenet' or 'random'"
+        )
     if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise ValueError(f"weights: {path} ends in {path.suffix!r}: expected .safetensors, .pth or .pt")
+        raise ValueError(
+            f"weights: {path} ends in {path.suffix!r}: expected .safetensors, .pth or .pt"
+        )
     try:
         content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickled(path)
     except Exception as error:  # a damaged file can fail anywhere inside the two readers
@@ -80,7 +88,9 @@ def _load_pickled(path: Path) -> object:
 def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     """Descend through wrapper keys to the mapping of tensors."""
     while isinstance(content, Mapping):
-        inner = next((content[key] for key in WRAPPER_KEYS if isinstance(content.get(key), Mapping)), None)
+        inner = next(
+            (content[key] for key in WRAPPER_KEYS if isinstance(content.get(key), Mapping)), None
+        )
         if inner is None:
             break
         content = inner
@@ -97,7 +107,9 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
 
 def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Drop what DataParallel, a Lightning module or torch.compile put before every key."""
-    while prefix := next((p for p in WRAPPER_PREFIXES if all(key.startswith(p) for key in state)), None):
+    while prefix := next(
+        (p for p in WRAPPER_PREFIXES if all(key.startswith(p) for key in state)), None
+    ):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
@@ -126,14 +138,18 @@ def load_starting_weights(model: SegmentationModel, start: StartingWeights) -> N
     state = dict(start.state)
     encoder_only = not any(key.startswith("head.") for key in state)
     theirs, ours = state.get(CLASSIFIER), model.head.classifier.weight
-    other_classes = theirs is not None and theirs.shape[0] != len(ours) and theirs.shape[1:] == ours.shape[1:]
+    other_classes = (
+        theirs is not None and theirs.shape[0] != len(ours) and theirs.shape[1:] == ours.shape[1:]
+    )
     if other_classes:
         del state[CLASSIFIER]
     may_miss = ("head.",) if encoder_only else (CLASSIFIER,) if other_classes else ()
     _check_fit(model, state, start.origin, may_miss)
     # Warn once it is certain that the rest fits: an error needs no prelude.
     if encoder_only and not start.pretrained_encoder:
-        warnings.warn(f"weights: {start.origin} holds only an encoder: the head starts random", stacklevel=3)
+        warnings.warn(
+            f"weights: {start.origin} holds only an encoder: the head starts random", stacklevel=3
+        )
     if other_classes:
         warnings.warn(
             f"weights: the classifier in {start.origin} has {len(theirs)} classes, this model {len(ours)}: "
@@ -147,7 +163,11 @@ def _check_fit(
     model: SegmentationModel, state: dict[str, Tensor], origin: str, may_miss: tuple[str, ...]
 ) -> None:
     """Raise a ValueError that names the first few tensors that do not fit."""
-    own = {key: value for key, value in model.state_dict().items() if not key.endswith(OPTIONAL_SUFFIXES)}
+    own = {
+        key: value
+        for key, value in model.state_dict().items()
+        if not key.endswith(OPTIONAL_SUFFIXES)
+    }
     given = {key: value for key, value in state.items() if not key.endswith(OPTIONAL_SUFFIXES)}
     missing = [key for key in own.keys() - given.keys() if not key.startswith(may_miss)]
     unknown = list(given.keys() - own.keys())
@@ -187,7 +207,9 @@ def resnet101_imagenet() -> tuple[dict[str, Tensor], str]:
         # The plain recipe: the results that DeepLabV2 is compared with start from weights of this kind.
         published = ResNet101_Weights.IMAGENET1K_V1
         # The hash is checked after a download alone: what lies in a cache that others share may hold code.
-        return published.get_state_dict(progress=False, check_hash=True, weights_only=True), published.url
+        return published.get_state_dict(
+            progress=False, check_hash=True, weights_only=True
+        ), published.url
     # No torchvision, no network, a damaged or foreign file.
     except (ImportError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(

@@ -83,7 +83,9 @@ def measure(
     mine = [todo[i] for i in world.share(len(todo))]
     # What an earlier start counted enters the sums over ranks once, by rank 0.
     matrix = ConfusionMatrix(context.space.num_classes, world.device)
-    seen = torch.tensor(seen) * world.is_main  # on the CPU: writing one number to a device would wait
+    seen = (
+        torch.tensor(seen) * world.is_main
+    )  # on the CPU: writing one number to a device would wait
     if counts is not None and world.is_main:
         matrix.counts.copy_(torch.tensor(counts))
 
@@ -146,4 +148,6 @@ def add_result(context: Context, row: dict) -> None:
 
 
 def has_result(context: Context, **key) -> bool:
-    return any(all(row[k] == v for k, v in key.items()) for row in read_json(context.run.results, []))
+    return any(
+        all(row[k] == v for k, v in key.items()) for row in read_json(context.run.results, [])
+    )

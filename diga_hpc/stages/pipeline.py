@@ -42,7 +42,9 @@ class Pipeline:
         self.source = datasets.open_source(config)
         self.target = datasets.open_target(config)
         self.validation = datasets.open_validation(config)
-        check_crops(config, {"source": self.source} | ({"target": self.target} if self.target else {}))
+        check_crops(
+            config, {"source": self.source} | ({"target": self.target} if self.target else {})
+        )
         run = Run(config)
         self.context = Context(config, run, world, stop, label_space(config))
         if not run.exists:
@@ -60,7 +62,11 @@ class Pipeline:
 
     @property
     def rounds(self) -> range:
-        return range(1, self.config.self_training.rounds + 1) if self.config.self_training else range(0)
+        return (
+            range(1, self.config.self_training.rounds + 1)
+            if self.config.self_training
+            else range(0)
+        )
 
     # ------------------------------------------------------------------------------------- the stages
 
@@ -97,7 +103,13 @@ class Pipeline:
         pseudo_labels.write_pseudo_labels(context, labeler, self.target, folder)
         centroids = pseudo_labels.initial_centroids(context, labeler, self.target, folder)
         quality = pseudo_labels.consensus_quality(
-            context, labeler, student, centroids, self.validation, folder, f"consensus_{round_number}"
+            context,
+            labeler,
+            student,
+            centroids,
+            self.validation,
+            folder,
+            f"consensus_{round_number}",
         )
         if context.world.is_main:
             rows = [row for row in read_json(run.consensus, []) if row["round"] != round_number]
@@ -126,7 +138,9 @@ class Pipeline:
             evaluation.write_truth_panels(self.context, self.validation)
         finished = [stage for stage in self._stages() if self._is_finished(stage)]
         for stage in finished:
-            for network in ("student", "teacher") if self.config.evaluation.teacher else ("student",):
+            for network in (
+                ("student", "teacher") if self.config.evaluation.teacher else ("student",)
+            ):
                 self._evaluate(stage, network)
 
     # ------------------------------------------------------------------------------------------ parts

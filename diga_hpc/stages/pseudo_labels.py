@@ -26,13 +26,17 @@ from diga_hpc.training import Context, forms
 from diga_hpc.views import unit_range
 
 
-def write_pseudo_labels(context: Context, model: SegmentationModel, target: AnyDataset, folder: Path) -> None:
+def write_pseudo_labels(
+    context: Context, model: SegmentationModel, target: AnyDataset, folder: Path
+) -> None:
     """One palette PNG for every readable target image, at the target's full size, shared out over the ranks."""
     if context.world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
     context.world.barrier()
     missing = [
-        i for i in context.world.share(len(target)) if not (folder / f"{target.name(i)}.png").is_file()
+        i
+        for i in context.world.share(len(target))
+        if not (folder / f"{target.name(i)}.png").is_file()
     ]
     label = Labeler(model, scales=context.config.pseudo_labels.scales, bf16=context.bf16)
     broken = context.broken_files()
@@ -88,7 +92,9 @@ def save_centroids(centroids: Centroids, path: Path) -> None:
 def load_centroids(context: Context, path: Path, channels: int) -> Centroids:
     """The centroids that a round starts from, as rank 0 reads them. Raises UserError for other tensors."""
     world = context.world
-    centroids = Centroids(context.space.num_classes, channels, context.config.centroids, world.device)
+    centroids = Centroids(
+        context.space.num_classes, channels, context.config.centroids, world.device
+    )
     expected = forms(centroids.state())
 
     def read() -> dict[str, torch.Tensor]:
@@ -129,15 +135,22 @@ def consensus_quality(
     pin_memory = world.device.type == "cuda"
     loaded = inference_images(validation, mine, config.data.workers, pin_memory=pin_memory)
     images = zip(mine, loaded, strict=True)
-    for index, sample in watched(context, folder, images, "consensus on validation images", len(mine)):
+    for index, sample in watched(
+        context, folder, images, "consensus on validation images", len(mine)
+    ):
         image, truth = (t.to(world.device, non_blocking=True) for t in (sample.image, sample.label))
         offline = label(image, truth.shape)
         consensus, _ = kernels.consensus_labels(
-            teacher(unit_range(image[None])).features, centroids.values, offline[None], seen=centroids.seen
+            teacher(unit_range(image[None])).features,
+            centroids.values,
+            offline[None],
+            seen=centroids.seen,
         )
         labelled, kept = truth != IGNORE, consensus[0] != IGNORE
         right = (offline == truth) & labelled
-        counts += torch.stack([labelled.sum(), (kept & labelled).sum(), (kept & right).sum(), right.sum()])
+        counts += torch.stack(
+            [labelled.sum(), (kept & labelled).sum(), (kept & right).sum(), right.sum()]
+        )
         if index < config.evaluation.panels:
             write_labels(context.run.panel(sample.name, panel_name), consensus[0], context.space)
     labelled, kept, kept_right, right = world.sum(counts).tolist()

@@ -53,10 +53,15 @@ class SelfTraining(Stage):
         taught_target = teacher(target)
         # Labels of the target: kept where the offline label is also that of the nearest centroid
         consensus, kept = kernels.consensus_labels(
-            taught_target.features, self.centroids.values, batch.target_labels, seen=self.centroids.seen
+            taught_target.features,
+            self.centroids.values,
+            batch.target_labels,
+            seen=self.centroids.seen,
         )
         color = color_view(target, batch.target_color, section.color_blend)
-        mixed, mixed_labels = target_mix(source, batch.source_labels, color, consensus, batch.paste_table)
+        mixed, mixed_labels = target_mix(
+            source, batch.source_labels, color, consensus, batch.paste_table
+        )
         # Student
         prediction = student(torch.cat([source, second, mixed]))
         on_source, on_mixed = prediction.logits[: 2 * images], prediction.logits[2 * images :]
@@ -82,12 +87,19 @@ class SelfTraining(Stage):
         return StepOutput(loss, metrics, statistics)
 
     def _class_means(
-        self, batch: Batch, on_target: Prediction, consensus: torch.Tensor, on_source: Prediction, images: int
+        self,
+        batch: Batch,
+        on_target: Prediction,
+        consensus: torch.Tensor,
+        on_source: Prediction,
+        images: int,
     ) -> ClassMeans:
         """Teacher features of target pixels where consensus and teacher agree, and of source pixels (second
         view) where label and teacher agree."""
         second = Prediction(on_source.logits[images:], on_source.features[images:])
-        return self._agreed_means(on_target, consensus) + self._agreed_means(second, batch.source_labels)
+        return self._agreed_means(on_target, consensus) + self._agreed_means(
+            second, batch.source_labels
+        )
 
     def _agreed_means(self, prediction: Prediction, labels: torch.Tensor) -> ClassMeans:
         predicted = prediction.logits.argmax(1)

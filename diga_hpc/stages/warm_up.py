@@ -20,7 +20,9 @@ class WarmUp(Stage):
 
     name = "warm_up"
 
-    def __init__(self, section: WarmUpSection, segmentation: Segmentation, translator: TranslatorSection):
+    def __init__(
+        self, section: WarmUpSection, segmentation: Segmentation, translator: TranslatorSection
+    ):
         self.section = section
         self.segmentation = segmentation
         self.translator = translator
@@ -45,7 +47,12 @@ class WarmUp(Stage):
         cross_entropy = cross_entropy * segmentation.scale(batch.source_labels)
         loss = cross_entropy + section.distillation_weight * distillation
         return StepOutput(
-            loss, {"loss/total": loss, "loss/segmentation": cross_entropy, "loss/distillation": distillation}
+            loss,
+            {
+                "loss/total": loss,
+                "loss/segmentation": cross_entropy,
+                "loss/distillation": distillation,
+            },
         )
 
 
