@@ -1,0 +1,1 @@
+"""What tests share: configurations, commands, clusters, truths. No test imports another test."""
