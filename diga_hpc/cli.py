@@ -1,6 +1,5 @@
 """The command `diga-hpc`. Heavy modules are imported inside the commands, so that --help is instant."""
 
-import logging
 import sys
 import traceback
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from diga_hpc import config as configuration
-from diga_hpc import failures, processes, ranks
+from diga_hpc.distributed import failures, processes
 from diga_hpc.errors import (
     EXIT_STOPPED,
     EXIT_USER_ERROR,
@@ -17,7 +16,9 @@ from diga_hpc.errors import (
     ReportedByRank0,
     Stopped,
     UserError,
+    one_line,
 )
+from diga_hpc.terminal import _ranks, log_to_terminal
 
 app = typer.Typer(
     help="Adapt a segmentation network from labelled source images to unlabelled target images (DiGA, CVPR 2023).",
@@ -107,7 +108,7 @@ def predict(
     network: Annotated[str, typer.Option(help="student or teacher")] = "student",
 ) -> None:
     """Segment your own images: class indices, colour masks, and masks laid over the images."""
-    from diga_hpc.predict import predict as run_predict
+    from diga_hpc.results.predict import predict as run_predict
 
     log_to_terminal()
     count = run_predict(weights, images, output, network)
@@ -123,7 +124,7 @@ def check(
     ] = False,
 ) -> None:
     """Check configuration and data without training: files, pairs, sizes, label ids; say what would run."""
-    from diga_hpc.check import check as run_check
+    from diga_hpc.stages.check import check as run_check
 
     log_to_terminal()
     run_check(configuration.load(config, overrides or []), limit=20 if quick else None)
@@ -161,7 +162,7 @@ def inspect(
     ] = False,
 ) -> None:
     """Say what a checkpoint holds, from which configuration, commit and step, and whether it is whole."""
-    from diga_hpc.inspection import describe
+    from diga_hpc.results.inspection import describe
 
     text, whole = describe(path, config)
     print(text)
@@ -178,7 +179,7 @@ def export(
     network: Annotated[str, typer.Option(help="student or teacher")] = "student",
 ) -> None:
     """Write a trained network for use elsewhere; `model.weights` of another run takes it too."""
-    from diga_hpc.inspection import export as run_export
+    from diga_hpc.results.export import export as run_export
 
     run_export(path, to, network)
     print(f"{network} of {path}: {to}")
@@ -187,7 +188,7 @@ def export(
 @app.command()
 def report(run_dir: Annotated[Path, typer.Argument(help="The run directory.")]) -> None:
     """Write RUN_DIR/report.html: curves, results, per-class IoU, pictures."""
-    from diga_hpc.report import write_report
+    from diga_hpc.results.report import write_report
 
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir}: no config.yaml in it, so it is not a run directory")
@@ -242,8 +243,8 @@ def launch(
     wait: Annotated[bool, typer.Option(help="Wait for the end, and print the results.")] = False,
 ) -> None:
     """Submit a stage, the pipeline or a sweep to Slurm, one task a GPU; interrupted jobs go on by themselves."""
-    from diga_hpc import launch as launching
-    from diga_hpc.sweep import parse
+    from diga_hpc.launch import submit as launching
+    from diga_hpc.launch.sweep import parse
 
     log_to_terminal()
     options = dict(
@@ -271,8 +272,8 @@ def status(
     lines: Annotated[int, typer.Option(min=1, help="Of the logs of failed ranks.")] = 10,
 ) -> None:
     """Show the jobs, stages and failures of a run, or the table of a sweep."""
-    from diga_hpc import status as reading
-    from diga_hpc import sweep
+    from diga_hpc.launch import status as reading
+    from diga_hpc.launch import sweep
 
     if (directory / sweep.SWEEP_FILE).is_file():
         sweep.show(directory)
@@ -285,22 +286,6 @@ def _run(stage: str, config: Path, overrides: list[str] | None, **options: int |
 
     log_to_terminal()
     job.run(stage, config, overrides or [], **options)
-
-
-def log_to_terminal() -> None:
-    """Our own messages at level INFO from rank 0 and warnings from everywhere, on standard error."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
-    )
-    if _ranks().rank == 0:
-        logging.getLogger("diga_hpc").setLevel(logging.INFO)
-
-
-def _ranks() -> ranks.Ranks:
-    try:
-        return ranks.find()
-    except UserError:  # said by whoever starts the ranks
-        return ranks.Ranks()
 
 
 def main() -> None:
@@ -316,7 +301,7 @@ def main() -> None:
     except ReportedByRank0:
         sys.exit(EXIT_USER_ERROR)
     except UserError as error:
-        print(f"diga-hpc: {where}error: {failures.summary(error)}", file=sys.stderr)
+        print(f"diga-hpc: {where}error: {one_line(error)}", file=sys.stderr)
         end(EXIT_USER_ERROR)
     except JobFailed as failed:
         print(f"diga-hpc: {failed}", file=sys.stderr)
@@ -329,5 +314,5 @@ def main() -> None:
         if me.size == 1:
             raise
         traceback.print_exc()
-        print(f"diga-hpc: {where}failed: {failures.summary(error)}", file=sys.stderr)
+        print(f"diga-hpc: {where}failed: {one_line(error)}", file=sys.stderr)
         end(failures.EXIT_FAILED)

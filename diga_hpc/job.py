@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diga_hpc import config as configuration
-from diga_hpc import requeue, signals
 from diga_hpc.config import Config
+from diga_hpc.distributed import signals
 from diga_hpc.errors import Stopped, UserError
-from diga_hpc.run import read_json
+from diga_hpc.run import requeue
+from diga_hpc.run.files import read_json
 
 if TYPE_CHECKING:
     from diga_hpc.stages.pipeline import Pipeline
@@ -46,7 +47,7 @@ def run(
     signals.listen()
     resolved = configuration.load(config, overrides)
     check(stage, resolved, round_number)
-    from diga_hpc import watchdog
+    from diga_hpc.distributed import watchdog
 
     with watchdog.reported(resolved.run_dir):
         return _run(stage, resolved, round_number, stop_after)
@@ -73,7 +74,8 @@ def check(stage: str, config: Config, round_number: int) -> None:
 
 
 def _run(stage: str, config: Config, round_number: int, stop_after: int | None) -> list[dict]:
-    from diga_hpc import distributed, watchdog
+    from diga_hpc.distributed import watchdog
+    from diga_hpc.distributed import world as distributed
     from diga_hpc.stages.pipeline import Pipeline
 
     job = Pipeline(config, stop_after)
@@ -85,7 +87,7 @@ def _run(stage: str, config: Config, round_number: int, stop_after: int | None) 
             _report(config.run_dir)
         context.world.barrier()
     except Stopped as stopped:
-        if not (context.stop.counted_down or context.world.from_main(context.stop.interrupted)):
+        if not (context.stop.counted_down or context.world.broadcast(context.stop.interrupted)):
             requeue.hand_back(stopped, context.run, context.world)
         context.world.barrier()
         watchdog.stop()  # all ranks have agreed to leave
@@ -97,7 +99,7 @@ def _run(stage: str, config: Config, round_number: int, stop_after: int | None) 
 
 
 def _report(run_dir: Path) -> None:
-    from diga_hpc.report import print_results, write_report
+    from diga_hpc.results.report import print_results, write_report
 
     print_results(run_dir)
     print(f"report: {write_report(run_dir)}")

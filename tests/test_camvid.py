@@ -1,17 +1,14 @@
 """Real photographs: CamVid, where it is at hand (DIGA_CAMVID, or ../shared/data/camvid beside the checkout)."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
-from conftest import diga
 
 from diga_hpc import config as configuration
-from diga_hpc.data import datasets
+from diga_hpc.loading import dataset as datasets
+from helpers.commands import diga
+from helpers.paths import CAMVID, ROOT
 
-ROOT = Path(__file__).parent.parent
-CAMVID = Path(os.environ.get("DIGA_CAMVID", ROOT.parent / "shared/data/camvid"))
 RECIPE = ROOT / "configs/camvid_day_to_dusk.yaml"
 
 pytestmark = pytest.mark.skipif(

@@ -5,12 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import diga
 from PIL import Image
 from typer.testing import CliRunner
 
 from diga_hpc import cli
 from diga_hpc.errors import UserError
+from helpers.commands import diga
 
 COMMANDS = [
     "warm-up",
@@ -136,7 +136,7 @@ def test_bad_input_is_one_line_that_names_the_place(
 
 def test_check_finds_what_training_would_only_meet_later(camvid_yaml, camvid, capsys):
     from diga_hpc import config as configuration
-    from diga_hpc.check import check
+    from diga_hpc.stages.check import check
 
     config = configuration.load(camvid_yaml)
     check(config)
@@ -173,8 +173,8 @@ def test_foreign_folder_is_refused(tiny_yaml, tmp_path, monkeypatch, capsys):
 def test_a_folder_that_holds_only_logs_is_a_new_run_directory(tiny_yaml, tmp_path):
     """Jobs of Slurm write there before the run begins."""
     from diga_hpc import config as configuration
-    from diga_hpc.distributed import start
-    from diga_hpc.run import Run
+    from diga_hpc.distributed.world import start
+    from diga_hpc.run.directory import Run
 
     (tmp_path / "run/logs").mkdir(parents=True)
     config = configuration.load(tiny_yaml)

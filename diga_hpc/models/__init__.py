@@ -1,19 +1,56 @@
-"""Segmentation networks: one call builds one, one interface serves the whole method.
+"""Segmentation networks: one architecture a file. This module loads no torch until a network is built.
 
-`build_model(name, K)` returns a `SegmentationModel`: images in, `Prediction(logits, features)` out. One file
-an architecture; `base.py` is what they share, `weights.py` reads starting weights.
+    MODELS                                  name -> implementation; `model.name` is checked against its keys
+    build(config.model, num_classes)        a `base.SegmentationModel` as a configuration describes it
+    build_model(name, num_classes, ...)     the same with keywords
+
+`base.py` is what networks share, `weights.py` reads starting weights. A network outside the package registers
+itself with `MODELS["name"] = "module:Class"` in a module that the configuration names under `extensions`.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from .base import ImageNormalization, Prediction, SegmentationModel
-from .deeplabv2 import DeepLabV2ResNet101
-from .lite import Lite
-from .weights import load_starting_weights, read_starting_weights
+from diga_hpc.errors import UserError
+from diga_hpc.section import load_choice
 
-__all__ = ["ImageNormalization", "Prediction", "SegmentationModel", "build_model"]
+if TYPE_CHECKING:
+    from diga_hpc.models.base import SegmentationModel
 
-MODELS = {"deeplabv2_resnet101": DeepLabV2ResNet101, "lite": Lite}
+MODELS = {
+    "deeplabv2_resnet101": "diga_hpc.models.deeplabv2:DeepLabV2ResNet101",
+    "lite": "diga_hpc.models.lite:Lite",
+}
+
+
+class ModelSettings(Protocol):
+    """What `build` reads of the section `model` of a configuration."""
+
+    name: str
+    weights: str
+    dropout: float
+    batch_norm: str
+    normalization: str | None
+
+
+def build(
+    settings: ModelSettings, num_classes: int, *, weights: str | Path | None = None
+) -> "SegmentationModel":
+    """Build the network of a configuration, with other starting weights where `weights` is given.
+
+    Raises UserError for weights that are absent, unreadable or do not fit.
+    """
+    try:
+        return build_model(
+            settings.name,
+            num_classes,
+            weights=settings.weights if weights is None else weights,
+            dropout=settings.dropout,
+            batch_norm=settings.batch_norm,
+            normalization=settings.normalization,
+        )
+    except ValueError as error:
+        raise UserError(f"`model.weights`: {error}") from error
 
 
 def build_model(
@@ -24,7 +61,7 @@ def build_model(
     dropout: float = 0.1,
     batch_norm: str = "train",
     normalization: str | None = None,
-) -> SegmentationModel:
+) -> "SegmentationModel":
     """Build a network with its starting weights, on the CPU in float32, in training mode.
 
     Args:
@@ -49,12 +86,14 @@ def build_model(
         raise ValueError(f"num_classes is {num_classes}: expected at least 2, not counting 255")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}: expected a probability in [0, 1), e.g. 0.1")
-    model_class = MODELS[name]
+    from diga_hpc.models.weights import load_starting_weights, read_starting_weights
+
+    model_class = load_choice(MODELS, name)
     # Read before building: the file decides the normalisation, and a wrong path fails within a second.
     start = None if weights == "random" else read_starting_weights(model_class, weights)
     if normalization is None:
         normalization = (start and start.normalization) or model_class.default_normalization
-    model = model_class(
+    model: SegmentationModel = model_class(
         num_classes, dropout=dropout, batch_norm=batch_norm, normalization=normalization
     )
     if start is not None:

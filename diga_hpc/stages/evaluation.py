@@ -1,68 +1,22 @@
 """Evaluation: one confusion matrix over all ranks, every image counted once (method.md section 10)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
-from diga_hpc.data.datasets import AnyDataset
-from diga_hpc.data.label_spaces import LabelSpace
-from diga_hpc.data.loader import inference_images
-from diga_hpc.data.transforms import resize_image
-from diga_hpc.inference import Labeler
-from diga_hpc.models import SegmentationModel
-from diga_hpc.pictures import to_picture, write_labels, write_picture
-from diga_hpc.run import read_json, write_json
-from diga_hpc.training import Context
-
-
-class ConfusionMatrix:
-    """Counts [K,K] of (truth, prediction) on the device; nothing synchronises until `counts` is read."""
-
-    def __init__(self, num_classes: int, device: torch.device):
-        self.num_classes = num_classes
-        # One more cell takes the pixels without a truth.
-        self._cells = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=device)
-
-    def add(self, truth: torch.Tensor, predicted: torch.Tensor) -> None:
-        """Labels uint8 of one shape; truth outside 0..K-1 is not counted."""
-        k = self.num_classes
-        cell = torch.where(truth < k, truth.long() * k + predicted.long(), k * k).flatten()
-        self._cells.scatter_add_(0, cell, torch.ones_like(cell))
-
-    @property
-    def counts(self) -> torch.Tensor:
-        return self._cells[:-1].view(self.num_classes, self.num_classes)
-
-
-def scores(counts: torch.Tensor, space: LabelSpace) -> dict:
-    """mIoU over the classes present in the truth, pixel accuracy and IoU per class, in percent.
-
-    A class that is absent from truth and prediction has no IoU (None); one that is only predicted has IoU 0
-    but does not enter the mean, which is over classes present.
-    """
-    counts = counts.double().cpu()
-    hits = counts.diag()
-    union = counts.sum(0) + counts.sum(1) - hits
-    iou = {
-        name: round(100 * float(hits[i] / union[i]), 3) if union[i] > 0 else None
-        for i, name in enumerate(space.classes)
-    }
-    present = counts.sum(1) > 0
-
-    def mean_over(members: Iterable[int]) -> float:
-        values = [iou[space.classes[i]] for i in members if present[i]]
-        return round(sum(values) / max(len(values), 1), 3)
-
-    result = {
-        "miou": mean_over(range(space.num_classes)),
-        "pixel_accuracy": round(100 * float(hits.sum() / counts.sum().clamp(min=1)), 3),
-        "iou": iou,
-    }
-    return result | {name: mean_over(members) for name, members in space.protocols.items()}
+from diga_hpc.loading.dataset import Dataset
+from diga_hpc.loading.loader import inference_images
+from diga_hpc.loading.pictures import to_picture, write_labels, write_picture
+from diga_hpc.loading.transforms import resize_image
+from diga_hpc.method.labeler import Labeler
+from diga_hpc.method.scores import ConfusionMatrix, scores
+from diga_hpc.models.base import SegmentationModel
+from diga_hpc.run.files import read_json, write_json
+from diga_hpc.training.stage import Context
 
 
 def measure(
-    context: Context, model: SegmentationModel, validation: AnyDataset, name: str, panel: str | None
+    context: Context, model: SegmentationModel, validation: Dataset, name: str, panel: str | None
 ) -> dict:
     """Scores of a network in evaluation mode on the validation images; with `panel` some predictions are kept.
 
@@ -78,7 +32,7 @@ def measure(
     )
     partial = context.run.partial_evaluation(name)
     nothing = ([0] * len(validation), None)
-    seen, counts = world.from_main(read_json(partial, nothing) if world.is_main else None)
+    seen, counts = world.broadcast(read_json(partial, nothing) if world.is_main else None)
     todo = [index for index, is_seen in enumerate(seen) if not is_seen]
     mine = [todo[i] for i in world.share(len(todo))]
     # What an earlier start counted enters the sums over ranks once, by rank 0.
@@ -129,7 +83,7 @@ def watched(
     return context.stop.watch(images, what, count, stage="evaluation", done=done)
 
 
-def write_truth_panels(context: Context, validation: AnyDataset) -> None:
+def write_truth_panels(context: Context, validation: Dataset) -> None:
     """The validation images of the report and their labels."""
     for index in range(min(context.config.evaluation.panels, len(validation))):
         sample = validation.load(index)

@@ -10,23 +10,25 @@ from collections.abc import Callable
 
 import torch
 
-from diga_hpc import distributed
-from diga_hpc.check import check_crops
 from diga_hpc.config import Config
-from diga_hpc.data import datasets
-from diga_hpc.data.datasets import WithPseudoLabels
-from diga_hpc.data.label_spaces import label_space
-from diga_hpc.distributed import StopFlag
+from diga_hpc.distributed import world as distributed
+from diga_hpc.distributed.stop import StopFlag
 from diga_hpc.errors import UserError
-from diga_hpc.inference import adapt_normalization
-from diga_hpc.losses import Segmentation, class_weights
-from diga_hpc.models import SegmentationModel, build_model
-from diga_hpc.run import Run, read_json, write_json
+from diga_hpc.loading import dataset as datasets
+from diga_hpc.loading.dataset import WithPseudoLabels
+from diga_hpc.method.adabn import adapt_normalization
+from diga_hpc.method.losses import Segmentation, class_weights
+from diga_hpc.models import build_model
+from diga_hpc.models.base import SegmentationModel
+from diga_hpc.run.directory import Run
+from diga_hpc.run.files import read_json, write_json
 from diga_hpc.stages import evaluation, pseudo_labels
+from diga_hpc.stages.check import check_crops
 from diga_hpc.stages.self_training import SelfTraining, stage_name
 from diga_hpc.stages.source_only import SourceOnly
 from diga_hpc.stages.warm_up import WarmUp
-from diga_hpc.training import Context, train, trained_weights
+from diga_hpc.training.loop import train, trained_weights
+from diga_hpc.training.stage import Context
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ class Pipeline:
             config, {"source": self.source} | ({"target": self.target} if self.target else {})
         )
         run = Run(config)
-        self.context = Context(config, run, world, stop, label_space(config))
+        self.context = Context(config, run, world, stop, config.space)
         if not run.exists:
             self._starting_model()  # wrong weights are found before anything is written
         run.open(world)
@@ -92,7 +94,7 @@ class Pipeline:
         """Labels of the target's training images and centroids, by the network trained before this round."""
         context, run = self.context, self.context.run
         # Rank 0 decides: what others see on a network file system may be older.
-        if context.world.from_main(run.centroids(round_number).is_file()):
+        if context.world.broadcast(run.centroids(round_number).is_file()):
             return
         folder = run.pseudo_labels(round_number)
         student = self._network(self._before(round_number), "student")
@@ -152,7 +154,7 @@ class Pipeline:
         for normalization in ("running", "adapted") if adapting else ("running",):
             key = _result_key(stage) | {"network": network, "normalization": normalization}
             is_done = context.world.is_main and evaluation.has_result(context, **key)
-            if context.world.from_main(is_done):
+            if context.world.broadcast(is_done):
                 continue
             model = model or self._network(stage, network)
             if normalization == "adapted":
@@ -208,7 +210,7 @@ class Pipeline:
 
     def _is_finished(self, stage: str) -> bool:
         last = self.context.run.checkpoints(stage) / f"step_{self._stages()[stage]:08d}"
-        return self.context.world.from_main(last.is_dir())
+        return self.context.world.broadcast(last.is_dir())
 
     def _before(self, round_number: int) -> str:
         return "warm_up" if round_number == 1 else stage_name(round_number - 1)

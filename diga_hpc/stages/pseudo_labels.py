@@ -11,23 +11,24 @@ import torch
 from safetensors.torch import save_file
 
 from diga_hpc import kernels
-from diga_hpc.centroids import Centroids, ClassMeans, image_class_means
-from diga_hpc.checkpoint import read_tensors
-from diga_hpc.data.datasets import AnyDataset
-from diga_hpc.data.label_spaces import IGNORE
-from diga_hpc.data.loader import inference_images
+from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.errors import UserError
-from diga_hpc.files import whole
-from diga_hpc.inference import Labeler, features_and_labels, rescale
-from diga_hpc.models import SegmentationModel
-from diga_hpc.pictures import write_labels
-from diga_hpc.teacher import Teacher
-from diga_hpc.training import Context, forms
-from diga_hpc.views import unit_range
+from diga_hpc.loading.dataset import Dataset
+from diga_hpc.loading.loader import inference_images
+from diga_hpc.loading.pictures import write_labels
+from diga_hpc.method.centroids import Centroids, ClassMeans, image_class_means
+from diga_hpc.method.labeler import Labeler, features_and_labels, rescale
+from diga_hpc.method.teacher import Teacher
+from diga_hpc.method.views import unit_range
+from diga_hpc.models.base import SegmentationModel
+from diga_hpc.run.files import atomic_write
+from diga_hpc.training.checkpoint import read_tensors
+from diga_hpc.training.loop import forms
+from diga_hpc.training.stage import Context
 
 
 def write_pseudo_labels(
-    context: Context, model: SegmentationModel, target: AnyDataset, folder: Path
+    context: Context, model: SegmentationModel, target: Dataset, folder: Path
 ) -> None:
     """One palette PNG for every readable target image, at the target's full size, shared out over the ranks."""
     if context.world.is_main:
@@ -61,7 +62,7 @@ def watched(context: Context, folder: Path, images: Iterator, what: str, count: 
 
 @torch.inference_mode()
 def initial_centroids(
-    context: Context, model: SegmentationModel, target: AnyDataset, folder: Path
+    context: Context, model: SegmentationModel, target: Dataset, folder: Path
 ) -> Centroids:
     """Class means of the features over the target's training images, every image weighing the same."""
     section, device = context.config.centroids, context.world.device
@@ -85,7 +86,7 @@ def initial_centroids(
 
 def save_centroids(centroids: Centroids, path: Path) -> None:
     """Written whole or not at all; its existence says that the round's labels are all there too."""
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file({name: t.cpu().contiguous() for name, t in centroids.state().items()}, temporary)
 
 
@@ -106,7 +107,7 @@ def load_centroids(context: Context, path: Path, channels: int) -> Centroids:
             )
         return tensors
 
-    centroids.load_state(world.found_by_main(read))
+    centroids.load_state(world.on_rank0(read))
     return centroids
 
 
@@ -116,7 +117,7 @@ def consensus_quality(
     labeler: SegmentationModel,
     student: SegmentationModel,
     centroids: Centroids,
-    validation: AnyDataset,
+    validation: Dataset,
     folder: Path,
     panel_name: str,
 ) -> dict[str, float]:

@@ -5,17 +5,17 @@ from collections.abc import Callable
 import torch
 
 from diga_hpc import kernels
-from diga_hpc.centroids import Centroids, ClassMeans, image_class_means, labels_at_nodes
 from diga_hpc.config import SelfTrainingSection, TranslatorSection
-from diga_hpc.data.label_spaces import IGNORE
-from diga_hpc.data.loader import Batch
-from diga_hpc.distributed import World
-from diga_hpc.losses import Segmentation
-from diga_hpc.models import Prediction
+from diga_hpc.datasets.label_spaces import IGNORE
+from diga_hpc.distributed.world import World
+from diga_hpc.loading.loader import Batch
+from diga_hpc.method.centroids import Centroids, ClassMeans, image_class_means, labels_at_nodes
+from diga_hpc.method.losses import Segmentation
+from diga_hpc.method.teacher import Teacher
+from diga_hpc.method.views import color_view, target_mix, unit_range
+from diga_hpc.models.base import Prediction
 from diga_hpc.stages.warm_up import source_second_view
-from diga_hpc.teacher import Teacher
-from diga_hpc.training import Stage, StepOutput
-from diga_hpc.views import color_view, target_mix, unit_range
+from diga_hpc.training.stage import Stage, StepOutput
 
 
 class SelfTraining(Stage):

@@ -6,12 +6,12 @@ import torch
 
 from diga_hpc import kernels
 from diga_hpc.config import SourceOnlySection
-from diga_hpc.data.loader import Batch
-from diga_hpc.losses import Segmentation
-from diga_hpc.models import Prediction
-from diga_hpc.teacher import Teacher
-from diga_hpc.training import Stage, StepOutput
-from diga_hpc.views import unit_range
+from diga_hpc.loading.loader import Batch
+from diga_hpc.method.losses import Segmentation
+from diga_hpc.method.teacher import Teacher
+from diga_hpc.method.views import unit_range
+from diga_hpc.models.base import Prediction
+from diga_hpc.training.stage import Stage, StepOutput
 
 
 class SourceOnly(Stage):

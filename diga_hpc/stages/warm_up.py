@@ -6,13 +6,13 @@ import torch
 
 from diga_hpc import kernels
 from diga_hpc.config import TranslatorSection, WarmUpSection
-from diga_hpc.data.loader import Batch
-from diga_hpc.losses import Segmentation
-from diga_hpc.models import Prediction
-from diga_hpc.teacher import Teacher
-from diga_hpc.training import Stage, StepOutput
-from diga_hpc.translator import translate
-from diga_hpc.views import color_view, crdomix, unit_range
+from diga_hpc.loading.loader import Batch
+from diga_hpc.method.losses import Segmentation
+from diga_hpc.method.teacher import Teacher
+from diga_hpc.method.translator import translate
+from diga_hpc.method.views import color_view, crdomix, unit_range
+from diga_hpc.models.base import Prediction
+from diga_hpc.training.stage import Stage, StepOutput
 
 
 class WarmUp(Stage):

@@ -1,0 +1,13 @@
+"""Tables of names that a configuration may choose from, and what implements them.
+
+Values are `module:attribute`, imported when they are built, so that loading a configuration imports nothing heavy.
+Data sets, label spaces and networks have tables of their own: datasets.DATASETS, datasets.label_spaces.SPACES and
+models.MODELS.
+"""
+
+TRANSLATORS = {
+    "none": "diga_hpc.method.translators.none:Identity",
+    "color": "diga_hpc.method.translators.color:ColorStatistics",
+    "fourier": "diga_hpc.method.translators.fourier:LowFrequencies",
+}
+SAMPLERS = {"shuffled": "diga_hpc.loading.sampling:Shuffled"}
