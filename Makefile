@@ -23,7 +23,7 @@ $(INSTALLED): setup.py
 demo: install  ## every stage on built-in street scenes, without files: 5 minutes on two cores
 	$(BIN)/diga-hpc demo
 
-test-fast: install  ## the daily tests, without those marked `slow` or `gpu`: less than 2 minutes on two cores
+test-fast: install  ## the daily tests, without `slow` and `gpu`: less than 2 minutes on two cores
 	$(PYTEST) $(FAST) tests
 
 test: install  ## every test, as in continuous integration: less than 14 minutes on two cores
@@ -51,4 +51,4 @@ clean:  ## removes what was built; keeps the environment and the runs
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
