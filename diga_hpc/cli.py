@@ -87,6 +87,20 @@ def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def stage(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A stage of yours, or one of the commands above.")
+    ],
+    config: ConfigPath,
+    overrides: Overrides = None,
+    round_number: Round = 1,
+    stop_after: StopAfter = None,
+) -> None:
+    """Run one stage by its name: also one that an extension has registered."""
+    _run(name, config, overrides, round_number=round_number, stop_after=stop_after)
+
+
+@app.command()
 def demo(
     run_dir: Annotated[Path, typer.Option(help="Where to write.")] = Path("runs/demo"),
     overrides: Overrides = None,
