@@ -285,8 +285,7 @@ def _expose(light: np.ndarray, style: Style, rng: np.random.Generator) -> np.nda
 def _ground_texture(
     camera: Camera, rng: np.random.Generator, h: int, w: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Depth of the ground in m, and textures of asphalt and slabs, about -1..1; float32 [H,W]
-    each."""
+    """Depth of the ground in m, textures of asphalt and of slabs, about -1..1: float32 [H,W]."""
     rows = (np.arange(h, dtype=np.float32)[:, None] + 0.5) * SUPERSAMPLING - np.float32(camera.v0)
     columns = (np.arange(w, dtype=np.float32)[None] + 0.5) * SUPERSAMPLING - np.float32(camera.u0)
     z = np.float32(camera.focal * camera.height) / np.maximum(rows, 1)
