@@ -204,7 +204,7 @@ class Config(Section):
     optimizer: OptimizerSection = OptimizerSection()
     engine: EngineSection = EngineSection()
     source_only: SourceOnlySection | None = None
-    """The baseline; without this section it is not trained."""
+    """Without this section the baseline is not trained."""
     warm_up: WarmUpSection
     self_training: SelfTrainingSection | None = None
     """Without this section the run ends after the warm-up, as for domain generalisation."""

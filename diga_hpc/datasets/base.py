@@ -25,7 +25,7 @@ class DatasetSection(Section):
     """Keys of every data set."""
 
     kind: str
-    """Which data set: a key of the table `DATASETS`."""
+    """Which data set; the other keys depend on it."""
     root: Path | None = None
     """Folder of the data set. Empty: `data.root`."""
     size: Size | None = None
