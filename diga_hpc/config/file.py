@@ -118,6 +118,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     node = values
     for depth, parent in enumerate(parents, start=1):
         child = node.get(parent)
+        # Missing, or written as an empty section (`source_only:`).
         if child is None:
             child = node[parent] = {}
         if not isinstance(child, dict):
@@ -172,6 +173,7 @@ def _import_extension(path: Path, module: str) -> None:
 def _failed(path: Path, module: str, error: BaseException) -> UserError:
     """The error for an extension that raises while it is imported, with the last line that ran."""
     where = traceback.extract_tb(error.__traceback__)[-1]
+    # The traceback of a syntax error ends in the importer; the error itself knows the place.
     if isinstance(error, SyntaxError):
         where.filename, where.lineno = error.filename or where.filename, error.lineno
     return UserError(

@@ -110,6 +110,7 @@ def list_images(folder: Path, recursive: bool = False) -> list[Path]:
     """Images of a folder, sorted. Raises UserError where the folder is missing."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected images (.png, .jpg) in it")
+    # Sorted, since file systems list in any order: an index must mean one image on every rank.
     found = folder.rglob("*") if recursive else folder.iterdir()
     return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
 

@@ -47,6 +47,7 @@ class Folder(FileDataset):
         label = None
         if self.labels is not None:
             label = root / self.labels / below.parent / f"{below.name}{self.label_suffix}.png"
+        # With its folders: files made for all images, pseudo labels for example, share one folder.
         return Files("_".join(below.parts), image, label)
 
     def table(self, space: LabelSpace) -> np.ndarray:

@@ -81,6 +81,7 @@ class ImageDataset:
         """Raises UserError for an unreadable file, an unknown id, or sizes that differ."""
         files = self.files[index]
         image, label = read_image(files.image), self.label(index)
+        # Never resized to fit: a label of another size is most likely that of another image.
         if label is not None and label.shape != image.shape[1:]:
             raise UserError(
                 f"{files.label}: label is {_size(label)}, but its image {files.image.name} is "
@@ -112,6 +113,7 @@ class GeneratedImages:
 
     def load(self, index: int) -> Sample:
         image, label = self.section.render(index, self.seed)
+        # Channels first, as decoded files have them.
         image = np.ascontiguousarray(image.transpose(2, 0, 1))
         return Sample(torch.from_numpy(image), torch.from_numpy(label), self.name(index))
 
@@ -145,6 +147,7 @@ class WithPseudoLabels(WithoutLabels):
     def __init__(self, dataset: Dataset, folder: Path, num_classes: int):
         super().__init__(dataset)
         self.folder = folder
+        # They were written as class indices, whatever the ids of the data set are.
         self.table = identity_table(num_classes)
 
     def load(self, index: int) -> Sample:
@@ -188,9 +191,11 @@ def open_validation(config: Config) -> Dataset:
 
 def _open(config: Config, section: DatasetSection, key: str, *, labels: bool) -> Dataset:
     """Open the data set of the section at `key`; with `labels`, every image must have one."""
+    # A reader may need no folder, so the root is not checked here.
     if isinstance(section, ReaderDataset):
         return section.open(section.root or config.data.root, config.space, config.seed)
     if isinstance(section, GeneratedDataset):
+        # Its labels are class indices already: no table can map them to another label space.
         if config.label_space != section.label_space:
             raise UserError(
                 f"`{key}.kind` = {section.kind!r} needs `label_space: {section.label_space}`, "
@@ -222,6 +227,7 @@ def _root(config: Config, section: DatasetSection, key: str) -> Path:
             f"`{key}.root` and `data.root` are empty: name the folder of the data set, "
             "data.root=FOLDER"
         )
+    # No shell has expanded a `~` in a YAML file.
     root = root.expanduser()
     if not root.is_dir():
         raise UserError(

@@ -35,6 +35,7 @@ def write_labels(path: Path, labels: torch.Tensor, space: LabelSpace) -> None:
 def write_picture(path: Path, picture: Image.Image) -> None:
     """Write a PNG, or a JPEG if the suffix is .jpg, atomically: no reader sees half a file."""
     with atomic_write(path) as temporary:
+        # The suffix of the temporary name tells Pillow nothing.
         picture.save(temporary, format="JPEG" if path.suffix == ".jpg" else "PNG", **_options(path))
 
 
@@ -50,6 +51,7 @@ def to_picture(image: torch.Tensor) -> Image.Image:
 def overlay(image: torch.Tensor, labels: torch.Tensor, space: LabelSpace) -> Image.Image:
     """Picture of an image uint8 [3,H,W] overlaid with the class colours of labels uint8 [H,W]."""
     palette = np.frombuffer(space.palette_bytes(), np.uint8).reshape(256, 3)
+    # In float: differences of uint8 would wrap around.
     colors = palette[labels.cpu().numpy()].astype(np.float32)
     pixels = image.permute(1, 2, 0).cpu().numpy().astype(np.float32)
     return Image.fromarray((pixels + OVERLAY_OPACITY * (colors - pixels)).round().astype(np.uint8))
@@ -65,6 +67,7 @@ def read_image(path: Path) -> torch.Tensor:
             mode, pixels = picture.mode, np.array(picture.convert("RGB"))
     except UNREADABLE as error:
         raise _unreadable(path, "image", error) from error
+    # Pillow clips 16 bits to 8 without a word: most of the picture would be white.
     if mode.startswith("I"):
         raise UserError(f"{path}: a 16-bit grey image; convert it to 8 bits a channel")
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
@@ -78,6 +81,7 @@ def read_label(path: Path, table: np.ndarray) -> torch.Tensor:
     """
     try:
         with Image.open(path) as picture:
+            # Of a palette picture these are the indices, not the colours.
             ids = np.asarray(picture)
     except UNREADABLE as error:
         raise _unreadable(path, "label file", error) from error

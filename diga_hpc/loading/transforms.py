@@ -27,6 +27,7 @@ def resize_label(label: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Resize label uint8 [H,W] to uint8 [*size]: the value of the nearest pixel centre."""
     if tuple(label.shape) == tuple(size):
         return label
+    # Not NEAREST, which shifts labels by up to half a pixel against the bilinear image.
     return geometry.resize(label[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
 
 
@@ -77,6 +78,7 @@ def training_crop(
     if flip and rng.random() < 0.5:
         image = image.flip(-1)
         label = label.flip(-1) if label is not None else None
+    # A view would keep the image as a whole in memory until its batch is used.
     return image.contiguous(), label.contiguous() if label is not None else None
 
 
