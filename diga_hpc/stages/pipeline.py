@@ -54,7 +54,7 @@ class Pipeline:
     def _run_stage(self, planned: Planned) -> None:
         if planned.training and is_finished(self.context, planned.name, planned.training.steps):
             return
-        implementation: type[Stage] = load(STAGES[planned.kind].implementation)
+        implementation: type[Stage] = load(STAGES[planned.kind].implementation, planned.kind)
         stage = implementation.build(self.context, planned)
         if isinstance(stage, TrainingStage):
             train(stage)
