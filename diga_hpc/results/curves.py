@@ -66,7 +66,7 @@ def read_metrics(path: Path) -> Metrics:
             # A counter of the stage: its last value is the total.
             skipped[stage] = int(entry.get("guard/skipped_steps", 0))
             counts = {key: int(entry.get(key, 0)) for key in ALARMS}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
         for key, count in counts.items():
             alarms[key] += count

@@ -65,7 +65,7 @@ def _with_header(header: dict[str, Any], source: Path, begin: int) -> Iterator[b
 
 @contextlib.contextmanager
 def _reading(source: Path) -> Iterator[None]:
-    """Name the source in a read error, which would otherwise be reported as one of the destination."""
+    """Blame the source for a read error: `export` takes other errors for the destination's."""
     try:
         yield
     except OSError as error:

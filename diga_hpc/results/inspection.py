@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 from diga_hpc.errors import UserError
+from diga_hpc.run.directory import RunPaths
 from diga_hpc.training import checkpoint, tensor_file
 
 # The keys of the configuration that say most about a network.
@@ -25,7 +26,7 @@ def describe(path: Path, all_keys: bool = False) -> tuple[str, bool]:
     """Describe a checkpoint in several lines, or each checkpoint below a folder in one.
 
     all_keys: list the complete configuration of a single checkpoint, not only MAIN_KEYS.
-    Returns the text, and whether every checkpoint is complete. Raises UserError where there is none.
+    Returns the text, and whether every checkpoint is complete. Raises UserError if there is none.
     """
     expected = "expected a checkpoint step_*, or a run directory with some"
     if path.name.startswith("step_"):
@@ -37,7 +38,7 @@ def describe(path: Path, all_keys: bool = False) -> tuple[str, bool]:
         with contextlib.suppress(*checkpoint.MALFORMED):
             lines += _details(path, all_keys)
         return "\n".join(lines), problem is None
-    found = sorted(path.glob("checkpoints/*/step_*")) or sorted(path.glob("step_*"))
+    found = RunPaths(path).all_checkpoints() or sorted(path.glob("step_*"))
     if not found:
         raise UserError(f"{path}: no checkpoint in it; {expected}")
     problems = [checkpoint.verify(each) for each in found]
@@ -54,7 +55,9 @@ def _details(path: Path, all_keys: bool) -> list[str]:
     shown = keys if all_keys else {key: keys[key] for key in MAIN_KEYS if key in keys}
     hint = "" if all_keys or not keys else "; --config shows all"
     stage = f"{state.get('stage', 'unknown')}, step {state['step']}"
-    origin = f"diga_hpc {state.get('version', 'unknown')}, commit {state.get('commit') or 'unknown'}"
+    origin = (
+        f"diga_hpc {state.get('version', 'unknown')}, commit {state.get('commit') or 'unknown'}"
+    )
     return [
         f"  stage          {stage}, {state.get('skipped', 0)} steps skipped",
         f"  written by     {origin}",

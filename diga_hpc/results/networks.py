@@ -14,6 +14,7 @@ from diga_hpc import config as configuration
 from diga_hpc import models
 from diga_hpc.config import Config
 from diga_hpc.errors import UserError
+from diga_hpc.run.directory import RunPaths
 from diga_hpc.stages.plan import trained
 from diga_hpc.training import checkpoint
 
@@ -39,11 +40,12 @@ def find_checkpoint(path: Path) -> tuple[Path, Path]:
         raise UserError(
             f"{path}: no such folder; expected a run directory or a checkpoint step_* in one"
         )
-    if (path / "config.yaml").is_file():
+    if RunPaths(path).exists:
         return path, _newest_finished(path)
     if not path.name.startswith("step_"):
         raise UserError(
-            f"{path}: neither a run directory (no config.yaml in it) nor a checkpoint step_*; name one"
+            f"{path}: neither a run directory (no config.yaml in it) nor a checkpoint step_*; name "
+            "one of these"
         )
     problem = checkpoint.verify(path)
     if problem:
@@ -51,7 +53,7 @@ def find_checkpoint(path: Path) -> tuple[Path, Path]:
             f"{path}: corrupt checkpoint ({problem}); name another one, or the run directory"
         )
     for folder in path.resolve().parents:
-        if (folder / "config.yaml").is_file():
+        if RunPaths(folder).exists:
             return folder, path
     raise UserError(
         f"{path}: no config.yaml in a folder above it; leave checkpoints in their run directory"
@@ -60,10 +62,11 @@ def find_checkpoint(path: Path) -> tuple[Path, Path]:
 
 def _newest_finished(run_dir: Path) -> Path:
     """Return the last checkpoint of the last stage of the plan that reached its last step."""
-    config = configuration.load(run_dir / "config.yaml")
+    paths = RunPaths(run_dir)
+    config = configuration.load(paths.config_file)
     unfinished = []
     for stage in reversed(trained(config)):
-        found = checkpoint.newest(run_dir / "checkpoints" / stage.name)
+        found = checkpoint.newest(paths.checkpoints(stage.name))
         if found is None or stage.training is None:
             continue
         step = checkpoint.read_state(found)["step"]

@@ -25,6 +25,7 @@ from diga_hpc.loading.pictures import overlay, read_image, write_labels, write_p
 from diga_hpc.loading.transforms import resize_image
 from diga_hpc.method.labeler import Labeler
 from diga_hpc.results.networks import check_network, find_checkpoint, load_network
+from diga_hpc.run.directory import RunPaths
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def predict(weights: Path, images: Path, output: Path, network: str) -> int:
     run_dir, found = find_checkpoint(weights)
     files = list_images(images)
     _make_folders(output)
-    config = configuration.load(run_dir / "config.yaml")
+    config = configuration.load(RunPaths(run_dir).config_file)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labeler = _labeler(config, found, network, device)
     log.info("%s of %s on %s", network, found, device)
@@ -105,7 +106,7 @@ def list_images(images: Path) -> list[Path]:
 
 
 def _make_folders(output: Path) -> None:
-    """Create the folders and write to each, so that a read-only one is found before the first image."""
+    """Create the folders and write to each: a read-only one is found before the first image."""
     try:
         for name in FOLDERS:
             (output / name).mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from diga_hpc.errors import UserError
 from diga_hpc.results import curves, panels, report_page
 from diga_hpc.results.stage_order import StageOrder, stage_name, title
 from diga_hpc.results.tables import Results, read_rows, terminal_table
+from diga_hpc.run.directory import RunPaths
 from diga_hpc.run.files import atomic_write, read_json
 from diga_hpc.stages.plan import trained
 
@@ -32,7 +33,7 @@ def write_report(run_dir: Path) -> Path:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(report_page.PAGE)
     page = template.render(_content(run_dir))
-    path = run_dir / "report.html"
+    path = RunPaths(run_dir).report
     try:
         with atomic_write(path) as temporary:
             temporary.write_text(page, encoding="utf-8")
@@ -44,25 +45,26 @@ def write_report(run_dir: Path) -> Path:
 
 def _content(run_dir: Path) -> dict[str, Any]:
     """Return the variables of the template."""
-    config = configuration.load(run_dir / "config.yaml")
-    environment = _read_text(run_dir / "env.txt")
-    rows, metrics = read_rows(run_dir), curves.read_metrics(run_dir / "metrics.jsonl")
+    paths = RunPaths(run_dir)
+    config = configuration.load(paths.config_file)
+    environment = _read_text(paths.env)
+    rows, metrics = read_rows(run_dir), curves.read_metrics(paths.metrics)
     order = StageOrder(config, [*map(stage_name, rows), *metrics.stages])
     offsets = curves.stage_offsets(metrics.curves, order)
-    facts = run_facts(config, environment) | _problems(run_dir, metrics)
+    facts = run_facts(config, environment) | _problems(paths, metrics)
     space = config.space
     return {
         "style": report_page.STYLE,
         "name": run_dir.resolve().name,
-        "last_stage": order.last,
+        "last_stage": order.planned[-1],
         "results": Results(rows, order),
         "facts": {name: text for name, text in facts.items() if text},
         "palette": dict(zip(space.classes, space.palette, strict=True)),
         "charts": [curves.draw_chart(key, metrics.curves[key], offsets) for key in metrics.curves],
-        "consensus": read_json(run_dir / "consensus.json", []),
-        "panels": panels.read_panels(run_dir / "panels", order),
+        "consensus": read_json(paths.consensus, []),
+        "panels": panels.read_panels(paths.panels, order),
         "files": {
-            "Resolved configuration": _read_text(run_dir / "config.yaml"),
+            "Resolved configuration": _read_text(paths.config_file),
             "Environment": environment,
         },
         "width": curves.CHART_WIDTH,
@@ -85,7 +87,7 @@ def print_results(run_dir: Path) -> None:
     if not rows:
         print(f"{run_dir}: no network has been evaluated yet")
         return
-    config = configuration.load(run_dir / "config.yaml")
+    config = configuration.load(RunPaths(run_dir).config_file)
     results = Results(rows, StageOrder(config, map(stage_name, rows)))
     Console().print(terminal_table(results))
 
@@ -121,10 +123,10 @@ def _steps(config: Config) -> list[str]:
     return texts
 
 
-def _problems(run_dir: Path, metrics: curves.Metrics) -> dict[str, str]:
+def _problems(paths: RunPaths, metrics: curves.Metrics) -> dict[str, str]:
     """Return what went wrong in a run without ending it."""
     alarms = list(metrics.alarms)
-    if corrupt := read_json(run_dir / "skipped_data.json", []):
+    if corrupt := read_json(paths.skipped_data, []):
         alarms.append(f"{len(corrupt)} corrupt files skipped (skipped_data.json)")
     count = metrics.skipped_steps
     return {

@@ -25,13 +25,12 @@ class StageOrder:
 
     names: the stages of the plan, then those of `found` that the plan does not have: a run may
     contain results of a stage that an extension no longer registers.
-    last: the last stage of the plan, whose result is the result of the run.
+    planned: the stages of the plan alone; the last one's result is the result of the run.
     """
 
     def __init__(self, config: Config, found: Iterable[str] = ()):
-        planned = [stage.name for stage in trained(config)]
-        self.last = planned[-1]
-        self.names = list(dict.fromkeys([*planned, *found]))
+        self.planned = [stage.name for stage in trained(config)]
+        self.names = list(dict.fromkeys([*self.planned, *found]))
         labelled = {
             stage.name: f"consensus_{stage.round}"
             for stage in plan(config)

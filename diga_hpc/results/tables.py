@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diga_hpc.results.stage_order import BASELINE, StageOrder, stage_name, title
+from diga_hpc.run.directory import RunPaths
 from diga_hpc.run.files import read_json
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Results:
 
     stages: the evaluated stages, in their order. heads: heads of all columns, the stage's first.
     lines: stage -> texts of the other columns. marked: head of the column that is the result.
-    last: the last stage that has a result, or None.
+    last: the last stage of the plan that has a result, or None.
     """
 
     marked = "\n".join(RESULT)
@@ -38,7 +39,7 @@ class Results:
         self.lines = {
             stage: [texts[i] for texts in columns.values()] for i, stage in enumerate(self.stages)
         }
-        measured = [stage for stage in self.stages if self.get(stage) is not None]
+        measured = [stage for stage in order.planned if self.get(stage) is not None]
         self.last = measured[-1] if measured else None
 
     def get(self, stage: str, key: str = "miou", network: tuple[str, str] = RESULT) -> Any:
@@ -46,7 +47,7 @@ class Results:
         return self._rows.get((stage, *network), {}).get(key)
 
     def gain(self, stage: str) -> float | None:
-        """Return mIoU above the baseline, both of the student with running statistics, in points."""
+        """Return the difference to the mIoU of the baseline in points; None without one."""
         value, baseline = self.get(stage), self.get(BASELINE)
         if stage == BASELINE or value is None or baseline is None:
             return None
@@ -76,7 +77,7 @@ def read_rows(run_dir: Path) -> list[dict[str, Any]]:
 
     Raises UserError where the file is corrupt.
     """
-    return read_json(run_dir / "results.json", [])
+    return read_json(RunPaths(run_dir).results, [])
 
 
 def terminal_table(results: Results) -> "Table":
