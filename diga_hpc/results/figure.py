@@ -13,17 +13,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from diga_hpc import config as configuration
-from diga_hpc.config import Config
 from diga_hpc.datasets.label_spaces import LabelSpace, identity_table
 from diga_hpc.errors import UserError
 from diga_hpc.loading.dataset import open_source
 from diga_hpc.loading.pictures import read_image, read_label, to_picture
 from diga_hpc.method.scores import ConfusionMatrix, scores
-from diga_hpc.results.stage_order import StageOrder, stage_name, title
+from diga_hpc.results.stage_order import StageOrder, stage_name
 from diga_hpc.results.tables import Results, read_rows
 from diga_hpc.run.directory import RunPaths
 from diga_hpc.run.files import atomic_write
-from diga_hpc.stages.plan import trained
 
 WIDTH, GAP, MARGIN = 1280, 8, 6  # pixels
 TITLE_SIZE, NOTE_SIZE = 17, 14  # pixels
@@ -64,10 +62,28 @@ def figure(run_dir: Path, path: Path) -> None:
     paths = RunPaths(run_dir)
     config = configuration.load(paths.config_file)
     rows = read_rows(run_dir)
-    results = Results(rows, StageOrder(config, map(stage_name, rows)))
-    before, after = _compared(paths, results)
+    order = StageOrder(config, map(stage_name, rows))
+    results = Results(rows, order)
+    evaluated = [stage for stage in order.planned if results.get(stage) is not None]
+    if len(evaluated) < 2:
+        raise UserError(
+            f"{paths.results}: {len(evaluated)} stages evaluated, a comparison needs two; finish "
+            "the run, or run `diga-hpc evaluate`"
+        )
+    before, after = evaluated[0], evaluated[-1]
     example = _most_improved(paths, config.space, before, after)
-    panels = _panels(config, results, example, before, after)
+    count = results.get(after, "images")
+
+    def measured(stage: str) -> str:
+        return f"{results.get(stage):.1f} % mIoU on {count} images"
+
+    panels = [
+        Panel(to_picture(open_source(config).load(0).image), "source image", "labelled"),
+        Panel(example.image, "target image", "no labels used"),
+        Panel(example.truth, "truth", "for the evaluation only"),
+        Panel(example.before, f"before: {order.short_title(before)}", measured(before)),
+        Panel(example.after, f"after: {order.short_title(after)}", measured(after)),
+    ]
     try:
         with atomic_write(path) as temporary:
             temporary.write_bytes(_encode(_compose(panels)))
@@ -75,17 +91,6 @@ def figure(run_dir: Path, path: Path) -> None:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); free space or choose another place"
         ) from error
-
-
-def _compared(paths: RunPaths, results: Results) -> tuple[str, str]:
-    """Return the evaluated stages to compare: the first and the last."""
-    stages = [stage for stage in results.stages if results.get(stage) is not None]
-    if len(stages) < 2:
-        raise UserError(
-            f"{paths.results}: {len(stages)} stages evaluated, a comparison needs two; finish the "
-            "run, or run `diga-hpc evaluate`"
-        )
-    return stages[0], stages[-1]
 
 
 def _most_improved(paths: RunPaths, space: LabelSpace, before: str, after: str) -> Example:
@@ -126,30 +131,6 @@ def _colored(path: Path) -> Image.Image:
     """Read a palette picture of labels in the colours of its classes."""
     with Image.open(path) as picture:
         return picture.convert("RGB")
-
-
-def _panels(
-    config: Config, results: Results, example: Example, before: str, after: str
-) -> list[Panel]:
-    source = to_picture(open_source(config).load(0).image)
-    count = results.get(after, "images")
-
-    def measured(stage: str) -> str:
-        return f"{results.get(stage):.1f} % mIoU on {count} images"
-
-    def spelled(stage: str) -> str:
-        kinds = [each.kind for each in trained(config)]
-        kind = next((each.kind for each in trained(config) if each.name == stage), stage)
-        # The number of a round says nothing where there is only one.
-        return title(kind if kinds.count(kind) == 1 else stage)
-
-    return [
-        Panel(source, "source image", "labelled"),
-        Panel(example.image, "target image", "no labels used"),
-        Panel(example.truth, "truth", "for the evaluation only"),
-        Panel(example.before, f"before: {spelled(before)}", measured(before)),
-        Panel(example.after, f"after: {spelled(after)}", measured(after)),
-    ]
 
 
 def _compose(panels: list[Panel]) -> Image.Image:

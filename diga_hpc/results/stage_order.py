@@ -29,7 +29,8 @@ class StageOrder:
     """
 
     def __init__(self, config: Config, found: Iterable[str] = ()):
-        self.planned = [stage.name for stage in trained(config)]
+        self._kinds = {stage.name: stage.kind for stage in trained(config)}
+        self.planned = list(self._kinds)
         self.names = list(dict.fromkeys([*self.planned, *found]))
         labelled = {
             stage.name: f"consensus_{stage.round}"
@@ -50,6 +51,11 @@ class StageOrder:
             return BASELINE_COLOR
         others = [other for other in self.names if other != BASELINE]
         return COLORS[others.index(name) % len(COLORS)]
+
+    def short_title(self, name: str) -> str:
+        """Spell a stage, without the number of its round where there is only one round."""
+        kind = self._kinds.get(name, name)
+        return title(kind if list(self._kinds.values()).count(kind) == 1 else name)
 
     def pictures(self, kinds: Iterable[str]) -> list[str]:
         """Return the known kinds of pictures in RUN_DIR/panels, in the order of their columns."""
