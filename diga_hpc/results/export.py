@@ -70,6 +70,6 @@ def _reading(source: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{source}: cannot be read ({error.strerror}); have the disk or file server looked at, "
-            "or name another checkpoint"
+            f"{source}: cannot be read ({error.strerror}); check the disk or file server, or name "
+            "another checkpoint"
         ) from error

@@ -70,6 +70,7 @@ def figure(run_dir: Path, path: Path) -> None:
             f"{paths.results}: {len(evaluated)} stages evaluated, a comparison needs two; finish "
             "the run, or run `diga-hpc evaluate`"
         )
+    # Not the stages between: the ends show the gain of the method.
     before, after = evaluated[0], evaluated[-1]
     example = _most_improved(paths, config.space, before, after)
     count = results.get(after, "images")

@@ -38,6 +38,7 @@ def describe(path: Path, all_keys: bool = False) -> tuple[str, bool]:
         with contextlib.suppress(*checkpoint.MALFORMED):
             lines += _details(path, all_keys)
         return "\n".join(lines), problem is None
+    # Also a folder of checkpoints that were copied out of their run.
     found = RunPaths(path).all_checkpoints() or sorted(path.glob("step_*"))
     if not found:
         raise UserError(f"{path}: no checkpoint in it; {expected}")

@@ -47,6 +47,7 @@ def find_checkpoint(path: Path) -> tuple[Path, Path]:
             f"{path}: neither a run directory (no config.yaml in it) nor a checkpoint step_*; name "
             "one of these"
         )
+    # `newest` verifies what it finds; a checkpoint that is named has not been read yet.
     problem = checkpoint.verify(path)
     if problem:
         raise UserError(
@@ -69,6 +70,7 @@ def _newest_finished(run_dir: Path) -> Path:
         found = checkpoint.newest(paths.checkpoints(stage.name))
         if found is None or stage.training is None:
             continue
+        # A stage that was stopped has checkpoints too, of a network half-way trained.
         step = checkpoint.read_state(found)["step"]
         if step == stage.training.steps:
             return found

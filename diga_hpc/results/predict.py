@@ -62,6 +62,7 @@ def predict(weights: Path, images: Path, output: Path, network: str) -> int:
         height, width = image.shape[-2:]
         resized = resize_image(image, size or (height, width))
         labels = labeler(resized.to(device), (height, width)).cpu()
+        # Only errors of writing concern the output: read_image names the image itself.
         try:
             _write(output, file.stem, image, labels, config.space)
         except OSError as error:

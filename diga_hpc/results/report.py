@@ -29,6 +29,7 @@ def write_report(run_dir: Path) -> Path:
     """
     from jinja2 import Environment, StrictUndefined
 
+    # StrictUndefined: a misspelled variable of the template raises, it would be empty otherwise.
     template = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(report_page.PAGE)
@@ -49,6 +50,7 @@ def _content(run_dir: Path) -> dict[str, Any]:
     config = configuration.load(paths.config_file)
     environment = _read_text(paths.env)
     rows, metrics = read_rows(run_dir), curves.read_metrics(paths.metrics)
+    # Stages that only the files know are shown too: an extension may no longer register its stage.
     order = StageOrder(config, [*map(stage_name, rows), *metrics.stages])
     offsets = curves.stage_offsets(metrics.curves, order)
     facts = run_facts(config, environment) | _problems(paths, metrics)
@@ -83,6 +85,7 @@ def print_results(run_dir: Path) -> None:
     """
     from rich.console import Console
 
+    # Read first: a run that has no results yet need not have a configuration either.
     rows = read_rows(run_dir)
     if not rows:
         print(f"{run_dir}: no network has been evaluated yet")
@@ -115,6 +118,7 @@ def _steps(config: Config) -> list[str]:
     """Return the steps of each kind of stage: `self-training 90 in each of 2 rounds`."""
     stages = trained(config)
     texts = []
+    # Rounds of one kind share a section, hence their number of steps.
     for kind in dict.fromkeys(stage.kind for stage in stages):
         alike = [stage for stage in stages if stage.kind == kind]
         rounds = f" in each of {len(alike)} rounds" if len(alike) > 1 else ""

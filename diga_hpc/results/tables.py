@@ -82,6 +82,7 @@ def read_rows(run_dir: Path) -> list[dict[str, Any]]:
 
 def terminal_table(results: Results) -> "Table":
     """Build the table for a terminal of 80 columns: one line a stage."""
+    # Imported here: reading results needs no terminal.
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
