@@ -38,7 +38,8 @@ def read_panels(folder: Path, order: StageOrder) -> dict[str, Any]:
 def _data_uri(path: Path) -> str:
     """Encode a picture at most PANEL_WIDTH wide; empty where the file is corrupt."""
     stream = io.BytesIO()
-    kind, options = "png", {"optimize": True}
+    options: dict[str, Any] = {"optimize": True}
+    kind = "png"
     if path.suffix == ".jpg":
         kind, options = "jpeg", {"quality": JPEG_QUALITY}
     try:

@@ -26,6 +26,7 @@ from diga_hpc.loading.transforms import resize_image
 from diga_hpc.method.labeler import Labeler
 from diga_hpc.results.networks import check_network, find_checkpoint, load_network
 from diga_hpc.run.directory import RunPaths
+from diga_hpc.training.precision import Precision
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def _labeler(config: Config, found: Path, network: str, device: torch.device) ->
         scales=section.scales,
         flip=section.flip,
         sliding_window=section.sliding_window,
-        bf16=config.engine.precision == "bf16",
+        autocast=Precision.of(config.engine, device),
     )
 
 
