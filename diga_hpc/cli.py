@@ -210,6 +210,18 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The run directory.")]) 
 
 
 @app.command()
+def figure(
+    run_dir: Annotated[Path, typer.Argument(help="The directory of a finished run.")],
+    file: Annotated[Path, typer.Argument(help="The .png file to write.")],
+) -> None:
+    """Draw one row of pictures: source, target, truth, labels before and after adaptation."""
+    from diga_hpc.results.figure import figure as draw_figure
+
+    draw_figure(run_dir, file)
+    print(file)
+
+
+@app.command()
 def launch(
     stage: Annotated[
         str,
