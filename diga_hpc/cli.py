@@ -1,4 +1,7 @@
-"""The command `diga-hpc`. Heavy modules are imported inside the commands, so that --help is instant."""
+"""The command `diga-hpc`.
+
+Heavy modules are imported inside the commands, so that --help is instant.
+"""
 
 import sys
 import traceback
@@ -49,7 +52,8 @@ Round = Annotated[int, typer.Option("--round", min=1, help="Which round of self-
 
 @app.command()
 def pipeline(config: ConfigPath, overrides: Overrides = None, stop_after: StopAfter = None) -> None:
-    """Run every stage that is not done yet: source only, warm-up, pseudo labels, self-training, evaluation, report.
+    """Run every stage that is not done yet: source only, warm-up, pseudo labels, self-training,
+    evaluation, report.
 
     Started again with the same configuration it goes on where it stopped. On several processes:
     torchrun --nproc-per-node 2 -m diga_hpc pipeline CONFIG
