@@ -18,7 +18,7 @@ from diga_hpc.errors import (
     UserError,
     one_line,
 )
-from diga_hpc.terminal import _ranks, log_to_terminal
+from diga_hpc.terminal import find_ranks, log_to_terminal
 
 app = typer.Typer(
     help="Adapt a segmentation network from labelled source images to unlabelled target images (DiGA, CVPR 2023).",
@@ -293,7 +293,7 @@ def main() -> None:
 
     Among several ranks the last line says rank, host and cause, and nothing is waited for after it.
     """
-    me = _ranks()
+    me = find_ranks()
     where = f"rank {me.rank} on {processes.host()}: " if me.size > 1 else ""
     end = failures.leave if me.size > 1 else sys.exit
     try:

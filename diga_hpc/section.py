@@ -31,5 +31,10 @@ def key_of(table: Iterable[str], *others: str) -> AfterValidator:
 
 def load_choice(table: Mapping[str, str], name: str) -> Any:
     """Import what `name` stands for in a table of `module:attribute`."""
-    module, _, attribute = table[name].partition(":")
+    return load(table[name])
+
+
+def load(implementation: str) -> Any:
+    """Import `module:attribute`."""
+    module, _, attribute = implementation.partition(":")
     return getattr(importlib.import_module(module), attribute)

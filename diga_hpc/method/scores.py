@@ -1,4 +1,4 @@
-"""To be described."""
+"""Scores: confusion matrix, IoU per class and their means (method.md section 10)."""
 
 from collections.abc import Iterable
 

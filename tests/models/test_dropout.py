@@ -195,7 +195,7 @@ def test_probabilities_outside_the_range_are_named(p):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_networks_drop_feature_channels_by_key_alone(name):
-    """Whatever else draws from torch's generator in a network would differ between the two seeds."""
+    """Another layer that draws from torch's generator would differ between the two seeds."""
     model = build_model(name, 5, dropout=0.5, batch_norm="frozen")
     assert not any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules())
     assert not any(isinstance(m, SampleDropout2d) for m in model.backbone.modules())
