@@ -1,7 +1,8 @@
-"""Class centroids: the mean feature of each class, every image weighing the same (method.md section 6).
+"""Class centroids: the mean feature of each class, every image weighing the same (method.md section
+6).
 
-Everything is sums and counts of per-image means: the result depends neither on the number of ranks nor on the order
-of images, and nothing synchronises with the host.
+Everything is sums and counts of per-image means: the result depends neither on the number of ranks
+nor on the order of images, and nothing synchronises with the host.
 """
 
 from collections.abc import Callable
@@ -30,8 +31,9 @@ def image_class_means(
 ) -> ClassMeans:
     """Mean features of each class in each image, summed over the B images.
 
-    features [B,D,h,w]; labels [B,h,w], values other than 0..K-1 are ignored. minimum_pixels: a class with fewer pixels
-    in an image does not count in it. Computed in float32 as one-hot times features.
+    features [B,D,h,w]; labels [B,h,w], values other than 0..K-1 are ignored. minimum_pixels: a
+    class with fewer pixels in an image does not count in it. Computed in float32 as one-hot times
+    features.
     """
     classes = torch.arange(num_classes, device=labels.device)
     one_hot = (labels.flatten(1)[:, None] == classes[:, None]).float()  # [B,K,hw]
@@ -55,7 +57,8 @@ class Centroids:
 
     def initialize(self, means: ClassMeans, sum_over_ranks: SumOverRanks) -> None:
         """Start from the mean over all images of all ranks."""
-        # The published running form C <- (C*n + v)/(n+1) is this mean while n stays below its bound of 3000 images.
+        # The published running form C <- (C*n + v)/(n+1) is this mean while n stays below its bound
+        # of 3000 images.
         sums, images = sum_over_ranks(means.sums), sum_over_ranks(means.images)
         self.values = sums / images.clamp(min=1)[:, None]
         self.seen = images > 0

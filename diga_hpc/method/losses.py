@@ -28,9 +28,10 @@ class StepTotals:
 class Segmentation:
     """Cross-entropy settings of a run: class weights, and what its sum over pixels is divided by.
 
-    `valid` divides by the labelled pixels, weighted as their classes are, of all micro batches and ranks of a step
-    together: the loss does not depend on how a batch is split. So every label map is counted first (`counts`), the
-    training loop sums the counts (StepTotals), and `scale` divides by the sum.
+    `valid` divides by the labelled pixels, weighted as their classes are, of all micro batches and
+    ranks of a step together: the loss does not depend on how a batch is split. So every label map
+    is counted first (`counts`), the training loop sums the counts (StepTotals), and `scale` divides
+    by the sum.
     """
 
     def __init__(
@@ -79,8 +80,8 @@ def class_weights(
 ) -> torch.Tensor | None:
     """Weights of the classes, float32 [K]: 1/sqrt(frequency), clipped; None without.
 
-    Scaled to a mean of 1 over the source's pixels before clipping. Frequencies are counted on at most 500 images that
-    are drawn from the seed.
+    Scaled to a mean of 1 over the source's pixels before clipping. Frequencies are counted on at
+    most 500 images that are drawn from the seed.
     """
     if section.class_weights == "none":
         return None

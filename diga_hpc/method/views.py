@@ -1,7 +1,8 @@
-"""Views of an image on which the network is to agree: colour view, CrDoMix, target mix (method.md section 1).
+"""Views of an image on which the network is to agree: colour view, CrDoMix, target mix (method.md
+section 1).
 
-Random numbers are drawn on the CPU, per sample, by the loader's workers (`draw` functions); pixels are changed on the
-device, a batch at a time, without host synchronisation.
+Random numbers are drawn on the CPU, per sample, by the loader's workers (`draw` functions); pixels
+are changed on the device, a batch at a time, without host synchronisation.
 """
 
 import math
@@ -22,9 +23,11 @@ SHARPNESS, SHARPNESS_PROBABILITY = 0.5, 0.3
 
 
 def draw_color_change(rng: np.random.Generator) -> torch.Tensor:
-    """float32 [7]: brightness, contrast, saturation factors, hue shift in turns, and three switches.
+    """float32 [7]: brightness, contrast, saturation factors, hue shift in turns, and three
+    switches.
 
-    The switches say whether grayscale, blur, sharpness apply; factors of 1 and a shift of 0 change nothing.
+    The switches say whether grayscale, blur, sharpness apply; factors of 1 and a shift of 0 change
+    nothing.
     """
     jitter = [
         rng.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS),
@@ -79,7 +82,8 @@ def color_view(images: torch.Tensor, change: torch.Tensor, blend: float) -> torc
 def blur_3x3(images: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian blur of images [B,C,H,W] with a 3x3 kernel, borders reflected.
 
-    Three shifted views a direction instead of a convolution: no kernel tensor has to be brought to the device.
+    Three shifted views a direction instead of a convolution: no kernel tensor has to be brought to
+    the device.
     """
     side = math.exp(-0.5 / sigma**2)
     side, middle = side / (1 + 2 * side), 1 / (1 + 2 * side)
@@ -124,8 +128,8 @@ def target_mix(
 class SecondView:
     """Second view of the source: CrDoMix with the paired target image, or the colour view alone.
 
-    kind: `crdomix`, or `color`, which never looks at the target. color_blend: share of the colour view when it is
-    blended with the original.
+    kind: `crdomix`, or `color`, which never looks at the target. color_blend: share of the colour
+    view when it is blended with the original.
     """
 
     def __init__(self, kind: str, color_blend: float, translator: Translator):
@@ -144,8 +148,8 @@ class SecondView:
         draws = {f"{domain}_color": draw_color_change(rng)}
         if label is not None and domain == "source":
             draws["mix_table"] = draw_class_table(rng, label)
-            # Used by self-training alone, but drawn here for every stage: the numbers that follow, which place the
-            # target's crop, are then the same.
+            # Used by self-training alone, but drawn here for every stage: the numbers that follow,
+            # which place the target's crop, are then the same.
             draws["paste_table"] = draw_class_table(rng, label)
         return draws | (self.translator.draw(domain, image) if self.mixes else {})
 

@@ -87,8 +87,8 @@ def measure(
 ) -> dict[str, Any]:
     """Scores of a network in evaluation mode on the validation images.
 
-    name: under which the counts are kept when a stop is requested; the next call resumes from them. panel: kind of
-    the pictures that are kept of the first images; None keeps none.
+    name: under which the counts are kept when a stop is requested; the next call resumes from them.
+    panel: kind of the pictures that are kept of the first images; None keeps none.
     """
     world, section = context.world, context.config.evaluation
     label = Labeler(

@@ -1,7 +1,7 @@
 """Pseudo labels and initial centroids of a self-training round (method.md sections 5 and 6).
 
-Each label file is written atomically as soon as it is computed, so that a resumed run skips the complete ones;
-memory does not grow with the number of images.
+Each label file is written atomically as soon as it is computed, so that a resumed run skips the
+complete ones; memory does not grow with the number of images.
 
     RUN_DIR/pseudo_labels/round_N/NAME.png     labels of the target's training images
     RUN_DIR/centroids/round_N.safetensors      class centroids; written last: the round is done
@@ -159,7 +159,10 @@ def save_centroids(centroids: Centroids, path: Path) -> None:
 
 
 def load_centroids(context: Context, round_number: int, channels: int) -> Centroids:
-    """The centroids that a round starts from, as rank 0 reads them. Raises UserError for other tensors."""
+    """The centroids that a round starts from, as rank 0 reads them.
+
+    Raises UserError for other tensors.
+    """
     world, path = context.world, context.run.centroids(round_number)
     centroids = Centroids(
         context.space.num_classes, channels, context.config.centroids, world.device
@@ -188,10 +191,12 @@ def consensus_quality(
     watch: Watch,
     panel_name: str,
 ) -> dict[str, float]:
-    """Share of the validation images' pixels that the consensus keeps, and how often rightly: a diagnosis only.
+    """Share of the validation images' pixels that the consensus keeps, and how often rightly: a
+    diagnosis only.
 
-    Labels are made as the pseudo labels are, features by the teacher that self-training starts with. Returns kept,
-    accuracy (of what is kept), accuracy_offline (of the pseudo labels without consensus), images.
+    Labels are made as the pseudo labels are, features by the teacher that self-training starts
+    with. Returns kept, accuracy (of what is kept), accuracy_offline (of the pseudo labels without
+    consensus), images.
     """
     world, config, validation = context.world, context.config, context.validation
     teacher = Teacher(student, config.teacher, context.precision)

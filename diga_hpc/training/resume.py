@@ -61,7 +61,9 @@ def is_finished(context: Context, stage: str, steps: int) -> bool:
 
 
 def trained_weights(context: Context, stage: str, steps: int, network: str = STUDENT) -> Path:
-    """The weights' file of a finished stage. All ranks call it together; rank 0 verifies the checkpoint.
+    """The weights' file of a finished stage.
+
+    All ranks call it together; rank 0 verifies the checkpoint.
 
     Raises UserError if the stage is not finished.
     """

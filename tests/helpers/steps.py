@@ -24,7 +24,8 @@ from helpers.configurations import TINY
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 TRAINING_STAGES = ("source_only", "warm_up", "self_training")
-# On a GPU each of these makes the host wait: reading a scalar, or a result whose size depends on the data.
+# On a GPU each of these makes the host wait: reading a scalar, or a result whose size depends on
+# the data.
 WAITING = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "bincount")
 
 

@@ -85,7 +85,8 @@ def test_labels_at_nodes_are_the_nearest_pixels_in_either_convention(full, low, 
     got = labels_at_nodes(labels, low, align_corners)[0]
     for axis in (0, 1):
         nodes, pixels = low[axis], full[axis]
-        # Interpolation clamps positions beyond the outer nodes: two more nodes on each side, cut off again.
+        # Interpolation clamps positions beyond the outer nodes: two more nodes on each side, cut
+        # off again.
         margin = 0 if align_corners else 2
         ramp = torch.arange(-margin, nodes + margin, dtype=torch.float64).view(1, 1, -1)
         size = pixels if align_corners else pixels * (nodes + 2 * margin) // nodes

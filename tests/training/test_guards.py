@@ -203,7 +203,7 @@ def test_broken_files_are_passed_over_listed_and_shown(broken_yaml, tmp_path, wo
     first, second = json.loads((config.run_dir / "skipped_data.json").read_text())
     assert f"{tmp_path}/data/images/3.png: not a readable image" in first
     assert f"{tmp_path}/data/labels/7.png: not a readable label" in second
-    assert "2 broken files passed over" in write_report(config.run_dir).read_text()
+    assert "2 corrupt files skipped" in write_report(config.run_dir).read_text()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

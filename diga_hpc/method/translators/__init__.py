@@ -5,7 +5,8 @@ A translator is built from the section `translator` of the configuration, and ha
     draw(domain, image) -> Draws                what it needs to know of a whole image, found by the loader
     __call__(source, target, draws) -> Tensor   the source's content in the target's style
 
-The style of image i is that of the target image i of the batch. The table is config.choices.TRANSLATORS.
+The style of image i is that of the target image i of the batch. The table is
+config.choices.TRANSLATORS.
 """
 
 from collections.abc import Mapping
