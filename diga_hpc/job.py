@@ -1,7 +1,8 @@
-"""Job: one command of stages from a configuration file; what cli, sbatch, torchrun and submitit call on every rank.
+"""Job: one command of stages from a configuration file; what cli, sbatch, torchrun and submitit
+call on every rank.
 
-The arguments are strings and numbers, so that a job submitted to a cluster needs nothing else. Importing this
-module loads neither torch nor deepspeed.
+The arguments are strings and numbers, so that a job submitted to a cluster needs nothing else.
+Importing this module loads neither torch nor deepspeed.
 """
 
 from collections.abc import Sequence
@@ -28,11 +29,13 @@ def run(
     round_number: int = 1,
     stop_after: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Run the stages of a command (stages.plan.commands) with a configuration file and its overrides.
+    """Run the stages of a command (stages.plan.commands) with a configuration file and its
+    overrides.
 
-    overrides: `key=value` each. round_number: which round, for pseudo-labels and self-train. stop_after: stop cleanly
-    after so many training steps. Returns the rows of results.json, on every rank. Raises UserError; and Stopped when
-    a stop was requested: where a signal did so in a job of Slurm, the job is requeued.
+    overrides: `key=value` each. round_number: which round, for pseudo-labels and self-train.
+    stop_after: stop cleanly after so many training steps. Returns the rows of results.json, on
+    every rank. Raises UserError; and Stopped when a stop was requested: where a signal did so in a
+    job of Slurm, the job is requeued.
     """
     signals.listen()
     resolved = configuration.load(config, overrides)

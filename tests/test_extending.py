@@ -1,4 +1,4 @@
-"""docs/extending.md, followed to the letter from an empty folder: a data set, a network and a stage outside the package."""
+"""docs/extending.md, followed to the letter: data set, network and stage outside the package."""
 
 import json
 import re
@@ -12,7 +12,8 @@ from helpers.paths import ROOT
 
 PAGE = (ROOT / "docs/extending.md").read_text()
 FILES = {
-    name: text for text in re.findall(r"```(?:python|yaml)\n(# \S+\n.*?)```", PAGE, re.S)
+    name: text
+    for text in re.findall(r"```(?:python|yaml)\n(# \S+\n.*?)```", PAGE, re.S)
     for name in [text.split("\n")[0].removeprefix("# ")]
 }
 (COMMANDS,) = re.findall(r"```bash\n(.*?)```", PAGE, re.S)
@@ -40,10 +41,14 @@ def test_the_page_names_every_file_and_its_commands_run(folder):
 @pytest.mark.slow
 def test_the_pipeline_runs_with_all_three(folder):
     rows = json.loads((folder / "runs/pets/results.json").read_text())
-    students = [r["stage"] for r in rows if (r["network"], r["normalization"]) == ("student", "running")]
+    students = [
+        r["stage"] for r in rows if (r["network"], r["normalization"]) == ("student", "running")
+    ]
     assert students == ["source_only", "warm_up", "min_entropy", "self_training"]
     assert all(set(row["iou"]) == {"ground", "animal"} for row in rows)
-    lines = [json.loads(line) for line in (folder / "runs/pets/metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (folder / "runs/pets/metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines if "loss/entropy" in line] == [10]
     # A stage without a teacher has none to evaluate.
     assert not [r for r in rows if r["stage"] == "min_entropy" and r["network"] == "teacher"]

@@ -3,8 +3,8 @@
     file -> Sample -> crop, and the draws of the stage -> Batch          training_batches
     file -> Sample at its working size                                   inference_images
 
-The loader knows no method: a stage hands it a function that draws the random numbers of one sample, and finds them
-stacked in `Batch.draws`.
+The loader knows no method: a stage hands it a function that draws the random numbers of one sample,
+and finds them stacked in `Batch.draws`.
 """
 
 import atexit
@@ -28,7 +28,8 @@ from diga_hpc.section import load_choice
 
 Domain = Literal["source", "target"]
 Draws = dict[str, torch.Tensor]
-# (generator, domain, image uint8 [3,H,W] as read, label uint8 [h,w] of the crop or None) -> named tensors
+# (generator, domain, image uint8 [3,H,W] as read, label uint8 [h,w] of the crop or None) -> named
+# tensors
 DrawFunction = Callable[[np.random.Generator, Domain, torch.Tensor, torch.Tensor | None], Draws]
 KEY = "key"
 """In `Batch.draws`: int64 [B], what anything random within a network depends on."""
@@ -116,7 +117,8 @@ class TrainingSamples(torch.utils.data.Dataset[Batch]):
         skipped: list[str] = []
         crops: dict[Domain, tuple[torch.Tensor, torch.Tensor | None]] = {}
         draws: Draws = {}
-        # The order of the draws is part of an experiment: for each domain the crop first, then the stage's.
+        # The order of the draws is part of an experiment: for each domain the crop first, then the
+        # stage's.
         for domain in self.datasets:
             sample = self._load(domain, n, skipped)
             crops[domain] = self._crop(domain, sample, n, rng)
@@ -145,7 +147,10 @@ class TrainingSamples(torch.utils.data.Dataset[Batch]):
         )
 
     def _load(self, domain: Domain, n: int, skipped: list[str]) -> Sample:
-        """The image of sample n; a broken file is replaced by one that depends on (seed, stream, n) alone."""
+        """The image of sample n, or for a corrupt file another one.
+
+        The other one depends on (seed, stream, n) alone.
+        """
         dataset = self.datasets[domain]
         index = self.samplers[domain].index(n)
         stream = f"replacement/{self.stage}/{domain}"
@@ -248,7 +253,8 @@ def inference_images(
 
 
 def _ignore_signals(worker: int) -> None:
-    # Slurm signals every process of a job: a worker that died would end its rank before the checkpoint.
+    # Slurm signals every process of a job: a worker that died would end its rank before the
+    # checkpoint.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,8 +1,8 @@
 """Sampling: which image each sample of a stream shows, and which samples a rank loads.
 
-Everything about sample n of a stream is a function of (seed, stream, n) alone, so a stream is the same with any number
-of loader workers and ranks, and resuming it is arithmetic: step s holds the samples [s*G, (s+1)*G) of the global
-batch G, and rank r of R the r-th of R equal parts of them.
+Everything about sample n of a stream is a function of (seed, stream, n) alone, so a stream is the
+same with any number of loader workers and ranks, and resuming it is arithmetic: step s holds the
+samples [s*G, (s+1)*G) of the global batch G, and rank r of R the r-th of R equal parts of them.
 """
 
 import zlib

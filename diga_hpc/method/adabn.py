@@ -22,9 +22,10 @@ def adapt_normalization(
 ) -> None:
     """Replace the running statistics of `model` by those of a data set's images.
 
-    groups: this rank's groups, each a list of batches uint8 [n,3,H,W] on the model's device (several where sizes
-    differ). Mean and second moment are averaged over the batches of all ranks, so that the result does not depend on
-    the number of ranks. The model is in evaluation mode afterwards; after an error its statistics are unchanged.
+    groups: this rank's groups, each a list of batches uint8 [n,3,H,W] on the model's device
+    (several where sizes differ). Mean and second moment are averaged over the batches of all ranks,
+    so that the result does not depend on the number of ranks. The model is in evaluation mode
+    afterwards; after an error its statistics are unchanged.
     """
     layers = [m for m in model.modules() if isinstance(m, BatchNorm)]
     device = next(model.parameters()).device
@@ -38,6 +39,7 @@ def adapt_normalization(
     sum_over_ranks(count)
     for layer in layers:
         mean, second = sum_over_ranks(moments[layer]) / count
+        assert layer.running_mean is not None and layer.running_var is not None
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(second - mean.square())
 
@@ -56,7 +58,8 @@ def _collecting(layers: list[BatchNorm], moments: dict[BatchNorm, torch.Tensor])
     try:
         for layer in layers:
             hooks.append(layer.register_forward_pre_hook(accumulate))
-            # A momentum of 0 keeps the running statistics, which belong to another domain, out of it.
+            # A momentum of 0 keeps the running statistics, which belong to another domain, out of
+            # it.
             layer.train()
             layer.momentum = 0.0
         yield

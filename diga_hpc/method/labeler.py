@@ -13,10 +13,12 @@ from diga_hpc.models.base import Prediction, SegmentationModel
 
 
 class Labeler:
-    """Predict labels: maximum over scales (and mirrored images) of the upsampled logits, then argmax.
+    """Predict labels: maximum over scales (and mirrored images) of the upsampled logits, then
+    argmax.
 
-    model: a network in evaluation mode. scales: factors of the image's size. sliding_window: height and width of
-    windows that overlap by at least a third, instead of the image at once. autocast: precision of forward passes.
+    model: a network in evaluation mode. scales: factors of the image's size. sliding_window: height
+    and width of windows that overlap by at least a third, instead of the image at once. autocast:
+    precision of forward passes.
     """
 
     def __init__(

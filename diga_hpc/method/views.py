@@ -1,7 +1,7 @@
-"""Views of an image on which the network is to agree: colour view, CrDoMix, target mix (method.md section 1).
+"""Views on which the network is to agree: colour view, CrDoMix, target mix (docs/method.md, 1).
 
-Random numbers are drawn on the CPU, per sample, by the loader's workers (`draw` functions); pixels are changed on the
-device, a batch at a time, without host synchronisation.
+Random numbers are drawn on the CPU, per sample, by the loader's workers (`draw` functions); pixels
+are changed on the device, a batch at a time, without host synchronisation.
 """
 
 import math
@@ -22,9 +22,11 @@ SHARPNESS, SHARPNESS_PROBABILITY = 0.5, 0.3
 
 
 def draw_color_change(rng: np.random.Generator) -> torch.Tensor:
-    """float32 [7]: brightness, contrast, saturation factors, hue shift in turns, and three switches.
+    """float32 [7]: brightness, contrast, saturation factors, hue shift in turns, and three
+    switches.
 
-    The switches say whether grayscale, blur, sharpness apply; factors of 1 and a shift of 0 change nothing.
+    The switches say whether grayscale, blur, sharpness apply; factors of 1 and a shift of 0 change
+    nothing.
     """
     jitter = [
         rng.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS),
@@ -39,7 +41,10 @@ def draw_color_change(rng: np.random.Generator) -> torch.Tensor:
 
 
 def draw_class_table(rng: np.random.Generator, label: torch.Tensor) -> torch.Tensor:
-    """bool [256]: floor(|L|/2) of the label values L present (255 counts as one), and 255 itself."""
+    """Choose half of the label values present: bool [256].
+
+    floor(|L|/2) of the values L (255 counts as one), and 255 itself.
+    """
     present = np.flatnonzero(np.bincount(label.numpy().ravel(), minlength=256))
     table = torch.zeros(256, dtype=torch.bool)
     table[rng.choice(present, len(present) // 2, replace=False)] = True
@@ -53,13 +58,16 @@ def unit_range(images: torch.Tensor) -> torch.Tensor:
 
 
 def view_keys(keys: torch.Tensor, views: int) -> torch.Tensor:
-    """Keys int64 [views*B] of several views of the same samples: each view draws for itself in the network."""
+    """Keys int64 [views*B] of several views of B samples: each view has a dropout of its own."""
     # Keys are hashed before use, so neighbouring ones are as different as any.
     return torch.cat([keys + view for view in range(views)])
 
 
 def color_view(images: torch.Tensor, change: torch.Tensor, blend: float) -> torch.Tensor:
-    """`blend * aug(x) + (1 - blend) * x`; images [B,3,H,W] in [0,1] RGB, change [B,7] of draw_color_change."""
+    """Colour view: blend * aug(x) + (1 - blend) * x.
+
+    images [B,3,H,W] in [0,1] RGB; change [B,7], see draw_color_change.
+    """
     import kornia
 
     enhance = kornia.enhance
@@ -79,7 +87,8 @@ def color_view(images: torch.Tensor, change: torch.Tensor, blend: float) -> torc
 def blur_3x3(images: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian blur of images [B,C,H,W] with a 3x3 kernel, borders reflected.
 
-    Three shifted views a direction instead of a convolution: no kernel tensor has to be brought to the device.
+    Three shifted views a direction instead of a convolution: no kernel tensor has to be brought to
+    the device.
     """
     side = math.exp(-0.5 / sigma**2)
     side, middle = side / (1 + 2 * side), 1 / (1 + 2 * side)
@@ -124,8 +133,8 @@ def target_mix(
 class SecondView:
     """Second view of the source: CrDoMix with the paired target image, or the colour view alone.
 
-    kind: `crdomix`, or `color`, which never looks at the target. color_blend: share of the colour view when it is
-    blended with the original.
+    kind: `crdomix`, or `color`, which never looks at the target. color_blend: share of the colour
+    view when it is blended with the original.
     """
 
     def __init__(self, kind: str, color_blend: float, translator: Translator):
@@ -144,8 +153,8 @@ class SecondView:
         draws = {f"{domain}_color": draw_color_change(rng)}
         if label is not None and domain == "source":
             draws["mix_table"] = draw_class_table(rng, label)
-            # Used by self-training alone, but drawn here for every stage: the numbers that follow, which place the
-            # target's crop, are then the same.
+            # Used by self-training alone, but drawn here for every stage: the numbers that follow,
+            # which place the target's crop, are then the same.
             draws["paste_table"] = draw_class_table(rng, label)
         return draws | (self.translator.draw(domain, image) if self.mixes else {})
 

@@ -11,7 +11,8 @@ from diga_hpc.training.stage import STUDENT, Context
 
 
 def starting_network(context: Context, planned: Planned | None = None) -> SegmentationModel:
-    """The student that a stage starts from; without a stage, or where it says so, the starting weights.
+    """The student that a stage starts from; without a stage, or where it says so, the starting
+    weights.
 
     Raises UserError for weights that do not fit, and for a stage before it that is not finished.
     """
@@ -22,7 +23,10 @@ def starting_network(context: Context, planned: Planned | None = None) -> Segmen
 
 
 def trained_network(context: Context, stage: str, network: str = STUDENT) -> SegmentationModel:
-    """A network of a finished stage, in evaluation mode on the device. All ranks call it together."""
+    """A network of a finished stage, in evaluation mode on the device.
+
+    All ranks call it together.
+    """
     weights = trained_weights(context, stage, _steps(context, stage), network)
     model = models.build(context.config.model, context.space.num_classes, weights=weights)
     return model.to(context.world.device).eval()

@@ -20,10 +20,12 @@ from diga_hpc.training.stage import Context, DataPass, Stage, TrainingStage
 
 
 class Pipeline:
-    """The stages of a run. Every rank of the job has one and calls the same methods in the same order.
+    """The stages of a run. Every rank of the job has one and calls the same methods in the same
+    order.
 
-    stop_after: stop cleanly after so many training steps. Raises UserError for ranks that do not meet, data that are
-    missing or too small, weights that do not fit, and a run directory that is in use or not this configuration's.
+    stop_after: stop cleanly after so many training steps. Raises UserError for ranks that do not
+    meet, data that are missing or too small, weights that do not fit, and a run directory that is
+    in use or not this configuration's.
     """
 
     def __init__(self, config: Config, stop_after: int | None = None):

@@ -2,9 +2,9 @@
 
     engine(images) -> Prediction     forward pass in the configured precision
     engine.backward(loss, samples)   once a micro batch
-    engine.step(step) -> StepResult  after the last micro batch: update, or change nothing if anything is not finite
+    engine.step(step) -> StepResult  after the last one: update, or nothing if not all is finite
     engine.gathered()                complete parameters on every rank, under every ZeRO stage
-    engine.optimizer_state()         complete and per parameter: loads under any ZeRO stage and rank count
+    engine.optimizer_state()         complete, per parameter: loads under any ZeRO stage and ranks
 
 A stage that trains several networks has an engine for each.
 """
@@ -52,7 +52,8 @@ class Engine:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        # A C++ extension for ranks that share a CPU host; DeepSpeed would compile it at the first start.
+        # A C++ extension for ranks that share a CPU host; DeepSpeed would compile it at the first
+        # start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._deepspeed = deepspeed
         self.optimizer_section = optimizer_section
@@ -77,13 +78,15 @@ class Engine:
         self._torch_optimizer = optimizer
         self._moments = MOMENTS[optimizer_section.name]
         self._clear_optimizer()
-        # Forward passes change buffers before it is known whether the step is finite: a copy takes them back.
+        # Forward passes change buffers before it is known whether the step is finite: a copy takes
+        # them back.
         self._buffers = list(self.network.buffers())
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
         self._between_steps = True
 
     def _deepspeed_config(self) -> dict[str, Any]:
-        # Without ZeRO, DeepSpeed knows nothing of steps that are not finite: `_clip_or_discard` clips as well.
+        # Without ZeRO, DeepSpeed knows nothing of steps that are not finite: `_clip_or_discard`
+        # clips as well.
         clip = self.optimizer_section.clip_norm if self._zero else 0.0
         return {
             "train_micro_batch_size_per_gpu": self.micro_batch,
@@ -96,7 +99,10 @@ class Engine:
         }
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
-        """Forward pass with gradients; of a segmentation network images [N,3,H,W] in [0,1], keys -> Prediction."""
+        """Forward pass with gradients.
+
+        A segmentation network takes images [N,3,H,W] in [0,1] and keys [N], and gives a Prediction.
+        """
         if self._between_steps:
             self._between_steps = False
             torch._foreach_copy_(self._buffers_before, self._buffers)
@@ -114,8 +120,8 @@ class Engine:
         """
         self._backwards += 1
         finite = loss.detach().isfinite() if finite is None else finite
-        # A loss may be infinite while its gradient is finite. A NaN in the gradient lets `step` see it on all ranks
-        # without a host synchronisation here.
+        # A loss may be infinite while its gradient is finite. A NaN in the gradient lets `step` see
+        # it on all ranks without a host synchronisation here.
         poison = torch.where(finite, 1.0, float("nan"))
         # DeepSpeed divides by the number of micro batches, which may differ in size.
         self._engine.backward(loss * (poison * (samples * self.accumulation / self._share)))
@@ -126,15 +132,15 @@ class Engine:
     def step(self, step: int) -> StepResult:
         """Update with the rates of step `step`, after `backward` of all micro batches.
 
-        If a loss or gradient is not finite on any rank, no rank changes anything: running statistics are restored to
-        those of before the forward passes.
+        If a loss or gradient is not finite on any rank, no rank changes anything: running
+        statistics are restored to those of before the forward passes.
         """
         assert self._backwards == self.accumulation, f"{self._backwards} of {self.accumulation}"
         self._backwards = 0
         self._between_steps = True
         self._set_rates(step)
-        # Reading the gradient's norm is the one host synchronisation of a training step: all of the backward pass is
-        # queued by then.
+        # Reading the gradient's norm is the one host synchronisation of a training step: all of the
+        # backward pass is queued by then.
         if self._zero:
             self._engine.step()
             norm = float(self._engine.get_global_grad_norm())
@@ -199,10 +205,12 @@ class Engine:
         return [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
 
     def _clear_optimizer(self) -> None:
-        """Moments of zero and no step counted: what the optimisers start from, made to exist already.
+        """Moments of zero and no step counted: what the optimisers start from, made to exist
+        already.
 
-        Under ZeRO the optimiser's parameters are flat partitions. Stages 1 and 2 leave them without state and
-        link it to the model's parameters after the first step; stage 3 has taken a step with zero gradients.
+        Under ZeRO the optimiser's parameters are flat partitions. Stages 1 and 2 leave them without
+        state and link it to the model's parameters after the first step; stage 3 has taken a step
+        with zero gradients.
         """
         if self._zero < 3:
             for group in self._torch_optimizer.param_groups:

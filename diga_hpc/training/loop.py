@@ -7,7 +7,8 @@ One step, with B the images of a domain on this rank:
     stage.step, engine.backward                        once a micro batch
     engine.step, stage.absorb                          once
 
-Between two log points nothing waits for the device but the gradient's norm (engine.py): metrics stay on the device.
+Between two log points nothing waits for the device but the gradient's norm (engine.py): metrics
+stay on the device.
 """
 
 import contextlib
@@ -41,9 +42,9 @@ log = logging.getLogger(__name__)
 def train(stage: TrainingStage) -> None:
     """Train a stage to its last step, resuming from its newest checkpoint.
 
-    The result is the checkpoint of the last step. Raises Stopped at a step boundary when a stop was requested on any
-    rank, and UserError when several steps in a row are not finite, a guard ends the run, or a checkpoint cannot be
-    written.
+    The result is the checkpoint of the last step. Raises Stopped at a step boundary when a stop was
+    requested on any rank, and UserError when several steps in a row are not finite, a guard ends
+    the run, or a checkpoint cannot be written.
     """
     context = stage.context
     found = resume_point(context, stage)
@@ -117,8 +118,8 @@ class _Loop:
                 clock.step_done()
         finally:
             if self.writer:
-                # Only after an error is a write still running here. Other ranks then wait to be told of the error,
-                # so the wait has a limit.
+                # Only after an error is a write still running here. Other ranks then wait to be
+                # told of the error, so the wait has a limit.
                 self.writer.close(None if context.world.size == 1 else failures.FINISHING)
             journal.close()
 
@@ -144,7 +145,8 @@ class _Loop:
         self._seed()
         with self._gathered():
             self.stage.before_step(self.done)
-        # Views, teacher and labels of every micro batch come first: what losses are divided by is known only then.
+        # Views, teacher and labels of every micro batch come first: what losses are divided by is
+        # known only then.
         micro_batch = next(iter(self.engines.values())).micro_batch
         micros = batch.split(micro_batch)
         prepared = [self.stage.prepare(micro) for micro in micros]
@@ -172,8 +174,8 @@ class _Loop:
             self.bad_in_a_row += 1
 
     def _seed(self) -> None:
-        # Whatever draws from torch depends on (seed, stage, step, rank) alone: no random state needs to be saved. Dropout
-        # does not: its masks depend on the sample (models/dropout.py).
+        # Whatever draws from torch depends on (seed, stage, step, rank) alone: no random state
+        # needs to be saved. Dropout does not: its masks depend on the sample (models/dropout.py).
         stream = f"torch/{self.stage.name}/{self.context.world.rank}"
         draw = sample_rng(self.context.config.seed, stream, self.done)
         torch.manual_seed(int(draw.integers(2**63)))
@@ -228,24 +230,28 @@ class _Loop:
         return self.bad_in_a_row >= self.context.config.engine.max_bad_steps
 
     def _check(self, line: dict[str, float]) -> None:
-        """Raise UserError for what must end the run, after a log line that shows it. All ranks find the same."""
+        """Raise UserError for what must end the run, after a log line that shows it.
+
+        All ranks find the same.
+        """
         self.broken_files.write()
         if self._is_stuck():
             parts = ", ".join(
                 f"{name} = {value:.4g}" for name, value in line.items() if name.startswith("loss/")
             )
             raise UserError(
-                f"{self.stage.name}: {self.bad_in_a_row} steps in a row up to step {self.done - 1} had "
-                f"a loss or gradient that is not finite (gradient norm {self.gradient_norm:.4g}; means "
-                f"since the last log point: {parts}); lower optimizer.lr_head and "
-                "optimizer.lr_backbone, set optimizer.clip_norm, or use engine.precision=fp32"
+                f"{self.stage.name}: {self.bad_in_a_row} steps in a row up to step {self.done - 1} "
+                "had a loss or gradient that is not finite (gradient norm "
+                f"{self.gradient_norm:.4g}; means since the last log point: {parts}); lower "
+                "optimizer.lr_head and optimizer.lr_backbone, set optimizer.clip_norm, or use "
+                "engine.precision=fp32"
             )
         if self.guards.alarm:
             raise UserError(self.guards.alarm)
 
     def _log_line(self, clock: "_Clock") -> dict[str, float]:
         means = self.meter.flush()
-        rates = {}
+        rates: dict[str, float] = {}
         for name, engine in self.engines.items():
             prefix = "lr" if name == STUDENT else f"lr/{name}"
             rates |= {f"{prefix}/{part}": r for part, r in engine.rates(self.done - 1).items()}
@@ -267,14 +273,15 @@ class _Loop:
     # ----------------------------------------------------------------------- checkpoints
 
     def _prepare_saving(self) -> None:
-        """Allocate the writer's buffers after the first step: ZeRO-3 has no optimizer state before it."""
+        """Allocate the writer's buffers, after the first step."""
+        # ZeRO-3 has no optimizer state before it.
         optimizers = self._optimizer_states()
         with self._gathered():
             if self.writer:
                 self.writer.prepare(self._groups(optimizers))
 
     def _save(self, wait: bool) -> None:
-        """Hand a checkpoint of all ranks to rank 0's writer; with `wait`, return when it is on disk."""
+        """Hand a checkpoint to rank 0's writer; with `wait`, return when it is on disk."""
         optimizers = self._optimizer_states()
         problem = None
         with self._gathered():
@@ -328,7 +335,7 @@ class _Clock:
         self._ready = time.perf_counter()
 
     def rates(self, batch: int) -> dict[str, float]:
-        """Images of one domain and all ranks per second, seconds a step, percent of time without data."""
+        """Images of a domain per second over all ranks, seconds a step, percent without data."""
         now = time.perf_counter()
         elapsed = now - self._since
         values = {

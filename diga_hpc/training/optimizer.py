@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule: parameter groups by part and weight decay, polynomial decay."""
+"""Optimizer and schedule: parameter groups by part and weight decay, polynomial rates."""
 
 import torch
 from torch import nn
@@ -13,8 +13,9 @@ PARTS = ("backbone", "head")
 def build_optimizer(network: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
     """Optimizer with each trainable tensor in exactly one group: part x decayed or not.
 
-    Biases and normalisation parameters, the tensors of one dimension, are not decayed. Rates are set before each
-    step (`rates`); a network without `backbone` and `head` trains at the rate of the head.
+    Biases and normalisation parameters, the tensors of one dimension, are not decayed. Rates are
+    set before each step (`rates`); a network without `backbone` and `head` trains at the rate of
+    the head.
     """
     groups = []
     for part, members in _parts(network).items():

@@ -66,7 +66,10 @@ class Stage(ABC):
     @classmethod
     @abstractmethod
     def build(cls, context: Context, planned: Any) -> Self:
-        """Make the stage of an entry of the plan (stages.plan.Planned). All ranks call it together."""
+        """Make the stage of an entry of the plan (stages.plan.Planned).
+
+        All ranks call it together.
+        """
 
 
 class DataPass(Stage):
@@ -105,7 +108,7 @@ class StepOutput:
 
 
 class TrainingStage(Stage):
-    """A stage that trains. The defaults are those of a student with an optional teacher, and nothing else."""
+    """A stage that trains. The defaults are those of a student with an optional teacher."""
 
     name: str
     """Of its checkpoints, log lines and results."""
@@ -153,14 +156,17 @@ class TrainingStage(Stage):
 
     @abstractmethod
     def prepare(self, batch: Batch) -> Prepared:
-        """Views, teacher and labels of a micro batch: what needs no gradient. No host synchronisation."""
+        """Views, teacher and labels of a micro batch: what needs no gradient.
+
+        No host synchronisation.
+        """
 
     @abstractmethod
     def step(self, prepared: Any, networks: Mapping[str, Engine], totals: StepTotals) -> StepOutput:
         """Student and losses of a micro batch. No backward, no logging, no host synchronisation.
 
-        A loss must reach the parameters of its own network alone: a stage with several networks detaches what one
-        hands to the other.
+        A loss must reach the parameters of its own network alone: a stage with several networks
+        detaches what one hands to the other.
         """
 
     def absorb(self, statistics: list[Any]) -> None:

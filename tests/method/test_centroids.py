@@ -1,4 +1,4 @@
-"""Centroids against plain loops (method.md section 6)."""
+"""Centroids against plain loops (docs/method.md, 6)."""
 
 import numpy as np
 import pytest
@@ -80,12 +80,13 @@ def test_labels_at_nodes_are_those_under_the_aligned_corners():
     ("full", "low"), [((9, 12), (3, 4)), ((15, 28), (5, 4)), ((16, 32), (4, 8))]
 )
 def test_labels_at_nodes_are_the_nearest_pixels_in_either_convention(full, low, align_corners):
-    """Positions of nodes from interpolation itself: the coordinates of pixels, seen at the nodes."""
+    """Positions of pixels among the nodes come from interpolation itself."""
     labels = torch.arange(full[0] * full[1]).view(1, *full)
     got = labels_at_nodes(labels, low, align_corners)[0]
     for axis in (0, 1):
         nodes, pixels = low[axis], full[axis]
-        # Interpolation clamps positions beyond the outer nodes: two more nodes on each side, cut off again.
+        # Interpolation clamps positions beyond the outer nodes: two more nodes on each side, cut
+        # off again.
         margin = 0 if align_corners else 2
         ramp = torch.arange(-margin, nodes + margin, dtype=torch.float64).view(1, 1, -1)
         size = pixels if align_corners else pixels * (nodes + 2 * margin) // nodes

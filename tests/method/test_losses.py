@@ -1,4 +1,4 @@
-"""The segmentation loss against torch, and its normaliser over micro batches and ranks (method.md section 3)."""
+"""The segmentation loss against torch, and its normaliser over micro batches."""
 
 import pytest
 import torch
@@ -61,7 +61,8 @@ def test_class_weights_have_mean_one_over_pixels_and_a_limit(tiny_yaml):
 def test_micro_batches_share_one_normaliser():
     """100 and 10 labelled pixels with mean losses 1 and 3 are 1.18 together, not 2.0."""
     segmentation = Segmentation(LossSection(), None, torch.device("cpu"))
-    # Loss per pixel is -log(p) of two classes: p = 1/e, p = 1/e^3, through the difference of two logits.
+    # Loss per pixel is -log(p) of two classes: p = 1/e, p = 1/e^3, through the difference of two
+    # logits.
     labels = torch.full((2, 11, 11), 255, dtype=torch.uint8)
     labels[0].view(-1)[:100] = 0
     labels[1].view(-1)[:10] = 0

@@ -1,4 +1,4 @@
-"""Translators against kornia and full Fourier transforms (method.md section 9)."""
+"""Translators against kornia and full Fourier transforms (docs/method.md, 9)."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,10 @@ def styles(source, target):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("shape", [(2, 3, 13, 17), (3, 41, 66), (1, 3, 1, 5)])
 def test_lab_and_back_as_in_kornia(shape, dtype, tolerance):
-    """Also outside of the colours that a screen has, where both clip. Lab's numbers reach 100, so do its errors."""
+    """Also outside of the colours that a screen has, where both clip.
+
+    Lab's numbers reach 100, so do its errors.
+    """
     from kornia import color
 
     rgb = 1.4 * torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(dtype) - 0.2

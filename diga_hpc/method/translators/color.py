@@ -25,8 +25,8 @@ class ColorStatistics:
 
 def color_statistics(image: torch.Tensor) -> torch.Tensor:
     """Mean and standard deviation of each Lab channel, [2,3], of a whole image uint8 [3,H,W]."""
-    # Of the whole image: a crop's own statistics would say what it shows (road, sky) rather than in which light. Every
-    # n-th pixel is enough, about 64 along the shorter side.
+    # Of the whole image: a crop's own statistics would say what it shows (road, sky) rather than in
+    # which light. Every n-th pixel is enough, about 64 along the shorter side.
     step = max(min(image.shape[-2:]) // 64, 1)
     lab = rgb_to_lab(image[:, ::step, ::step].float() / 255)
     std, mean = torch.std_mean(lab, dim=(1, 2))
@@ -36,9 +36,11 @@ def color_statistics(image: torch.Tensor) -> torch.Tensor:
 def match_color_statistics(
     source: torch.Tensor, own: torch.Tensor, wanted: torch.Tensor
 ) -> torch.Tensor:
-    """Give images the mean and standard deviation of each Lab channel of others (Reinhard et al., 2001).
+    """Give images the mean and standard deviation of each Lab channel of others (Reinhard et al.,
+    2001).
 
-    source [B,3,H,W] in [0,1] RGB; own, wanted [B,2,3]: `color_statistics` of source and target. Returns [B,3,H,W].
+    source [B,3,H,W] in [0,1] RGB; own, wanted [B,2,3]: `color_statistics` of source and target.
+    Returns [B,3,H,W].
     """
     mean, std = own[..., None, None].unbind(1)
     wanted_mean, wanted_std = wanted[..., None, None].unbind(1)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-# From linear sRGB to CIE XYZ and back, and the white of D65 (2 degrees), as kornia and scikit-image have them.
+# From linear sRGB to CIE XYZ and back, and the white of D65 (2 degrees), as kornia and scikit-image
+# have them.
 XYZ_FROM_RGB = (
     (0.412453, 0.357580, 0.180423),
     (0.212671, 0.715160, 0.072169),
@@ -19,9 +20,9 @@ WHITE = (0.95047, 1.0, 1.08883)
 
 
 def rgb_to_lab(image: torch.Tensor) -> torch.Tensor:
-    """Convert sRGB in [0,1] to CIE Lab, [...,3,H,W] (IEC 61966-2-1, CIE 15), as kornia computes it."""
-    # Constants are Python numbers here and in lab_to_rgb: kornia makes tensors of them in every call, and copying one
-    # to a GPU waits for the device.
+    """Convert sRGB in [0,1] to CIE Lab, [...,3,H,W] (IEC 61966-2-1, CIE 15), as kornia does."""
+    # Constants are Python numbers here and in lab_to_rgb: kornia makes tensors of them in every
+    # call, and copying one to a GPU waits for the device.
     linear = torch.where(
         image > 0.04045, ((image + 0.055).clamp(min=0) / 1.055) ** 2.4, image / 12.92
     )
