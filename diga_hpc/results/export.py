@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diga_hpc.errors import UserError
+from diga_hpc.run.directory import checkpoint_step
 from diga_hpc.run.files import atomic_write
 from diga_hpc.training import checkpoint, tensor_file
 
@@ -23,7 +24,7 @@ def export(path: Path, to: Path, network: str) -> None:
     if to.suffix != checkpoint.TENSORS:
         raise UserError(f"--to {to}: expected a name that ends in {checkpoint.TENSORS}")
     folder = to.parent.resolve()
-    if any(checkpoint.NAME.fullmatch(each.name) for each in (folder, *folder.parents)):
+    if any(checkpoint_step(each.name) is not None for each in (folder, *folder.parents)):
         raise UserError(f"--to {to}: is in a checkpoint's folder; choose another place")
     _, found = find_checkpoint(path)
     source = found / f"{network}{checkpoint.TENSORS}"
