@@ -136,7 +136,7 @@ def _ground(scene: Scene, street: Street) -> None:
 
 
 def _zebra(scene: Scene, r: float, z: float, paint: Colour) -> None:
-    """A pedestrian crossing over the whole road."""
+    """A pedestrian crossing from kerb to kerb."""
     for s in np.arange(-r + 0.4, r - 0.5, 1.0).tolist():
         scene.detail(scene.floor(s, s + 0.5, z, z + 2.6), paint)
 
