@@ -69,11 +69,16 @@ def load_choice(table: Mapping[str, str], name: str) -> Any:
 
     Raises UserError if there is no such module or attribute: the entry of an extension is wrong.
     """
-    module, _, attribute = table[name].partition(":")
+    return load(table[name], name)
+
+
+def load(implementation: str, name: str) -> Any:
+    """Import `module:attribute`, which is registered as `name`. Raises UserError as `load_choice`."""
+    module, _, attribute = implementation.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"{name!r} is registered as {table[name]!r}, which cannot be imported ({error}); "
+            f"{name!r} is registered as {implementation!r}, which cannot be imported ({error}); "
             "correct the entry, written `module:attribute`, in the extension that registers it"
         ) from error

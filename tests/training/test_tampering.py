@@ -273,7 +273,7 @@ def stopped(tiny_yaml, tmp_path):
     """A configuration whose warm-up stopped at step 2, and that checkpoint."""
     config = load(tiny_yaml, tmp_path / "run", "source_only=null", "warm_up.start=model")
     with pytest.raises(Stopped):
-        Pipeline(config, stop_after=2).warm_up()
+        Pipeline(config, stop_after=2).run("warm-up")
     return config, config.run_dir / "checkpoints/warm_up/step_00000002"
 
 
@@ -312,7 +312,7 @@ def test_valid_tensors_of_another_network_are_an_error_that_names_the_file(stopp
     with pytest.raises(
         UserError, match=r"step_00000002/\w+.safetensors: not of this network.*remove"
     ):
-        Pipeline(config).warm_up()
+        Pipeline(config).run("warm-up")
 
 
 def test_a_checkpoint_behind_the_last_step_is_not_taken_for_a_finished_stage(stopped):
@@ -334,7 +334,7 @@ def test_a_damaged_only_checkpoint_begins_anew_and_predict_refuses_it(stopped, c
     with pytest.raises(UserError, match=r"broken checkpoint \(teacher.safetensors has"):
         predict.find_checkpoint(path)
     with pytest.raises(Stopped):
-        Pipeline(config, stop_after=1).warm_up()
+        Pipeline(config, stop_after=1).run("warm-up")
     assert f"{path}: broken checkpoint (teacher.safetensors has" in caplog.text
 
 
@@ -386,8 +386,8 @@ def test_imagenet_weights_in_a_shared_cache_are_tensors_or_an_error(tmp_path, mo
 def test_damaged_and_foreign_centroids_are_named(tiny_yaml, tmp_path):
     """One centroid for all classes would be broadcast silently."""
     config = load(tiny_yaml, tmp_path / "run", "source_only=null", "warm_up.start=model")
-    Pipeline(config).warm_up()
-    Pipeline(config).pseudo_labels(1)
+    Pipeline(config).run("warm-up")
+    Pipeline(config).run("pseudo-labels", 1)
     file = config.run_dir / "centroids/round_1.safetensors"
     own = load_file(file)
     for foreign in ({"values": own["values"][:1], "seen": own["seen"]}, {"x": own["values"]}, {}):
@@ -395,19 +395,19 @@ def test_damaged_and_foreign_centroids_are_named(tiny_yaml, tmp_path):
         with pytest.raises(
             UserError, match=f"{file}: not centroids of this network and label space"
         ):
-            Pipeline(config).self_training(1)
+            Pipeline(config).run("self-train", 1)
     file.write_bytes(BOMB)
     with pytest.raises(
         UserError, match=r"centroids/round_1.safetensors: not a readable safetensors file"
     ):
-        Pipeline(config).self_training(1)
+        Pipeline(config).run("self-train", 1)
     save_file(own, file)
     with pytest.raises(Stopped):
-        Pipeline(config, stop_after=2).self_training(1)
+        Pipeline(config, stop_after=2).run("self-train", 1)
     newest = config.run_dir / "checkpoints/self_training_1/step_00000002"
     groups, state = checkpoint.load(newest)
     one = groups["extra"] | {"values": groups["extra"]["values"][:1].clone()}
     for foreign in (groups | {"extra": one}, {k: v for k, v in groups.items() if k != "extra"}):
         checkpoint.save(newest.parent, 2, foreign, state, keep=2)
         with pytest.raises(UserError, match="step_00000002/extra.safetensors: not of this network"):
-            Pipeline(config).self_training(1)
+            Pipeline(config).run("self-train", 1)
