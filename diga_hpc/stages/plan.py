@@ -175,7 +175,7 @@ def select(config: Config, command: str, round_number: int = 1) -> list[Planned]
     rounds = max(stage.round for stage in chosen)
     if rounds and not 1 <= round_number <= rounds:
         raise UserError(
-            f"round {round_number} of {command}: `self_training.rounds` is {rounds}; choose a round "
-            f"from 1 to {rounds}, or set more"
+            f"round {round_number} of {command}: `self_training.rounds` is {rounds}; choose a "
+            f"round from 1 to {rounds}, or set more"
         )
     return [stage for stage in chosen if stage.round in (0, round_number)]
