@@ -50,7 +50,7 @@ class Case:
         )
 
 
-# ------------------------------------------------------------------------------------------------------ inputs
+# ------------------------------------------------------------------------------------------- inputs
 
 
 def inputs(case: Case, device: str) -> Inputs:
@@ -90,7 +90,7 @@ def inputs(case: Case, device: str) -> Inputs:
     return made | {"student": (3 * random(rows, K, *nodes)).requires_grad_()}
 
 
-# ------------------------------------------------------------------------------------------- in plain PyTorch
+# --------------------------------------------------------------------------------- in plain PyTorch
 
 
 def eager(case: Case, given: Inputs):
@@ -165,7 +165,7 @@ EAGER: dict[str, Callable] = {
 }
 
 
-# -------------------------------------------------------------------------------------------- other contenders
+# --------------------------------------------------------------------------------- other contenders
 
 
 def fused(case: Case, given: Inputs, module=kernels):
@@ -203,7 +203,7 @@ def liger_kl(case: Case, given: Inputs) -> Tensor:
     return loss(log_p[1], taught[0]) + 0.5 * loss(log_p[0], taught[1])
 
 
-# ------------------------------------------------------------------------------------------------- correctness
+# -------------------------------------------------------------------------------------- correctness
 
 
 def check(case: Case, device: str, contenders: dict[str, Callable]) -> None:

@@ -139,7 +139,7 @@ def _call(function: Callable, backward: bool, case: Case, given: dict) -> Callab
     return both if backward else forward
 
 
-# ------------------------------------------------------------------------------------------------ table and plot
+# ----------------------------------------------------------------------------------- table and plot
 
 
 HEADER = """\

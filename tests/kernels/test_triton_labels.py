@@ -1,25 +1,24 @@
-"""The Triton label operations in Triton's interpreter: the tables of `label_tables.py` on tiny maps."""
+"""The Triton label operations in Triton's interpreter: `helpers/label_tables.py` on tiny maps."""
 
 import os
 
 import pytest
 import torch
-from kernel_truth import random_labels
-from label_tables import *  # noqa: F403  the tables are tests
-from test_kernels_reference_contract import ARGMAX, BAD_INPUT, CONSENSUS, Recorder
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diga_hpc import kernels
+from helpers.kernel_contract import ARGMAX, BAD_INPUT, CONSENSUS, Recorder
+from helpers.kernel_truth import random_labels
+from helpers.label_tables import *  # noqa: F403  imports the tests
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [
-    pytest.mark.skipif(
-        not INTERPRETED, reason="on a GPU machine test_kernels_gpu.py runs these tables"
-    ),
+    pytest.mark.skipif(not INTERPRETED, reason="on a GPU machine test_gpu.py runs these tables"),
     # The interpreter computes with NumPy, which warns where a GPU would not.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
-# (images, K, (h, w), (H, W)): scales 2, 1, 4, 8 and odd ones; strips of 1 to 8 rows; one row; shrinking
+# (images, K, (h, w), (H, W)): scales 2, 1, 4, 8 and odd ones; strips of 1 to 8 rows; one row;
+# shrinking
 TINY = [
     (2, 2, (3, 5), (5, 9)),
     (1, 5, (4, 5), (4, 5)),
@@ -76,19 +75,20 @@ def test_no_full_resolution_tensor_and_no_waiting():
         random_labels(1, K, size),
     )
     seen = torch.ones(K, dtype=torch.bool)
-    with Recorder() as recorder:  # inside the operators: a dispatch mode does not see into them
+    # The functions inside the operators: a dispatch mode does not see into custom operators.
+    with Recorder() as recorder:
         argmax.label_strips([torch.randn(1, K, 3, 4)], size, True, clamp=True)
         consensus.consensus(features, centroids, labels, seen, 255, True)
     assert 0 < recorder.largest < K * size[0] * size[1] / 8
     assert not recorder.waits
 
 
-def test_argmax_allocates_its_result_alone():
-    """Beside inputs and result nothing, whatever the size: below 3 MB at 1024x2048 as well."""
+def test_argmax_allocates_its_result_only():
+    """No temporary memory, whatever the size."""
     from diga_hpc.kernels import argmax
 
     class Allocations(TorchDispatchMode):
-        """Bytes of storages that no argument brought along."""
+        """Bytes of every storage that an operation allocated, by address."""
 
         def __init__(self):
             super().__init__()
@@ -109,7 +109,7 @@ def test_argmax_allocates_its_result_alone():
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_offsets_beyond_32_bits_are_for_the_reference(layout):
+def test_maps_with_offsets_beyond_32_bits_go_to_the_reference(layout):
     from diga_hpc.kernels import argmax
 
     maps = {
@@ -120,7 +120,7 @@ def test_offsets_beyond_32_bits_are_for_the_reference(layout):
 
 
 def test_fakes_agree_with_the_operators():
-    """Shapes, dtypes and strides that torch.compile is told are those that come out."""
+    """The fake implementations give torch.compile the shapes, dtypes and strides of the results."""
     from diga_hpc.kernels import argmax, consensus
 
     logits, labels = torch.randn(2, 3, 3, 4), torch.zeros(2, 5, 14, dtype=torch.uint8)[:, :, ::2]
