@@ -31,8 +31,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from diga_hpc.kernels import argmax, consensus, cross_entropy, distillation, warm_up
-from diga_hpc.kernels.scaled_gradient import scaled_gradient
+from diga_hpc.kernels import consensus, cross_entropy, symmetric_kl, warm_up
+from diga_hpc.kernels._triton_label_strips import label_strips
+from diga_hpc.kernels._triton_scaled_gradient import scaled_gradient
 
 RECORD = Path(__file__).parents[1] / "kernels" / "recorded" / "kernel_resources.json"
 TARGETS = {
@@ -75,7 +76,7 @@ def warm_up_call(K: int, h: int, w: int, **layout) -> None:
 
 def masked_kl_call(K: int, h: int, w: int) -> None:
     logits, mask = empty(2, K, h, w), empty(1, 512, 512, dtype=torch.bool)
-    distillation._symmetric_kl._init_fn(logits, logits, mask, 512, 512, 0.5, 1.0, False, True)
+    symmetric_kl._symmetric_kl._init_fn(logits, logits, mask, 512, 512, 0.5, 1.0, False, True)
 
 
 def cross_entropy_call(K: int, h: int, w: int) -> None:
@@ -84,7 +85,7 @@ def cross_entropy_call(K: int, h: int, w: int) -> None:
 
 
 def argmax_call(K: int, maps: list[tuple[int, int]], size: tuple[int, int], **layout) -> None:
-    argmax.label_strips([empty(1, K, *nodes, **layout) for nodes in maps], size, True, clamp=True)
+    label_strips([empty(1, K, *nodes, **layout) for nodes in maps], size, True, clamp=True)
 
 
 def consensus_call(K: int, D: int, h: int, w: int, **layout) -> None:

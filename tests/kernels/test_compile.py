@@ -80,7 +80,7 @@ for size in [(512, 1024), (513, 1025), (375, 1242), (480, 640), (601, 800), (108
     labels = empty(1, *size, dtype=torch.uint8)
     with intercepted() as launches:
         argmax_call(19, [nodes, half], size)
-        argmax.label_strips([empty(1, 19, *nodes)], size, False, clamp=False, labels=labels)
+        label_strips([empty(1, 19, *nodes)], size, False, clamp=False, labels=labels)
     for kernel, arguments, _ in launches:
         backend = triton.compiler.make_backend(TARGETS["sm_90"])
         bind = create_function_from_signature(kernel.signature, kernel.params, backend)

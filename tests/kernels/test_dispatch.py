@@ -53,7 +53,7 @@ print("diga_hpc.kernels.cross_entropy" in sys.modules)
     [
         (
             {"DIGA_KERNELS": "triton"},
-            "RuntimeError: the Triton kernels were asked for, but the tensors are on cpu",
+            "RuntimeError: the Triton kernels were requested, but the tensors are on cpu",
         ),
         (
             {"DIGA_KERNELS": "fast"},

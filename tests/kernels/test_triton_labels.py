@@ -66,7 +66,7 @@ def test_bad_input(operation, arguments, options, message):
 
 
 def test_no_full_resolution_tensor_and_no_waiting():
-    from diga_hpc.kernels import argmax, consensus
+    from diga_hpc.kernels import _triton_label_strips, consensus
 
     K, size = 2, (24, 32)
     features, centroids, labels = (
@@ -77,7 +77,7 @@ def test_no_full_resolution_tensor_and_no_waiting():
     seen = torch.ones(K, dtype=torch.bool)
     # The functions inside the operators: a dispatch mode does not see into custom operators.
     with Recorder() as recorder:
-        argmax.label_strips([torch.randn(1, K, 3, 4)], size, True, clamp=True)
+        _triton_label_strips.label_strips([torch.randn(1, K, 3, 4)], size, True, clamp=True)
         consensus.consensus(features, centroids, labels, seen, 255, True)
     assert 0 < recorder.largest < K * size[0] * size[1] / 8
     assert not recorder.waits
@@ -85,7 +85,7 @@ def test_no_full_resolution_tensor_and_no_waiting():
 
 def test_argmax_allocates_its_result_only():
     """No temporary memory, whatever the size."""
-    from diga_hpc.kernels import argmax
+    from diga_hpc.kernels import _triton_label_strips
 
     class Allocations(TorchDispatchMode):
         """Bytes of every storage that an operation allocated, by address."""
@@ -102,7 +102,7 @@ def test_argmax_allocates_its_result_only():
 
     maps = [torch.randn(1, 3, 4, 5), torch.randn(1, 3, 2, 3)]
     with Allocations() as allocations:
-        labels, _ = argmax.label_strips(maps, (25, 33), True, clamp=True)
+        labels, _ = _triton_label_strips.label_strips(maps, (25, 33), True, clamp=True)
     assert allocations.bytes.pop(labels.data_ptr()) == labels.numel()
     copies = sum(m.nbytes for m in maps)  # the interpreter's, of its arguments
     assert sum(allocations.bytes.values()) <= copies, allocations.bytes
@@ -110,13 +110,17 @@ def test_argmax_allocates_its_result_only():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_maps_with_offsets_beyond_32_bits_go_to_the_reference(layout):
-    from diga_hpc.kernels import argmax
+    from diga_hpc.kernels import _triton_label_strips
 
     maps = {
         k: torch.empty(3, k, 4096, 4096, device="meta", memory_format=layout)
         for k in (127, 128, 129)
     }
-    assert {k: argmax.supported([m]) for k, m in maps.items()} == {127: True, 128: True, 129: False}
+    assert {k: _triton_label_strips.strips_supported([m]) for k, m in maps.items()} == {
+        127: True,
+        128: True,
+        129: False,
+    }
 
 
 def test_fakes_agree_with_the_operators():

@@ -61,31 +61,31 @@ def test_bad_input(loss, arguments, options, message):
 
 
 def test_no_full_resolution_tensor_and_no_waiting():
-    from diga_hpc.kernels import cross_entropy, distillation, warm_up
+    from diga_hpc.kernels import cross_entropy, symmetric_kl, warm_up
 
     K, size = 2, (24, 32)
     student, teacher = torch.randn(2, K, 3, 4), torch.randn(2, K, 3, 4)
     labels = random_labels(1, K, size)  # noqa: F405
-    target = warm_up.Target(labels, None, 255)
+    target = warm_up.CellTarget(labels, None, 255)
     # The functions inside the operator: a dispatch mode does not see into custom operators.
     with Recorder() as recorder:
         view_1, parts, P = warm_up._scan_student(student, target, 1.0, True, True)
-        distillation.distil(student, parts, P, teacher, size, None, 0.5, 1.0, True)
-        cross_entropy.segment(view_1, labels, True)
+        symmetric_kl.kl_of_scanned_student(student, parts, P, teacher, size, None, 0.5, 1.0, True)
+        cross_entropy.mean_cross_entropy(view_1, labels, True)
     assert recorder.largest < K * size[0] * size[1] / 8
     assert not recorder.waits
 
 
 def test_fakes_agree_with_the_operators():
     """The fake implementations give torch.compile the shapes, dtypes and strides of the results."""
-    from diga_hpc.kernels import cross_entropy, distillation, warm_up
-    from diga_hpc.kernels.scaled_gradient import scaled_gradient
+    from diga_hpc.kernels import cross_entropy, symmetric_kl, warm_up
+    from diga_hpc.kernels._triton_scaled_gradient import scaled_gradient
 
     student = torch.randn(2, 3, 3, 4).to(memory_format=torch.channels_last)
     labels, factor, one = torch.zeros(1, 5, 7, dtype=torch.uint8), torch.ones(2), torch.ones(())
     calls = [
-        (distillation._symmetric_kl, (student, student, None, 5, 7, 0.5, 1.0, True, True)),
-        (distillation._symmetric_kl, (student, student, None, 5, 7, 0.5, 1.0, True, False)),
+        (symmetric_kl._symmetric_kl, (student, student, None, 5, 7, 0.5, 1.0, True, True)),
+        (symmetric_kl._symmetric_kl, (student, student, None, 5, 7, 0.5, 1.0, True, False)),
         (cross_entropy._cross_entropy, (student[:1], labels, None, 255, True, True, True)),
         (warm_up._warm_up, (student, student, labels, None, 0.5, 1.0, 255, True, True, True)),
         (warm_up._warm_up, (student, student, labels, None, 0.5, 1.0, 255, True, True, False)),
