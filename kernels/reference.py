@@ -250,7 +250,7 @@ def consensus_labels(
         for tile in upsampling.tiles(features.shape[0], K):
             winner, best = _lowest_argmax(upsampling.up(nodes, tile))
             label, valid = target.on(tile, nodes.dtype)
-            # The maximum is above 0 wherever a class can be named.
+            # The maximum is above 0 wherever a class is valid.
             agreed = (winner == label) & (best > 0) & (valid > 0)
             chosen = label.where(agreed, ignore_index)
             consensus[tile] = chosen.squeeze(2).transpose(0, 1).to(torch.uint8)

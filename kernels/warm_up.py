@@ -105,7 +105,7 @@ def _keep_gradients(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None
 def _backward(
     ctx: Any, label_upstream: Tensor | None, _a: None, _b: None, upstream: Tensor | None, *_: None
 ) -> tuple[Tensor | None, ...]:
-    """The gradient in the student's logits; a loss that nobody differentiates has no upstream."""
+    """The gradient in the student's logits. A loss that is not used has no upstream gradient."""
     if upstream is None and label_upstream is None:
         return (None,) * 10
     label_gradient, label_factor, gradient, factor = ctx.saved_tensors
