@@ -43,8 +43,9 @@ def test_argmax_of_two_scales(shape, device, align_corners):
     assert clear.float().mean() > 0.97
 
 
+@corners
 @pytest.mark.parametrize("count", [1, 4])
-def test_argmax_of_other_numbers_of_scales(grid, device, count):
+def test_argmax_of_other_numbers_of_scales(grid, device, count, align_corners):
     """One and four scales, a mirrored one, several dtypes and layouts in one call."""
     small, large = aligned(grid)
     maps = [
@@ -54,18 +55,20 @@ def test_argmax_of_other_numbers_of_scales(grid, device, count):
         torch.randn(2, 10, small[0] + 2, 2 * small[1])[:, ::2, 1:-1, ::2],
     ][:count]
     maps = [m.to(device) for m in maps]
-    labels = kernels.argmax_labels(maps if count > 1 else maps[0], large)
-    highest = torch.stack([upsampled(m.double(), large, True) for m in maps]).amax(0)
+    given = maps if count > 1 else maps[0]
+    labels = kernels.argmax_labels(given, large, align_corners=align_corners)
+    highest = torch.stack([upsampled(m.double(), large, align_corners) for m in maps]).amax(0)
     winner, clear = true_winner(highest, labels)
     assert torch.equal(labels[clear].long(), winner[clear])
 
 
+@corners
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_argmax_dtypes(grid, device, dtype):
+def test_argmax_dtypes(grid, device, dtype, align_corners):
     small, large = aligned(grid)
     logits = torch.randn(2, 19, *small).to(dtype).to(device)
-    labels = kernels.argmax_labels(logits, large)
-    winner, clear = true_winner(upsampled(logits.double(), large, True), labels)
+    labels = kernels.argmax_labels(logits, large, align_corners=align_corners)
+    winner, clear = true_winner(upsampled(logits.double(), large, align_corners), labels)
     assert torch.equal(labels[clear].long(), winner[clear])
 
 
@@ -129,16 +132,20 @@ def test_consensus(shape, device, align_corners):
     assert torch.equal(kept, torch.bincount(found.flatten().long(), minlength=256)[:K])
 
 
+@corners
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_consensus_dtypes_and_layouts(grid, device, dtype):
+def test_consensus_dtypes_and_layouts(grid, device, dtype, align_corners):
     """channels_last features; sliced centroids; sliced int64 labels, some outside the classes."""
     small, large = aligned(grid)
     features = torch.randn(2, 11, *small).to(dtype).to(memory_format=torch.channels_last).to(device)
     centroids = torch.randn(11, 10).t()[::2].to(device)
     labels = random_labels(2, 5, (large[0], 2 * large[1])).long().to(device)[:, :, ::2]
     labels[:, 0, :3] = torch.tensor([-1, 5, 2**32 + 1], device=device)
-    found, kept = kernels.consensus_labels(features, centroids, labels, ignore_index=7)
-    winner, clear = true_winner(true_probabilities(features, centroids, large, True), labels, 1e-6)
+    found, kept = kernels.consensus_labels(
+        features, centroids, labels, ignore_index=7, align_corners=align_corners
+    )
+    truth = true_probabilities(features, centroids, large, align_corners)
+    winner, clear = true_winner(truth, labels, 1e-6)
     expected = torch.where(labels == winner, labels, 7)
     assert torch.equal(found[clear].long(), expected[clear])
     assert torch.equal(kept, torch.bincount(found.flatten().long(), minlength=8)[:5])

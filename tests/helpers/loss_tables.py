@@ -87,7 +87,8 @@ def test_cross_entropy(normal_shape, device, align_corners, normalizer):
     )
 
 
-def test_warm_up_with_options(normal_shape, device):
+@corners
+def test_warm_up_with_options(normal_shape, device, align_corners):
     """Temperature other than 1 (two scans of the student), ignore_index < K, class weights."""
     student, teacher, labels, size = maps(normal_shape, device)
     weights = torch.rand(student.shape[1]).to(device)
@@ -102,13 +103,15 @@ def test_warm_up_with_options(normal_shape, device):
             reverse_weight=0.25,
             temperature=0.5,
             ignore_index=1,
+            align_corners=align_corners,
         )
         return losses[0] + 3 * losses[1]
 
     def truth(s):
         ignored = labels.masked_fill(labels == 1, 255)
-        soft = true_kl(s, teacher, size, reverse_weight=0.25, temperature=0.5)
-        return true_ce(s[: len(labels)], ignored, class_weights=weights) + 3 * soft
+        soft = true_kl(s, teacher, size, align_corners, reverse_weight=0.25, temperature=0.5)
+        hard = true_ce(s[: len(labels)], ignored, align_corners, class_weights=weights)
+        return hard + 3 * soft
 
     assert_matches(ours, truth, student)
 

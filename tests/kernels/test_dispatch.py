@@ -1,5 +1,6 @@
 """The choice between reference and Triton: by device, environment, context manager, probe."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -117,6 +118,24 @@ def test_tensors_may_be_passed_by_name():
     logits, labels = torch.randn(1, 2, 3, 3), torch.zeros(1, 5, 5, dtype=torch.uint8)
     expected = kernels.cross_entropy_loss(logits, labels)
     assert torch.equal(kernels.cross_entropy_loss(labels=labels, logits=logits), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("symmetric_kl_loss", "symmetric_kl"),
+        ("cross_entropy_loss", "cross_entropy"),
+        ("warm_up_loss", "warm_up"),
+        ("consensus_labels", "consensus"),
+        ("argmax_labels", "argmax"),
+    ],
+)
+def test_reference_and_triton_have_one_signature(name, module):
+    """Keywords and defaults; every operation has `align_corners`, True by default."""
+    public = inspect.signature(getattr(kernels, name))
+    assert public == inspect.signature(getattr(kernels.reference, name))
+    assert public == inspect.signature(_dispatch._load(module, name))
+    assert public.parameters["align_corners"].default is True
 
 
 @pytest.mark.parametrize(
