@@ -8,7 +8,8 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import _measure  # noqa: E402
 import _operations  # noqa: E402
+import _soak_report  # noqa: E402
 import bench_kernels  # noqa: E402
 import compare  # noqa: E402
 
-__all__ = ["BENCHMARKS", "_measure", "_operations", "bench_kernels", "compare"]
+__all__ = ["BENCHMARKS", "_measure", "_operations", "_soak_report", "bench_kernels", "compare"]
