@@ -23,9 +23,9 @@ import torch
 from _measure import environment
 from torch import nn
 
-from diga_hpc import checkpoint
-from diga_hpc.checkpoint_writer import CheckpointWriter
 from diga_hpc.config import LoggingSection
+from diga_hpc.training import checkpoint
+from diga_hpc.training.checkpoint_writer import CheckpointWriter
 
 CHANNELS = 512
 

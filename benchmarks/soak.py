@@ -43,8 +43,9 @@ from _soak_report import Kill, Totals, write_report
 from PIL import Image
 
 import diga_hpc.stages.pipeline
-from diga_hpc import checkpoint, cli
-from diga_hpc.data import streets
+from diga_hpc import cli
+from diga_hpc.datasets.streets import scenes as streets
+from diga_hpc.training import checkpoint
 
 CONFIG = """
 run_dir: unused

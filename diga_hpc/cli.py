@@ -1,15 +1,18 @@
-"""The command `diga-hpc`. Heavy modules are imported inside the commands, so that --help is instant."""
+"""The command `diga-hpc`.
 
-import logging
+Heavy modules are imported inside the commands, so that --help is instant.
+"""
+
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from diga_hpc import config as configuration
-from diga_hpc import failures, processes, ranks
+from diga_hpc.distributed import failures, processes
 from diga_hpc.errors import (
     EXIT_STOPPED,
     EXIT_USER_ERROR,
@@ -17,10 +20,13 @@ from diga_hpc.errors import (
     ReportedByRank0,
     Stopped,
     UserError,
+    one_line,
 )
+from diga_hpc.terminal import find_ranks, log_to_terminal
 
 app = typer.Typer(
-    help="Adapt a segmentation network from labelled source images to unlabelled target images (DiGA, CVPR 2023).",
+    help="Adapt a segmentation network from labelled source images to unlabelled target images "
+    "(DiGA, CVPR 2023).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -40,7 +46,8 @@ Overrides = Annotated[
 StopAfter = Annotated[
     Optional[int],
     typer.Option(
-        help="Stop cleanly after this many training steps, as a signal would; the same command goes on."
+        help="Stop cleanly after this many training steps, as a signal would; the same command "
+        "resumes."
     ),
 ]
 Round = Annotated[int, typer.Option("--round", min=1, help="Which round of self-training.")]
@@ -48,7 +55,8 @@ Round = Annotated[int, typer.Option("--round", min=1, help="Which round of self-
 
 @app.command()
 def pipeline(config: ConfigPath, overrides: Overrides = None, stop_after: StopAfter = None) -> None:
-    """Run every stage that is not done yet: source only, warm-up, pseudo labels, self-training, evaluation, report.
+    """Run every stage that is not done yet: source only, warm-up, pseudo labels, self-training,
+    evaluation, report.
 
     Started again with the same configuration it goes on where it stopped. On several processes:
     torchrun --nproc-per-node 2 -m diga_hpc pipeline CONFIG
@@ -64,7 +72,7 @@ def warm_up(config: ConfigPath, overrides: Overrides = None, stop_after: StopAft
 
 @app.command("pseudo-labels")
 def pseudo_labels(config: ConfigPath, overrides: Overrides = None, round_number: Round = 1) -> None:
-    """Label the target's training images with the network trained before a round, and compute class centroids."""
+    """Label the target's images with the network trained before a round; compute centroids."""
     _run("pseudo-labels", config, overrides, round_number=round_number)
 
 
@@ -81,8 +89,22 @@ def self_train(
 
 @app.command()
 def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Measure every network trained so far on the validation images; writes results.json and report.html."""
+    """Measure every trained network on the validation images: results.json and report.html."""
     _run("evaluate", config, overrides)
+
+
+@app.command()
+def stage(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A stage of yours, or one of the commands above.")
+    ],
+    config: ConfigPath,
+    overrides: Overrides = None,
+    round_number: Round = 1,
+    stop_after: StopAfter = None,
+) -> None:
+    """Run one stage by its name: also one that an extension has registered."""
+    _run(name, config, overrides, round_number=round_number, stop_after=stop_after)
 
 
 @app.command()
@@ -107,7 +129,7 @@ def predict(
     network: Annotated[str, typer.Option(help="student or teacher")] = "student",
 ) -> None:
     """Segment your own images: class indices, colour masks, and masks laid over the images."""
-    from diga_hpc.predict import predict as run_predict
+    from diga_hpc.results.predict import predict as run_predict
 
     log_to_terminal()
     count = run_predict(weights, images, output, network)
@@ -122,8 +144,8 @@ def check(
         bool, typer.Option(help="Look at 20 images of each data set instead of all.")
     ] = False,
 ) -> None:
-    """Check configuration and data without training: files, pairs, sizes, label ids; say what would run."""
-    from diga_hpc.check import check as run_check
+    """Check configuration and data without training: files, pairs, sizes, label ids, stages."""
+    from diga_hpc.stages.check import check as run_check
 
     log_to_terminal()
     run_check(configuration.load(config, overrides or []), limit=20 if quick else None)
@@ -160,8 +182,8 @@ def inspect(
         bool, typer.Option("--config", help="Show the whole configuration it is of.")
     ] = False,
 ) -> None:
-    """Say what a checkpoint holds, from which configuration, commit and step, and whether it is whole."""
-    from diga_hpc.inspection import describe
+    """Say what a checkpoint holds, from which configuration and step, and whether it is corrupt."""
+    from diga_hpc.results.inspection import describe
 
     text, whole = describe(path, config)
     print(text)
@@ -178,7 +200,7 @@ def export(
     network: Annotated[str, typer.Option(help="student or teacher")] = "student",
 ) -> None:
     """Write a trained network for use elsewhere; `model.weights` of another run takes it too."""
-    from diga_hpc.inspection import export as run_export
+    from diga_hpc.results.export import export as run_export
 
     run_export(path, to, network)
     print(f"{network} of {path}: {to}")
@@ -187,11 +209,23 @@ def export(
 @app.command()
 def report(run_dir: Annotated[Path, typer.Argument(help="The run directory.")]) -> None:
     """Write RUN_DIR/report.html: curves, results, per-class IoU, pictures."""
-    from diga_hpc.report import write_report
+    from diga_hpc.results.report import write_report
 
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir}: no config.yaml in it, so it is not a run directory")
     print(write_report(run_dir))
+
+
+@app.command()
+def figure(
+    run_dir: Annotated[Path, typer.Argument(help="The directory of a finished run.")],
+    file: Annotated[Path, typer.Argument(help="The .png file to write.")],
+) -> None:
+    """Draw one row of pictures: source, target, truth, labels before and after adaptation."""
+    from diga_hpc.results.figure import figure as draw_figure
+
+    draw_figure(run_dir, file)
+    print(file)
 
 
 @app.command()
@@ -242,8 +276,8 @@ def launch(
     wait: Annotated[bool, typer.Option(help="Wait for the end, and print the results.")] = False,
 ) -> None:
     """Submit a stage, the pipeline or a sweep to Slurm, one task a GPU; interrupted jobs go on by themselves."""
-    from diga_hpc import launch as launching
-    from diga_hpc.sweep import parse
+    from diga_hpc.launch import submit as launching
+    from diga_hpc.launch.sweep import parse
 
     log_to_terminal()
     options = dict(
@@ -271,8 +305,8 @@ def status(
     lines: Annotated[int, typer.Option(min=1, help="Of the logs of failed ranks.")] = 10,
 ) -> None:
     """Show the jobs, stages and failures of a run, or the table of a sweep."""
-    from diga_hpc import status as reading
-    from diga_hpc import sweep
+    from diga_hpc.launch import status as reading
+    from diga_hpc.launch import sweep
 
     if (directory / sweep.SWEEP_FILE).is_file():
         sweep.show(directory)
@@ -280,54 +314,47 @@ def status(
         reading.show(directory, lines)
 
 
-def _run(stage: str, config: Path, overrides: list[str] | None, **options: int | None) -> None:
+def _run(
+    command: str,
+    config: Path,
+    overrides: list[str] | None,
+    *,
+    round_number: int = 1,
+    stop_after: int | None = None,
+) -> None:
     from diga_hpc import job
 
     log_to_terminal()
-    job.run(stage, config, overrides or [], **options)
-
-
-def log_to_terminal() -> None:
-    """Our own messages at level INFO from rank 0 and warnings from everywhere, on standard error."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
-    )
-    if _ranks().rank == 0:
-        logging.getLogger("diga_hpc").setLevel(logging.INFO)
-
-
-def _ranks() -> ranks.Ranks:
-    try:
-        return ranks.find()
-    except UserError:  # said by whoever starts the ranks
-        return ranks.Ranks()
+    job.run(command, config, overrides or [], round_number=round_number, stop_after=stop_after)
 
 
 def main() -> None:
-    """Entry point: user errors are one line and exit code 2, a requested stop is exit code 75.
+    """Entry point: a user error is one line and exit code 2, a requested stop exit code 75.
 
-    Among several ranks the last line says rank, host and cause, and nothing is waited for after it.
+    Among several ranks the last line says rank, host and cause.
     """
-    me = _ranks()
+    me = find_ranks()
     where = f"rank {me.rank} on {processes.host()}: " if me.size > 1 else ""
-    end = failures.leave if me.size > 1 else sys.exit
+    # Among several ranks libraries may wait for ranks that are gone: nothing is waited for.
+    end: Callable[[int], object] = failures.leave if me.size > 1 else sys.exit
     try:
         app()
     except ReportedByRank0:
         sys.exit(EXIT_USER_ERROR)
     except UserError as error:
-        print(f"diga-hpc: {where}error: {failures.summary(error)}", file=sys.stderr)
+        print(f"diga-hpc: {where}error: {one_line(error)}", file=sys.stderr)
         end(EXIT_USER_ERROR)
     except JobFailed as failed:
         print(f"diga-hpc: {failed}", file=sys.stderr)
         sys.exit(1)
     except Stopped as stopped:
-        if not me.rank:  # all ranks have agreed on it
+        # All ranks have agreed on it.
+        if not me.rank:
             print(f"diga-hpc: {stopped}; {stopped.remedy}", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
     except Exception as error:
         if me.size == 1:
             raise
         traceback.print_exc()
-        print(f"diga-hpc: {where}failed: {failures.summary(error)}", file=sys.stderr)
+        print(f"diga-hpc: {where}failed: {one_line(error)}", file=sys.stderr)
         end(failures.EXIT_FAILED)

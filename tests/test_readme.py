@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import diga
 
-ROOT = Path(__file__).parent.parent
+from helpers.commands import diga
+from helpers.paths import ROOT
+
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
 COMMANDS = [
@@ -111,7 +112,7 @@ def test_the_library_example_runs(tmp_path):
 def test_the_launch_example_runs(tmp_path):
     """On this machine, with two of its three seeds; on a cluster: tests/test_slurm_launch.py."""
     fewer = ", ".join(repr(o) for o in FEWER_STEPS)
-    text = example("launch.submit(").replace(
+    text = example("submission = submit(").replace(
         '"run_dir=runs/sweep"]', f'"run_dir=runs/sweep", {fewer}]'
     )
     text = (

@@ -1,19 +1,68 @@
-"""Segmentation networks: one call builds one, one interface serves the whole method.
+"""Segmentation networks, one architecture per file. Loads no torch until a network is built.
 
-`build_model(name, K)` returns a `SegmentationModel`: images in, `Prediction(logits, features)` out. One file
-an architecture; `base.py` is what they share, `weights.py` reads starting weights.
+    MODELS                              name -> "module:Class"; `model.name` must be one of its keys
+    build(config.model, num_classes)    the network that a configuration describes
+    build_model(name, num_classes)      the same from keywords, for use without a configuration
+
+To add a network, write a subclass of `base.SegmentationModel` and register it with one line:
+`MODELS["name"] = "module:Class"`, here or in a module outside the package that the configuration
+lists under `extensions`. `weights.py` reads starting weights.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from .base import ImageNormalization, Prediction, SegmentationModel
-from .deeplabv2 import DeepLabV2ResNet101
-from .lite import Lite
-from .weights import load_starting_weights, read_starting_weights
+from diga_hpc.errors import UserError
+from diga_hpc.section import load_choice
 
-__all__ = ["ImageNormalization", "Prediction", "SegmentationModel", "build_model"]
+if TYPE_CHECKING:
+    from diga_hpc.models.base import SegmentationModel
 
-MODELS = {"deeplabv2_resnet101": DeepLabV2ResNet101, "lite": Lite}
+MODELS = {
+    "deeplabv2_resnet101": "diga_hpc.models.deeplabv2:DeepLabV2ResNet101",
+    "lite": "diga_hpc.models.lite:Lite",
+}
+
+
+class ModelSettings(Protocol):
+    """The keys of section `model` of a configuration that `build` reads."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def weights(self) -> str: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def batch_norm(self) -> str: ...
+    @property
+    def normalization(self) -> str | None: ...
+
+
+def build(
+    settings: ModelSettings, num_classes: int, *, weights: str | Path | None = None
+) -> "SegmentationModel":
+    """Build the network that section `model` of a configuration describes; see `build_model`.
+
+    Args:
+        settings: the section.
+        num_classes: K, the number of logits.
+        weights: starting weights to use in place of the section's, e.g. those of a trained stage.
+
+    Raises:
+        UserError: weights that are absent, unreadable or do not fit; other values that do not fit.
+    """
+    try:
+        return build_model(
+            settings.name,
+            num_classes,
+            weights=settings.weights if weights is None else weights,
+            dropout=settings.dropout,
+            batch_norm=settings.batch_norm,
+            normalization=settings.normalization,
+        )
+    except ValueError as error:
+        raise UserError(f"`model`: {error}") from error
 
 
 def build_model(
@@ -24,22 +73,26 @@ def build_model(
     dropout: float = 0.1,
     batch_norm: str = "train",
     normalization: str | None = None,
-) -> SegmentationModel:
+) -> "SegmentationModel":
     """Build a network with its starting weights, on the CPU in float32, in training mode.
 
     Args:
-        name: "deeplabv2_resnet101" (the reference's network) or "lite" (small, for CPUs and tests).
+        name: a key of MODELS: "deeplabv2_resnet101" (the reference's network), "lite" (for CPUs and
+            tests) or the name of a network of yours.
         num_classes: K, the number of logits.
-        weights: "random" (reproducible after `torch.manual_seed`), "imagenet" (encoder only) or the path of
-            a .safetensors, .pth or .pt file in our layout or a published one. Never falls back to random.
+        weights: "random" (reproducible after `torch.manual_seed`), "imagenet" (encoder only) or the
+            path of a .safetensors, .pth or .pt file in our layout or a published one. Never falls
+            back to random.
         dropout: probability that a feature channel is zeroed in training, in [0, 1).
-        batch_norm: "train" (batch statistics in training) or "frozen" (running statistics, never updated).
-        normalization: "imagenet", "caffe" or "inception" (see `ImageNormalization`). None takes what the
-            weights were trained with: what our own files record, "caffe" for published DeepLab files, else
-            the model's default.
+        batch_norm: "train" (batch statistics in training) or "frozen" (running statistics, never
+            updated).
+        normalization: "imagenet", "caffe" or "inception" (see `ImageNormalization`). None: what the
+            weights were trained with, as recorded in our files, "caffe" for published DeepLab
+            files, else the network's default.
 
     Raises:
-        ValueError: an argument outside those named above; weights that are absent, unreadable or do not fit.
+        ValueError: an argument outside those named above; weights that are absent, unreadable or do
+            not fit.
     """
     if name not in MODELS:
         raise ValueError(
@@ -49,12 +102,14 @@ def build_model(
         raise ValueError(f"num_classes is {num_classes}: expected at least 2, not counting 255")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}: expected a probability in [0, 1), e.g. 0.1")
-    model_class = MODELS[name]
-    # Read before building: the file decides the normalisation, and a wrong path fails within a second.
+    from diga_hpc.models.weights import load_starting_weights, read_starting_weights
+
+    model_class = load_choice(MODELS, name)
+    # Before the network: the file decides the normalisation, and a wrong path fails at once.
     start = None if weights == "random" else read_starting_weights(model_class, weights)
     if normalization is None:
         normalization = (start and start.normalization) or model_class.default_normalization
-    model = model_class(
+    model: SegmentationModel = model_class(
         num_classes, dropout=dropout, batch_norm=batch_norm, normalization=normalization
     )
     if start is not None:

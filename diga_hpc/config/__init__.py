@@ -1,0 +1,56 @@
+"""Configuration: files and overrides in file.py; the sections in schema.py, data.py and
+stages.py."""
+
+from diga_hpc.config.data import CustomClass, DataSection
+from diga_hpc.config.file import as_yaml, differences, flat, identity, load, save
+from diga_hpc.config.schema import (
+    Config,
+    EngineSection,
+    GuardSection,
+    LoggingSection,
+    LossSection,
+    ModelSection,
+    OptimizerSection,
+    TeacherSection,
+    TranslatorSection,
+)
+from diga_hpc.config.stages import (
+    BatchSection,
+    CentroidSection,
+    DistillationSection,
+    EvaluationSection,
+    PseudoLabelSection,
+    SelfTrainingSection,
+    SourceOnlySection,
+    TrainingSection,
+    WarmUpSection,
+)
+
+__all__ = [
+    "BatchSection",
+    "CentroidSection",
+    "Config",
+    "CustomClass",
+    "DataSection",
+    "DistillationSection",
+    "EngineSection",
+    "EvaluationSection",
+    "GuardSection",
+    "LoggingSection",
+    "LossSection",
+    "ModelSection",
+    "OptimizerSection",
+    "PseudoLabelSection",
+    "SelfTrainingSection",
+    "SourceOnlySection",
+    "TeacherSection",
+    "TrainingSection",
+    "TranslatorSection",
+    "WarmUpSection",
+    "as_yaml",
+    "differences",
+    "flat",
+    "identity",
+    "load",
+    "save",
+]

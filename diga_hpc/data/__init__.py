@@ -1,1 +1,0 @@
-"""Data: label spaces, data sets, geometry, and batches that depend on (seed, sample number) alone."""

@@ -1,0 +1,79 @@
+"""Files that a run passes over because they cannot be read: at most data.skip_errors of them.
+
+RUN_DIR/skipped_data.json lists what was wrong with each, of all ranks and starts. A file that was mended counts until
+its entry is removed there.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Iterator
+
+from diga_hpc.config import Config
+from diga_hpc.distributed.world import World
+from diga_hpc.errors import UserError
+from diga_hpc.loading.dataset import Dataset, Sample
+from diga_hpc.loading.loader import inference_images
+from diga_hpc.run.directory import Run
+from diga_hpc.run.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+
+class BrokenFiles:
+    """What this rank found, and what is known of the others. All ranks make it, and call `write`, together."""
+
+    def __init__(self, config: Config, run: Run, world: World):
+        self.limit = config.data.skip_errors
+        self.workers = config.data.workers
+        self.path = run.skipped_data
+        self.world = world
+        self.known = _by_file(world.broadcast(read_json(self.path, []) if world.is_main else None))
+        self.mine = dict(self.known)
+
+    def add(self, problems: Iterable[str]) -> None:
+        """What was wrong with files. Raises UserError as soon as this rank alone knows of too many."""
+        self.mine = _by_file(problems) | self.mine
+        self._check(self.mine)
+
+    def images(self, dataset: Dataset, indices: list[int]) -> Iterator[Sample | None]:
+        """Images for inference, one item an index; None for one that is passed over."""
+        pin_memory, may_break = self.world.device.type == "cuda", self.limit > 0
+        for item in inference_images(
+            dataset, indices, self.workers, pin_memory=pin_memory, may_break=may_break
+        ):
+            if isinstance(item, str):
+                self.add([item])
+                item = None
+            yield item
+
+    def write(self) -> None:
+        """Bring the ranks together, if any file may be passed over, and list them."""
+        if not self.limit:
+            return
+        found = _by_file(self.world.union(set(self.mine.values()))) | self.known
+        if found == self.known:
+            return
+        if self.world.is_main:
+            log.warning("broken files passed over so far: %d, listed in %s", len(found), self.path)
+            write_json(self.path, sorted(found.values()))
+        self._check(found)
+        self.known, self.mine = found, dict(found)
+
+    def _check(self, found: dict[str, str]) -> None:
+        if len(found) > self.limit:
+            new = found.keys() - self.known.keys() or found.keys()
+            raise UserError(
+                f"{found[min(new)]}; with it {len(found)} files are broken and data.skip_errors is {self.limit}: mend "
+                f"them and remove their entries from {self.path} (or all of it), or raise data.skip_errors"
+            )
+
+
+def _by_file(problems: Iterable[str]) -> dict[str, str]:
+    """File -> what is wrong with it: one text each, since two reads may fail in two ways. The texts begin with it."""
+    return {_file(text): text for text in sorted(problems, reverse=True)}
+
+
+def _file(problem: str) -> str:
+    """Up to its suffix: names of folders may hold a colon."""
+    found = re.match(r".*?\.\w+(?=: )", problem)
+    return found[0] if found else problem

@@ -1,0 +1,247 @@
+"""Engine: DeepSpeed behind what a stage needs of it. The only module that imports deepspeed.
+
+    engine(images) -> Prediction     forward pass in the configured precision
+    engine.backward(loss, samples)   once a micro batch
+    engine.step(step) -> StepResult  after the last one: update, or nothing if not all is finite
+    engine.gathered()                complete parameters on every rank, under every ZeRO stage
+    engine.optimizer_state()         complete, per parameter: loads under any ZeRO stage and ranks
+
+A stage that trains several networks has an engine for each.
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from diga_hpc.config import Config, OptimizerSection, TrainingSection
+from diga_hpc.distributed.world import World
+from diga_hpc.models.base import Prediction
+from diga_hpc.models.batch_norm import moving_statistics
+from diga_hpc.training.optimizer import MOMENTS, build_optimizer, rates
+from diga_hpc.training.precision import Precision
+
+# DeepSpeed prints its own throughput every so many steps: never.
+NEVER = 2**62
+
+
+class StepResult(NamedTuple):
+    """Outcome of a step."""
+
+    applied: bool
+    """False: a loss or gradient was not finite, and nothing was changed."""
+    gradient_norm: float
+    """Global norm before clipping."""
+
+
+class Engine:
+    """A network and its optimizer on this rank's device; replicated or partitioned as ZeRO says."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer_section: OptimizerSection,
+        config: Config,
+        section: TrainingSection,
+        world: World,
+    ):
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # A C++ extension for ranks that share a CPU host; DeepSpeed would compile it at the first
+        # start.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self._deepspeed = deepspeed
+        self.optimizer_section = optimizer_section
+        self.section = section
+        self.world = world
+        self.network = network.to(world.device)
+        self.autocast = Precision.of(config.engine, world.device)
+        share = section.batch.share(world.size)
+        self.micro_batch = min(config.engine.micro_batch or share, share)
+        # The last micro batch may be smaller than the others.
+        self.accumulation = -(-share // self.micro_batch)
+        self._share = share
+        self._backwards = 0
+        self._zero = config.engine.zero_stage
+        optimizer = build_optimizer(self.network, optimizer_section)
+        self._engine, *_ = deepspeed.initialize(
+            model=self.network,
+            optimizer=optimizer,
+            config=self._deepspeed_config(),
+            dist_init_required=False,
+        )
+        self._torch_optimizer = optimizer
+        self._moments = MOMENTS[optimizer_section.name]
+        self._clear_optimizer()
+        # Forward passes change buffers before it is known whether the step is finite: a copy takes
+        # them back.
+        self._buffers = list(self.network.buffers())
+        self._buffers_before = [buffer.clone() for buffer in self._buffers]
+        self._between_steps = True
+
+    def _deepspeed_config(self) -> dict[str, Any]:
+        # Without ZeRO, DeepSpeed knows nothing of steps that are not finite: `_clip_or_discard`
+        # clips as well.
+        clip = self.optimizer_section.clip_norm if self._zero else 0.0
+        return {
+            "train_micro_batch_size_per_gpu": self.micro_batch,
+            "gradient_accumulation_steps": self.accumulation,
+            "gradient_clipping": clip,
+            "zero_optimization": {"stage": self._zero},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": NEVER,
+        }
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        """Forward pass with gradients.
+
+        A segmentation network takes images [N,3,H,W] in [0,1] and keys [N], and gives a Prediction.
+        """
+        if self._between_steps:
+            self._between_steps = False
+            torch._foreach_copy_(self._buffers_before, self._buffers)
+        with self.autocast():
+            output = self._engine(*inputs)
+        # DeepSpeed may rebuild a named tuple as a plain one.
+        return Prediction(*output) if isinstance(output, tuple) and len(output) == 2 else output
+
+    def backward(
+        self, loss: torch.Tensor, samples: int, finite: torch.Tensor | None = None
+    ) -> None:
+        """Add the gradient of `loss`, a mean over a micro batch of `samples` images of a domain.
+
+        finite: bool scalar, whether every loss of the stage is; by default whether this one is.
+        """
+        self._backwards += 1
+        finite = loss.detach().isfinite() if finite is None else finite
+        # A loss may be infinite while its gradient is finite. A NaN in the gradient lets `step` see
+        # it on all ranks without a host synchronisation here.
+        poison = torch.where(finite, 1.0, float("nan"))
+        # DeepSpeed divides by the number of micro batches, which may differ in size.
+        self._engine.backward(loss * (poison * (samples * self.accumulation / self._share)))
+        if self._backwards < self.accumulation:
+            # Between micro batches DeepSpeed's step only counts.
+            self._engine.step()
+
+    def step(self, step: int) -> StepResult:
+        """Update with the rates of step `step`, after `backward` of all micro batches.
+
+        If a loss or gradient is not finite on any rank, no rank changes anything: running
+        statistics are restored to those of before the forward passes.
+        """
+        assert self._backwards == self.accumulation, f"{self._backwards} of {self.accumulation}"
+        self._backwards = 0
+        self._between_steps = True
+        self._set_rates(step)
+        # Reading the gradient's norm is the one host synchronisation of a training step: all of the
+        # backward pass is queued by then.
+        if self._zero:
+            self._engine.step()
+            norm = float(self._engine.get_global_grad_norm())
+            result = StepResult(not self._engine.optimizer.overflow, norm)
+        else:
+            result = self._clip_or_discard()
+            self._engine.step()
+        if result.applied:
+            self.world.mean(moving_statistics(self.network))
+        else:
+            torch._foreach_copy_(self._buffers, self._buffers_before)
+        return result
+
+    def _clip_or_discard(self) -> StepResult:
+        """Clip, and skip a step whose gradient is not finite, as the optimizers of ZeRO do."""
+        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        limit = self.optimizer_section.clip_norm or float("inf")
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        applied = math.isfinite(norm)
+        if not applied:
+            # The optimizer skips parameters without a gradient.
+            for parameter in parameters:
+                parameter.grad = None
+        return StepResult(applied, norm)
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Learning rate of each part of the network at a step."""
+        return rates(self.optimizer_section, self.section, step)
+
+    def _set_rates(self, step: int) -> None:
+        rates = self.rates(step)
+        for group in self._torch_optimizer.param_groups:
+            group["lr"] = rates[group["part"]]
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Within, `network` has its complete parameters on every rank; they must not be changed."""
+        if self._zero < 3:
+            yield
+        else:
+            with self._deepspeed.zero.GatheredParameters(list(self.network.parameters())):
+                yield
+
+    # ------------------------------------------------------------------------ state for checkpoints
+
+    def optimizer_state(self) -> dict[str, torch.Tensor]:
+        """`{moment}/{parameter}` whole, float32, and the `step` count. Every rank must call it."""
+        state = {"step": self._step_count()}
+        for name, parameter in self._trainable():
+            for moment in self._moments:
+                state[f"{moment}/{name}"] = self._get_moment(parameter, moment)
+        return state
+
+    def load_optimizer_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Undo of `optimizer_state`, under this engine's ZeRO stage and rank count."""
+        for name, parameter in self._trainable():
+            for moment in self._moments:
+                self._set_moment(parameter, moment, state[f"{moment}/{name}"].to(self.world.device))
+        self._set_step_count(state["step"])
+
+    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
+
+    def _clear_optimizer(self) -> None:
+        """Moments of zero and no step counted: what the optimisers start from, made to exist
+        already.
+
+        Under ZeRO the optimiser's parameters are flat partitions. Stages 1 and 2 leave them without
+        state and link it to the model's parameters after the first step; stage 3 has taken a step
+        with zero gradients.
+        """
+        if self._zero < 3:
+            for group in self._torch_optimizer.param_groups:
+                for partition in group["params"]:
+                    state = self._torch_optimizer.state[partition]
+                    state |= {moment: torch.zeros_like(partition) for moment in self._moments}
+        if self._zero in (1, 2):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        for state in self._torch_optimizer.state.values():
+            for moment in self._moments:
+                state[moment].zero_()
+        self._set_step_count(torch.tensor(0.0))
+
+    def _step_count(self) -> torch.Tensor:
+        counts = [
+            state["step"] for state in self._torch_optimizer.state.values() if "step" in state
+        ]
+        return counts[0].detach().clone() if counts else torch.tensor(0.0)
+
+    def _set_step_count(self, count: torch.Tensor) -> None:
+        if self.optimizer_section.name == "adamw":
+            for state in self._torch_optimizer.state.values():
+                state["step"] = count.detach().clone().cpu()
+
+    def _get_moment(self, parameter: nn.Parameter, moment: str) -> torch.Tensor:
+        if self._zero:
+            return self._deepspeed.utils.safe_get_full_optimizer_state(parameter, moment)
+        return self._torch_optimizer.state[parameter][moment].detach()
+
+    def _set_moment(self, parameter: nn.Parameter, moment: str, value: torch.Tensor) -> None:
+        if self._zero:
+            self._deepspeed.utils.safe_set_full_optimizer_state(parameter, value, moment)
+        else:
+            self._torch_optimizer.state[parameter][moment].copy_(value)

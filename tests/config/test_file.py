@@ -1,0 +1,120 @@
+"""Configuration files: precedence, error messages, round trip, differences."""
+
+import subprocess
+import sys
+
+import pytest
+
+from diga_hpc import config as configuration
+from diga_hpc.errors import UserError
+
+
+def test_defaults_file_command_line(tiny_yaml):
+    config = configuration.load(tiny_yaml, ["warm_up.steps=9", "seed=5"])
+    assert config.warm_up.steps == 9 and config.seed == 5  # command line over file
+    assert config.teacher.momentum == 0.9  # file over default
+    assert config.warm_up.distillation_weight == 0.5  # default
+
+
+def test_saved_configuration_reads_back_equal(tiny_yaml, tmp_path):
+    config = configuration.load(tiny_yaml, ["data.source.size=[40,80]"])
+    configuration.save(config, tmp_path / "saved.yaml")
+    assert configuration.load(tmp_path / "saved.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("warmup.steps=3", "unknown key `warmup`: did you mean `warm_up`?"),
+        ("warm_up.step=3", "unknown key `warm_up.step`: did you mean `steps`?"),
+        ("data.source.stile=source", "unknown key `data.source.stile`: did you mean `style`?"),
+        ("data.source.zzz=1", "unknown key `data.source.zzz`: known here: "),
+        ("warm_up.steps=many", "`warm_up.steps` = 'many'"),
+        ("warm_up.steps=0", "`warm_up.steps` = 0"),
+        ("engine.zero_stage=5", "`engine.zero_stage` = 5"),
+        (
+            "data.source.kind=kitti",
+            "`data.source.kind` = 'kitti': expected one of 'streets', 'camvid', 'gta5', "
+            "'cityscapes', 'folder'",
+        ),
+        ("data.target.kind=cityscape", "did you mean 'cityscapes'?"),
+        ("data.source.kind=[]", "`data.source.kind` = []: expected one of 'streets'"),
+        ("data.source={}", "`data.source`: expected a mapping with `kind`, one of streets, "),
+        ("data.source=streets", "`data.source` = 'streets': expected a mapping with `kind`"),
+        ("data.source.scene_size=[0,9]", "`data.source.scene_size.0` = 0"),
+        (
+            "model.name=light",
+            "`model.name` = 'light': expected one of 'deeplabv2_resnet101', 'lite'",
+        ),
+        ("translator.kind=colour", "`translator.kind` = 'colour': expected one of 'none', 'color'"),
+        ("data.sampler=rare", "`data.sampler` = 'rare': expected one of 'shuffled'"),
+        ("label_space=cityscape", "`label_space` = 'cityscape': expected one of 'streets'"),
+        ("label_space=5", "`label_space` = 5"),
+        ("warm_up.batch={full: 0}", "full + half is 0"),
+        ("data.target=null", "self_training needs data.target"),
+        ("label_space=custom", "`classes` is empty: `label_space: custom` needs the list of its"),
+        (
+            "classes=[{name: a, color: [1,2,3]}]",
+            "`classes` is set, but `label_space` is 'streets': set `label_space: custom`",
+        ),
+        (
+            "classes=[{name: a, colour: [1,2,3]}]",
+            "unknown key `classes.0.colour`: did you mean `color`?",
+        ),
+        ("warm_up.batch.ful=3", "unknown key `warm_up.batch.ful`: did you mean `full`?"),
+        ("warm_up=null", "`warm_up` = None: expected a section with the keys steps, batch, crop"),
+        (
+            "warm_up.start=warm_up",
+            "`warm_up.start` = 'warm_up': Input should be 'model' or 'source_o",
+        ),
+        ("source_only=null", "no section source_only; add it or set warm_up.start=model"),
+        ("seed", "an override is written key=value"),
+        ("=1", "an override is written key=value"),
+        ("1=2", "unknown key `1`: known here: centroids, "),
+        ("run_dir.a=1", "`run_dir` is a value, not a section"),
+        ("warm_up.steps.a=1", "`warm_up.steps` is a value, not a section"),
+        ("seed.a=1", "`seed` = {'a': 1}"),
+        ("seed=[", "not valid YAML"),
+    ],
+)
+def test_message_names_key_value_and_remedy(tiny_yaml, override, expected):
+    with pytest.raises(UserError) as error:
+        configuration.load(tiny_yaml, [override])
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_yaml_keys_that_are_no_text(tiny_yaml):
+    tiny_yaml.write_text(tiny_yaml.read_text() + "1: 2\n")
+    with pytest.raises(UserError, match="unknown key `1`"):
+        configuration.load(tiny_yaml)
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(UserError, match="absent.yaml: cannot be read"):
+        configuration.load(tmp_path / "absent.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(UserError, match="expected sections"):
+        configuration.load(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="not valid YAML"):
+        configuration.load(tmp_path / "broken.yaml")
+
+
+def test_differences_leave_out_how_a_run_is_executed(tiny_yaml):
+    before = configuration.load(tiny_yaml)
+    same = configuration.load(
+        tiny_yaml, ["engine.zero_stage=2", "data.workers=3", "run_dir=elsewhere", "data.root=/x"]
+    )
+    assert configuration.differences(before, same) == []
+    other = configuration.load(tiny_yaml, ["warm_up.steps=5"])
+    assert configuration.differences(before, other) == ["warm_up.steps: 4 there, 5 now"]
+
+
+def test_import_loads_neither_torch_nor_deepspeed():
+    code = (
+        "import sys, diga_hpc, diga_hpc.cli, diga_hpc.config\n"
+        "print({'torch', 'deepspeed'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,46 @@
+"""Runs of the pipeline: start them, read their losses and files."""
+
+import json
+from pathlib import Path
+
+from diga_hpc import config as configuration
+
+STEPS = [
+    "source_only=null",
+    "warm_up.start=model",
+    "warm_up.steps=20",
+    "model.batch_norm=frozen",
+    "model.dropout=0",
+]
+
+TWO_RANK_JOB = """
+import sys
+from diga_hpc import config as configuration
+from diga_hpc.distributed import world as distributed
+from diga_hpc.stages.pipeline import Pipeline
+for line in sys.argv[2:]:
+    Pipeline(configuration.load(sys.argv[1], line.split())).run("warm-up")
+distributed.finish()
+"""
+
+
+def load(tiny_yaml, run_dir, *overrides):
+    return configuration.load(tiny_yaml, [f"run_dir={run_dir}", *overrides])
+
+
+def losses(run_dir: Path, stage: str) -> list[float]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss/total"] for line in lines if line["stage"] == stage]
+
+
+def final_files(run_dir: Path) -> dict[str, bytes]:
+    """The content of the last checkpoint of every stage, and of pseudo labels and centroids."""
+    from diga_hpc.training import checkpoint
+
+    files = {}
+    for stage in sorted((run_dir / "checkpoints").iterdir()):
+        last = checkpoint.newest(stage)
+        files |= {f"{stage.name}/{file.name}": file.read_bytes() for file in last.iterdir()}
+    for file in [*run_dir.glob("pseudo_labels/*/*.png"), *run_dir.glob("centroids/*")]:
+        files[str(file.relative_to(run_dir))] = file.read_bytes()
+    return files
