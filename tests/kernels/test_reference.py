@@ -1,13 +1,13 @@
-"""The reference losses against plain float64: values, gradients, dtypes, layouts, extremes, autograd."""
+"""The reference losses against float64: values, gradients, dtypes, layouts, extremes, autograd."""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_truth import assert_matches, corners, random_labels, shapes, true_ce, true_kl
 
 from diga_hpc import kernels
+from helpers.kernel_truth import assert_matches, corners, random_labels, shapes, true_ce, true_kl
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-# --------------------------------------------------------------------------------- losses: values, gradients
+# ------------------------------------------------------------------------ losses: values, gradients
 
 
 @shapes
@@ -77,7 +77,7 @@ def test_another_ignore_index_inside_the_classes():
 @shapes
 @corners
 def test_warm_up(views, K, small, large, align_corners):
-    """Each loss has its own upstream gradient, so their sum is checked with different factors."""
+    """Checks the sum of both losses with different factors: each has its own upstream gradient."""
     student, teacher = 3 * torch.randn(2, views, K, *small)
     labels = random_labels(views // 2, K, large)
     labels[0, 0, 0] = 0
@@ -166,7 +166,7 @@ def test_equal_student_and_teacher():
     assert student.grad.abs().max() < 1e-8
 
 
-# ---------------------------------------------------------------------------------------- dtypes and layouts
+# ------------------------------------------------------------------------------- dtypes and layouts
 
 
 @pytest.mark.parametrize(
@@ -174,14 +174,13 @@ def test_equal_student_and_teacher():
     [(torch.float64, 1e-12), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)],
 )
 def test_dtypes(dtype, gradient_tol):
-    """The truth starts from the rounded inputs; only the returned gradient may carry the dtype's rounding."""
+    """The truth starts from the rounded inputs; only the gradient may be rounded to the dtype."""
     student, teacher = (3 * torch.randn(2, 4, 19, 9, 15)).to(dtype)
     labels = random_labels(2, 19, (65, 113))
     loss_rtol = 1e-12 if dtype == torch.float64 else 1e-6
 
     def truth(s):
-        # A loss scale keeps float16 gradients of a mean over thousands of pixels out of the
-        # subnormals.
+        # A loss scale keeps float16 gradients of a mean over many pixels out of the subnormals.
         return 1024 * (true_ce(s[:2], labels) + true_kl(s, teacher, (65, 113)))
 
     assert_matches(
@@ -257,7 +256,7 @@ def test_autocast_and_reduced_precision_change_nothing():
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-# -------------------------------------------------------------------------------------------- extreme values
+# ----------------------------------------------------------------------------------- extreme values
 
 
 @pytest.mark.parametrize("scale", [0.3, 80.0])
@@ -285,7 +284,7 @@ def test_a_shared_offset_costs_no_digits():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("whose", ["student", "teacher"])
-def test_broken_logits_stay_visible(value, whose):
+def test_logits_that_are_not_finite_make_the_loss_not_finite(value, whose):
     student, teacher = torch.randn(2, 2, 5, 9, 15)
     (student if whose == "student" else teacher)[0, 2, 3, 4] = value
     ignored = torch.full((1, 33, 57), 255, dtype=torch.uint8)
@@ -299,7 +298,7 @@ def test_broken_logits_stay_visible(value, whose):
         assert not kernels.cross_entropy_loss(student[:1], ignored).isfinite()
 
 
-# -------------------------------------------------------------------------------------------------- autograd
+# ----------------------------------------------------------------------------------------- autograd
 
 
 @corners

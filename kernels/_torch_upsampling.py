@@ -1,16 +1,17 @@
 """Bilinear upsampling as two small matrix products, one tile of the output at a time.
 
-Bilinear upsampling is linear and separable: the upsampled map is z = Uy L Ux^T, where row y of Uy holds the
-(at most two) weights of the nodes around output row y, and Ux does the same for columns. Its adjoint, which
-every gradient here needs, is the transposed pair of products: L' = Uy^T z' Ux. A tile touches only the nodes
-around it, so both products are tiny and no full-resolution tensor is ever built.
+Bilinear upsampling is linear and separable: the upsampled map is z = Uy L Ux^T, where row y of Uy
+holds the (at most two) weights of the nodes around output row y, and Ux does the same for columns.
+Its adjoint, which every gradient here needs, is the transposed pair of products: L' = Uy^T z' Ux. A
+tile reads only the nodes around it, so both products are tiny and no full-resolution tensor is
+built.
 
 Shape letters (used as suffixes of tensor names, here and in `reference.py`):
     N images (B of one view, or 2B of two)   K classes       D feature channels
     h w   size of the network output         H W   size of the upsampled map
     n m   nodes around one tile              R C   rows and columns of one tile
-A "node" is a pixel of the low-resolution map. Tensors of nodes are kept as [h, N, K, w], so that both
-products are plain two-dimensional ones and each class is a contiguous run of pixels.
+A "node" is a pixel of the low-resolution map. Tensors of nodes are kept as [h, N, K, w], so that
+both products are two-dimensional and each class is a contiguous run of pixels.
 """
 
 import contextlib
@@ -20,9 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# A CPU tile of 128 Ki numbers (512 KiB in float32) stays in the second-level cache through all the
-# element-wise steps. Accelerators have no such cache to fill but pay for every launch, so their tiles are
-# larger and span whole rows.
+# A CPU tile of 128 Ki numbers (512 KiB in float32) stays in the second-level cache through all
+# element-wise steps. Accelerators gain nothing from that but pay for every launch, so their tiles
+# are larger and span entire rows.
 _CPU_TILE_ELEMENTS = 1 << 17
 _ACCELERATOR_TILE_ELEMENTS = 1 << 22
 
@@ -36,7 +37,7 @@ class Tile(NamedTuple):
 
 
 class Upsampling:
-    """U from the size of some nodes to an output size: `up` applies it, `add_transposed` its adjoint.
+    """U from the size of some nodes to an output size: `up` applies it, `add_transposed` U^T.
 
     Args:
         nodes_hNKw: the nodes to upsample, or others of the same size, dtype and device.
@@ -44,15 +45,16 @@ class Upsampling:
         align_corners: as in `torch.nn.functional.interpolate`.
     """
 
-    def __init__(self, nodes_hNKw: Tensor, out_size: Sequence[int], align_corners: bool):
+    def __init__(self, nodes_hNKw: Tensor, out_size: Sequence[int], align_corners: bool) -> None:
         self.in_size = (nodes_hNKw.shape[0], nodes_hNKw.shape[3])
         self.out_size = (out_size[0], out_size[1])
         self.align_corners = align_corners
         self.dtype, self.device = nodes_hNKw.dtype, nodes_hNKw.device
+        # By axis, first and last output: tiles of one row or column share their weights.
         self._weights: dict[tuple[int, int, int], tuple[slice, Tensor]] = {}
 
     def up(self, nodes_hNKw: Tensor, tile: Tile) -> Tensor:
-        """z [R, N, K, C]: the upsampled values of `tile`, a new tensor that the caller may overwrite."""
+        """z [R, N, K, C]: the upsampled values of `tile`, a new tensor (callers overwrite it)."""
         node_rows, weights_Rn = self._axis_weights(0, tile.rows)
         node_columns, weights_Cm = self._axis_weights(1, tile.columns)
         nodes_nNKm = nodes_hNKw[node_rows, tile.images, :, node_columns]
@@ -72,13 +74,10 @@ class Upsampling:
         """Tiles that cover the output of all images, in a fixed order."""
         (h, w), (H, W) = self.in_size, self.out_size
         if self.device.type == "cpu":
-            # 4 x 16 cells (the squares between nodes): more cells make the products longer, fewer make the
-            # nodes that neighbouring tiles both read a larger share.
-            budget, rows, columns = (
-                _CPU_TILE_ELEMENTS,
-                max(16, 4 * -(-H // h)),
-                max(64, 16 * -(-W // w)),
-            )
+            # 4 x 16 cells (the rectangles between nodes): more cells make the products longer,
+            # fewer make the nodes that neighbouring tiles both read a larger share.
+            budget = _CPU_TILE_ELEMENTS
+            rows, columns = max(16, 4 * -(-H // h)), max(64, 16 * -(-W // w))
         else:
             budget, rows, columns = _ACCELERATOR_TILE_ELEMENTS, H, W
         columns = min(columns, W)
@@ -90,7 +89,7 @@ class Upsampling:
                     yield Tile(image_range, row_range, column_range)
 
     def _axis_weights(self, axis: int, outputs: slice) -> tuple[slice, Tensor]:
-        """The nodes that `outputs` of this axis read, and their weights [outputs, nodes]; found once."""
+        """`_hat_weights` of this axis, cached: the nodes read, and weights [outputs, nodes]."""
         key = (axis, outputs.start, outputs.stop)
         if key not in self._weights:
             self._weights[key] = _hat_weights(
@@ -105,9 +104,10 @@ class Upsampling:
 
 
 def axis_positions(n_in: int, n_out: int, align_corners: bool) -> tuple[int, int, int]:
-    """(step, offset, unit): output x lies at (x step + offset) / unit among the nodes, clamped to them.
+    """(step, offset, unit): output x lies at (x step + offset) / unit among the nodes.
 
-    Positions are fractions of integers: no rounding can pick the wrong cell.
+    Positions are clamped to [0, n_in - 1] by the caller. As fractions of integers they cannot be
+    rounded into the wrong cell.
     """
     if align_corners:
         return (n_in - 1, 0, n_out - 1) if n_out > 1 else (0, 0, 1)
@@ -122,7 +122,10 @@ def _hat_weights(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[slice, Tensor]:
-    """Node j weighs max(0, 1 - |x - j|) at the output whose position among the nodes is x."""
+    """The nodes that `outputs` read, and their weights [outputs, nodes].
+
+    Node j weighs max(0, 1 - |x - j|) at the output whose position among the nodes is x.
+    """
     step, offset, denominator = axis_positions(n_in, n_out, align_corners)
 
     def first_node(output: int) -> int:
@@ -148,21 +151,22 @@ def arithmetic_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def to_nodes(maps: Tensor, dtype: torch.dtype) -> Tensor:
-    """[N, K, h, w] of any strides as nodes [h, N, K, w], contiguous."""
+    """Nodes [h, N, K, w], contiguous and detached, from maps [N, K, h, w] of any strides."""
     return maps.detach().permute(2, 0, 1, 3).to(dtype).contiguous()
 
 
 def from_nodes(gradient_hNKw: Tensor, logits: Tensor) -> Tensor:
-    """The gradient in the logits' shape and memory format, not yet in their dtype."""
+    """The gradient [N, K, h, w] in the memory format of the logits, in its own dtype."""
     gradient = torch.empty_like(logits, dtype=gradient_hNKw.dtype)
     return gradient.copy_(gradient_hNKw.permute(1, 2, 0, 3))
 
 
 @contextlib.contextmanager
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """No autograd, no autocast, and float32 products in float32, whatever the training loop has chosen.
+    """Turn off autograd, autocast, and products in reduced precision, whatever training uses.
 
-    TF32 or bfloat16 products would round the interpolation weights to 8 or 11 bits and so shift every pixel.
+    TF32 or bfloat16 products would round the interpolation weights to 11 or 8 bits and so shift
+    every pixel. The precision of products is a setting of the process; it is restored at the end.
     """
     backend = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
     chosen = backend.matmul.fp32_precision

@@ -1,21 +1,19 @@
-"""The Triton label operations in Triton's interpreter: the tables of `label_tables.py` on tiny maps."""
+"""The Triton label operations in Triton's interpreter: `helpers/label_tables.py` on tiny maps."""
 
 import os
 
 import pytest
 import torch
-from kernel_truth import random_labels
-from label_tables import *  # noqa: F403  the tables are tests
-from test_kernels_reference_contract import ARGMAX, BAD_INPUT, CONSENSUS, Recorder
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diga_hpc import kernels
+from helpers.kernel_contract import ARGMAX, BAD_INPUT, CONSENSUS, Recorder
+from helpers.kernel_truth import random_labels
+from helpers.label_tables import *  # noqa: F403  imports the tests
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [
-    pytest.mark.skipif(
-        not INTERPRETED, reason="on a GPU machine test_kernels_gpu.py runs these tables"
-    ),
+    pytest.mark.skipif(not INTERPRETED, reason="on a GPU machine test_gpu.py runs these tables"),
     # The interpreter computes with NumPy, which warns where a GPU would not.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
@@ -68,7 +66,7 @@ def test_bad_input(operation, arguments, options, message):
 
 
 def test_no_full_resolution_tensor_and_no_waiting():
-    from diga_hpc.kernels import argmax, consensus
+    from diga_hpc.kernels import _triton_label_strips, consensus
 
     K, size = 2, (24, 32)
     features, centroids, labels = (
@@ -77,19 +75,20 @@ def test_no_full_resolution_tensor_and_no_waiting():
         random_labels(1, K, size),
     )
     seen = torch.ones(K, dtype=torch.bool)
-    with Recorder() as recorder:  # inside the operators: a dispatch mode does not see into them
-        argmax.label_strips([torch.randn(1, K, 3, 4)], size, True, clamp=True)
+    # The functions inside the operators: a dispatch mode does not see into custom operators.
+    with Recorder() as recorder:
+        _triton_label_strips.label_strips([torch.randn(1, K, 3, 4)], size, True, clamp=True)
         consensus.consensus(features, centroids, labels, seen, 255, True)
     assert 0 < recorder.largest < K * size[0] * size[1] / 8
     assert not recorder.waits
 
 
-def test_argmax_allocates_its_result_alone():
-    """Beside inputs and result nothing, whatever the size: below 3 MB at 1024x2048 as well."""
-    from diga_hpc.kernels import argmax
+def test_argmax_allocates_its_result_only():
+    """No temporary memory, whatever the size."""
+    from diga_hpc.kernels import _triton_label_strips
 
     class Allocations(TorchDispatchMode):
-        """Bytes of storages that no argument brought along."""
+        """Bytes of every storage that an operation allocated, by address."""
 
         def __init__(self):
             super().__init__()
@@ -103,25 +102,29 @@ def test_argmax_allocates_its_result_alone():
 
     maps = [torch.randn(1, 3, 4, 5), torch.randn(1, 3, 2, 3)]
     with Allocations() as allocations:
-        labels, _ = argmax.label_strips(maps, (25, 33), True, clamp=True)
+        labels, _ = _triton_label_strips.label_strips(maps, (25, 33), True, clamp=True)
     assert allocations.bytes.pop(labels.data_ptr()) == labels.numel()
     copies = sum(m.nbytes for m in maps)  # the interpreter's, of its arguments
     assert sum(allocations.bytes.values()) <= copies, allocations.bytes
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_offsets_beyond_32_bits_are_for_the_reference(layout):
-    from diga_hpc.kernels import argmax
+def test_maps_with_offsets_beyond_32_bits_go_to_the_reference(layout):
+    from diga_hpc.kernels import _triton_label_strips
 
     maps = {
         k: torch.empty(3, k, 4096, 4096, device="meta", memory_format=layout)
         for k in (127, 128, 129)
     }
-    assert {k: argmax.supported([m]) for k, m in maps.items()} == {127: True, 128: True, 129: False}
+    assert {k: _triton_label_strips.strips_supported([m]) for k, m in maps.items()} == {
+        127: True,
+        128: True,
+        129: False,
+    }
 
 
 def test_fakes_agree_with_the_operators():
-    """Shapes, dtypes and strides that torch.compile is told are those that come out."""
+    """The fake implementations give torch.compile the shapes, dtypes and strides of the results."""
     from diga_hpc.kernels import argmax, consensus
 
     logits, labels = torch.randn(2, 3, 3, 4), torch.zeros(2, 5, 14, dtype=torch.uint8)[:, :, ::2]

@@ -1,9 +1,8 @@
-"""What any Triton build of the losses must do, as tests that run on whatever device a test file
-names.
+"""Tests of the losses that the Triton kernels must pass.
 
-`test_kernels_triton_losses.py` runs them in Triton's interpreter on tiny maps,
-`test_kernels_gpu.py` on a GPU on real ones. Each file defines the fixtures `device`, `shape` (one
-row of a table) and `normal_shape`.
+`tests/kernels/test_triton_losses.py` runs them in Triton's interpreter on tiny maps, `test_gpu.py`
+on a GPU on maps of real sizes. Each of these files imports the tests with `*` and defines the
+fixtures `device`, `shape` (one row of a table) and `normal_shape`.
 """
 
 import math
@@ -11,9 +10,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_truth import assert_matches, corners, random_labels, true_ce, true_kl
 
 from diga_hpc import kernels
+from helpers.kernel_truth import assert_matches, corners, random_labels, true_ce, true_kl
 
 # The interpreter computes with NumPy, which warns where a GPU would not.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -36,12 +35,12 @@ def both_truths(student, teacher, labels, align_corners=True, **soft):
     )
 
 
-# ------------------------------------------------------------------------------------------ values, gradients
+# -------------------------------------------------------------------------------- values, gradients
 
 
 @corners
 def test_warm_up(shape, device, align_corners):
-    """Each loss has its own upstream gradient, so their sum is checked with different factors."""
+    """Checks the sum of both losses with different factors: each has its own upstream gradient."""
     student, teacher, labels, size = maps(shape, device)
 
     def ours(s):
@@ -73,7 +72,7 @@ def test_symmetric_kl(normal_shape, device, align_corners, masked):
 @corners
 @pytest.mark.parametrize("normalizer", ["valid", "all"])
 def test_cross_entropy(normal_shape, device, align_corners, normalizer):
-    """Class weights, int64 labels, values outside the classes."""
+    """Class weights, int64 labels, label values outside the classes."""
     student, _, labels, _ = maps(normal_shape, device)
     logits, plain = student[: len(labels)], labels.long()
     odd = plain.clone()
@@ -88,8 +87,9 @@ def test_cross_entropy(normal_shape, device, align_corners, normalizer):
     )
 
 
-def test_warm_up_with_options(normal_shape, device):
-    """Another temperature (two scans of the student), ignore_index inside the classes, class weights."""
+@corners
+def test_warm_up_with_options(normal_shape, device, align_corners):
+    """Temperature other than 1 (two scans of the student), ignore_index < K, class weights."""
     student, teacher, labels, size = maps(normal_shape, device)
     weights = torch.rand(student.shape[1]).to(device)
     labels[0, 0, 1] = 0
@@ -103,13 +103,15 @@ def test_warm_up_with_options(normal_shape, device):
             reverse_weight=0.25,
             temperature=0.5,
             ignore_index=1,
+            align_corners=align_corners,
         )
         return losses[0] + 3 * losses[1]
 
     def truth(s):
         ignored = labels.masked_fill(labels == 1, 255)
-        soft = true_kl(s, teacher, size, reverse_weight=0.25, temperature=0.5)
-        return true_ce(s[: len(labels)], ignored, class_weights=weights) + 3 * soft
+        soft = true_kl(s, teacher, size, align_corners, reverse_weight=0.25, temperature=0.5)
+        hard = true_ce(s[: len(labels)], ignored, align_corners, class_weights=weights)
+        return hard + 3 * soft
 
     assert_matches(ours, truth, student)
 
@@ -155,12 +157,12 @@ def test_equal_student_and_teacher(normal_shape, device):
         assert gradient.abs().max() < 1e-7
 
 
-# ------------------------------------------------------------------------------------------ dtypes and layouts
+# ------------------------------------------------------------------------------- dtypes and layouts
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
 def test_dtypes(normal_shape, device, dtype, tolerance):
-    """The truth starts from the rounded inputs; only the returned gradient may carry the dtype's rounding."""
+    """The truth starts from the rounded inputs; only the gradient may be rounded to the dtype."""
     student, teacher, labels, _ = maps(normal_shape, device)
     student, teacher = student.to(dtype), teacher.to(dtype)
     assert_matches(
@@ -172,16 +174,16 @@ def test_dtypes(normal_shape, device, dtype, tolerance):
 
 
 def test_gradient_is_scaled_before_it_is_rounded(normal_shape, device):
-    """Without the loss scale this gradient would round to 0 in float16."""
+    """Without the loss scale this gradient would underflow in float16."""
     student, teacher, labels, _ = maps(normal_shape, device)
     student = student.half().requires_grad_()
     tiny = 2.0**-20
     (1024 * (tiny * kernels.warm_up_loss(student, teacher.half(), labels)[0])).backward(
         torch.tensor(1024.0, device=device)
     )
-    whole = student.detach().clone().requires_grad_()
-    kernels.warm_up_loss(whole, teacher.half(), labels)[0].backward()
-    torch.testing.assert_close(student.grad, whole.grad)
+    unscaled = student.detach().clone().requires_grad_()
+    kernels.warm_up_loss(unscaled, teacher.half(), labels)[0].backward()
+    torch.testing.assert_close(student.grad, unscaled.grad)
 
 
 LAYOUTS = {
@@ -207,7 +209,7 @@ def test_layouts(normal_shape, device, layout):
     )
 
 
-# ---------------------------------------------------------------------------------------------- extreme values
+# ----------------------------------------------------------------------------------- extreme values
 
 
 @corners
@@ -232,7 +234,7 @@ def test_a_shared_offset_costs_no_digits(normal_shape, device):
 
 @corners
 def test_near_equal_logits_of_wide_cells(device, align_corners):
-    """Where every class is as likely, a pixel's sum of exponentials is K: a product over a row must not overflow."""
+    """The product of a row's sums of exponentials, each close to K here, must not overflow."""
     logits = 1e-3 * torch.randn(1, 2, 2, 2).to(device)
     labels = random_labels(1, 2, (2, 261), ignored=0).to(device)
     assert_matches(
@@ -244,7 +246,7 @@ def test_near_equal_logits_of_wide_cells(device, align_corners):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("whose", ["student", "teacher"])
-def test_broken_logits_stay_visible(normal_shape, device, value, whose):
+def test_logits_that_are_not_finite_make_the_loss_not_finite(normal_shape, device, value, whose):
     student, teacher, labels, size = maps(normal_shape, device)
     (student if whose == "student" else teacher)[0, 1, 1, 1] = value
     ignored = torch.full_like(labels, 255)
@@ -256,11 +258,11 @@ def test_broken_logits_stay_visible(normal_shape, device, value, whose):
         assert not kernels.cross_entropy_loss(student[: len(labels)], ignored).isfinite()
 
 
-# --------------------------------------------------------------------------------------------------- behaviour
+# ---------------------------------------------------------------------------------------- behaviour
 
 
 def test_bitwise_repeatable_also_in_groups(normal_shape, device, monkeypatch):
-    """The same bits every time, and however the images are grouped to bound the memory."""
+    """Bit-identical on every call, also when the images are split into groups to bound memory."""
     student, teacher, labels, _ = maps(normal_shape, device)
     student.requires_grad_()
 
@@ -270,7 +272,7 @@ def test_bitwise_repeatable_also_in_groups(normal_shape, device, monkeypatch):
 
     first = once()
     assert all(torch.equal(a, b) for a, b in zip(first, once(), strict=True))
-    monkeypatch.setattr("diga_hpc.kernels.upsampled_logsumexp.PLANES_BYTES", 1)
+    monkeypatch.setattr("diga_hpc.kernels._triton_scan.PLANES_BYTES", 1)
     assert all(torch.equal(a, b) for a, b in zip(first, once(), strict=True))
 
 
@@ -282,10 +284,8 @@ def test_gradient_work_only_when_wanted(normal_shape, device):
         assert not kernels.cross_entropy_loss(student[: len(labels)], labels).requires_grad
     loss = kernels.symmetric_kl_loss(student, teacher, size)
     # One gradient and its factors, nothing of the teacher.
-    assert [saved.shape for saved in loss.grad_fn.saved_tensors] == [
-        student.shape,
-        student.shape[:1],
-    ]
+    saved = [tensor.shape for tensor in loss.grad_fn.saved_tensors]
+    assert saved == [student.shape, student.shape[:1]]
     loss.backward(retain_graph=True)
     first = student.grad.clone()
     loss.backward()
@@ -311,7 +311,7 @@ def test_autocast_changes_nothing(normal_shape, device):
 
 
 def test_compiled_surroundings(normal_shape, device):
-    """One graph, no break: the loss is an opaque operator with a fake implementation."""
+    """torch.compile with fullgraph: the loss is an opaque operator with a fake implementation."""
     student, teacher, labels, size = maps(normal_shape, device)
     student.requires_grad_()
 

@@ -1,7 +1,7 @@
 """One pass over the tiles of an upsampled map: log-partition, cross-entropy and their gradients.
 
-This is the primitive (A, P) of `reference.py`, which explains the mathematics; shape letters are those of
-`_upsampling.py`.
+This is the primitive (A, P) of `reference.py`, which explains the mathematics. Shape letters are
+those of `_torch_upsampling.py`.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._upsampling import Tile, Upsampling, arithmetic_dtype, to_nodes
+from ._torch_upsampling import Tile, Upsampling, arithmetic_dtype, to_nodes
 
 _LOG2_E = 1 / math.log(2)
 
@@ -20,33 +20,36 @@ def logit_nodes(
 ) -> Tensor:
     """Logits as nodes [h, N, K, w] in base-2 units, the maximum of each node subtracted.
 
-    Upsampling spreads a node's maximum over all classes alike, so it changes neither softmax nor losses;
-    without it an offset that all logits share would cost digits.
+    Upsampling spreads a node's maximum over all classes alike, so the subtraction changes neither
+    softmax nor losses; without it an offset that all logits share would cost digits.
     """
     rows = to_nodes(logits, dtype or arithmetic_dtype(logits))
     return (rows - rows.amax(dim=2, keepdim=True)).mul_(_LOG2_E / temperature)
 
 
-class Sums(NamedTuple):
-    """What one pass over the tiles adds up; gradients are [h, N, K, w], or None where nobody asked."""
+class TileSums(NamedTuple):
+    """The sums of one scan; gradients are [h, N, K, w], None where they are not wanted."""
 
-    partition_N: Tensor | None  # A of each image, in base-2 units
+    partition_N: Tensor  # float64: A of each image, in base-2 units; 0 if not wanted
     partition_gradient: Tensor | None  # P
-    label_loss: Tensor | None  # weighted cross-entropy of all pixels, in base-2 units
-    label_weight: Tensor | None  # summed weight of the non-ignored pixels
+    label_loss: Tensor  # scalar float64: weighted cross-entropy of all pixels, in base-2 units
+    label_weight: Tensor  # scalar float64: summed weight of the non-ignored pixels
     label_gradient: Tensor | None
 
 
-class Target(NamedTuple):
-    """A label map with the weight of its pixels."""
+class TileTarget(NamedTuple):
+    """Labels for the cross-entropy of a scan."""
 
-    labels: Tensor
+    labels: Tensor  # [N, H, W] uint8 or int64, any strides
     classes: int
     ignore_index: int
-    class_weights: Tensor | None
+    class_weights: Tensor | None  # [K]; None: all 1
 
     def on(self, tile: Tile, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(label int64, weight) [R, N, 1, C]; ignored pixels get label 0, to be gatherable, and weight 0."""
+        """(label int64, weight) [R, N, 1, C] of a tile; ignored pixels have weight 0.
+
+        Their label is 0, so that it can be an index.
+        """
         label = self.labels[tile].transpose(0, 1).unsqueeze(2).to(torch.int64)
         valid = (label != self.ignore_index) & (label >= 0) & (label < self.classes)
         label = label.where(valid, 0)
@@ -56,26 +59,31 @@ class Target(NamedTuple):
         return label, weight
 
 
-def scan(
+def scan_tiles(
     nodes_hNKw: Tensor,
     upsampling: Upsampling,
     *,
     mask_NHW: Tensor | None = None,
-    target: Target | None = None,
+    target: TileTarget | None = None,
     partition: bool = False,
     gradient: bool = False,
-) -> Sums:
-    """Upsample once; add up A and P (if `partition`) and the cross-entropy against `target` (if given).
+) -> TileSums:
+    """A and P of the nodes (if `partition`), and the cross-entropy against `target` (if given).
 
-    A mask goes with A and P only; True where a pixel counts.
+    Args:
+        nodes_hNKw: from `logit_nodes`.
+        mask_NHW: bool, for A and P only; True where a pixel counts.
+        gradient: whether to compute P and the gradient of the cross-entropy.
     """
     N, K = nodes_hNKw.shape[1:3]
+    # float64, because a KL divergence is a small difference of these sums.
     A_N, label_loss, label_weight = (
-        nodes_hNKw.new_zeros(n, dtype=torch.float64) for n in ((N,), (), ())
+        nodes_hNKw.new_zeros(shape, dtype=torch.float64) for shape in ((N,), (), ())
     )
     P = torch.zeros_like(nodes_hNKw) if partition and gradient else None
     label_gradient = torch.zeros_like(nodes_hNKw) if target is not None and gradient else None
     for tile in upsampling.tiles(N, K):
+        # Softmax in place, so that a tile stays in the cache.
         z = upsampling.up(nodes_hNKw, tile)
         top = z.amax(dim=2, keepdim=True)
         z.sub_(top)
@@ -84,28 +92,29 @@ def scan(
             score = z.gather(2, label)
         total = z.exp2_().sum(dim=2, keepdim=True)
         log_total = total.log2()
-        softmax = z.div_(total) if gradient else None
+        softmax = z.div_(total) if gradient else z
         if partition:
             mask = None if mask_NHW is None else mask_NHW[tile].transpose(0, 1).unsqueeze(2)
             log_partition = log_total + top
             if mask is not None:
                 log_partition = log_partition * mask
             A_N[tile.images] += log_partition.sum(dim=(0, 2, 3), dtype=torch.float64)
-            if gradient:
+            if P is not None:
                 upsampling.add_transposed(P, softmax if mask is None else softmax * mask, tile)
+        # Last, because it overwrites the softmax.
         if target is not None:
             label_loss += (log_total.sub_(score).mul_(weight)).sum(dtype=torch.float64)
             label_weight += weight.sum(dtype=torch.float64)
-            if gradient:
+            if label_gradient is not None:
                 softmax.mul_(weight).scatter_add_(2, label, -weight)
                 upsampling.add_transposed(label_gradient, softmax, tile)
-    return Sums(A_N, P, label_loss, label_weight, label_gradient)
+    return TileSums(A_N, P, label_loss, label_weight, label_gradient)
 
 
-def join_views(view_1: Sums, view_2: Sums) -> Sums:
-    """A and P of both views together."""
+def join_views(view_1: TileSums, view_2: TileSums) -> TileSums:
+    """A and P of both views in one batch; the rest is that of view 1."""
     A_N = torch.cat([view_1.partition_N, view_2.partition_N])
     P = None
-    if view_1.partition_gradient is not None:
+    if view_1.partition_gradient is not None and view_2.partition_gradient is not None:
         P = torch.cat([view_1.partition_gradient, view_2.partition_gradient], dim=1)
     return view_1._replace(partition_N=A_N, partition_gradient=P)

@@ -1,6 +1,11 @@
-"""Parts of the Triton kernels: where a cell's pixels lie, the maximum of a node, the corner sums of a row."""
+"""Parts of the Triton scan: pixels of a cell, maximum of a node, corner sums of a row.
+
+A cell is the rectangle between 2x2 nodes (low-resolution pixels); `_triton_scan.py` has the
+derivation.
+"""
 
 import contextlib
+from typing import no_type_check
 
 import torch
 import triton
@@ -9,9 +14,15 @@ from torch import Tensor
 
 
 @triton.jit
+@no_type_check
 def cell_pixels(index, n_in, n_out, ALIGN_CORNERS: tl.constexpr):
-    """(first pixel, number of pixels, position of the first among the two nodes, step of the position)."""
-    if ALIGN_CORNERS:  # the position of pixel x among the nodes is (x * step + offset) / unit
+    """Pixels of cell `index` along one axis.
+
+    Returns (first pixel, number of pixels, position of the first one between the two nodes from 0
+    to 1, step of the position from one pixel to the next).
+    """
+    # The position of pixel x among the nodes is (x * step + offset) / unit.
+    if ALIGN_CORNERS:
         step = n_in - 1
         offset = 0
         unit = n_out - 1
@@ -27,28 +38,31 @@ def cell_pixels(index, n_in, n_out, ALIGN_CORNERS: tl.constexpr):
     after = tl.where(index == last, n_out, after)
     position = (first * step + offset - index * unit).to(tl.float32) / unit
     slope = step / unit + position * 0.0
-    # Beyond the border nodes there is only one: all weight goes to it, the other corner gets exactly 0.
+    # A cell outside the border nodes has one node only: it gets all weight, the other corner 0.
     outside = (index < 0) | (index > n_in - 2)
     position = tl.where(outside, tl.where(index < 0, 1.0, 0.0), position)
     return first, after - first, position, tl.where(outside, 0.0, slope)
 
 
 @triton.jit
+@no_type_check
 def node_maximum(node, K: tl.constexpr, LANES: tl.constexpr, CLASS_STRIDE: tl.constexpr, lane):
-    """(maximum over all classes, 0 or NaN if any class of this lane is not finite) of a node."""
+    """(maximum over all classes, 0 or NaN if a class of this lane is not finite) of one node."""
     highest = tl.load(node + lane * CLASS_STRIDE).to(tl.float32)
     broken = highest * 0.0
     for c in tl.static_range(1, (K + LANES - 1) // LANES):
-        # The last classes of the last lanes do not exist: repeating class K - 1 changes no maximum.
+        # The last lanes may have one class less: reading class K - 1 again changes no maximum.
         value = tl.load(node + tl.minimum(c * LANES + lane, K - 1) * CLASS_STRIDE).to(tl.float32)
         highest = tl.maximum(highest, value)
+        # Infinity and NaN times 0 are NaN, every other number gives 0.
         broken += value * 0.0
     return tl.max(highest, 1)[:, None], broken
 
 
 @triton.jit
+@no_type_check
 def add_row(corners, g0, g1, fy, SHARE: tl.constexpr):
-    """The four corner sums of every class with those of one more pixel row."""
+    """Add one row of pixels to the four corner sums of each of SHARE classes; a new tuple."""
     total = ()
     for c in tl.static_range(SHARE):
         on_left = g0[c] - g1[c]
@@ -62,8 +76,9 @@ def add_row(corners, g0, g1, fy, SHARE: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def store_corners(planes, corners, cells, live, lane, K: tl.constexpr, LANES: tl.constexpr):
-    """Corner sums of all classes of a lane to their planes, which are `cells` apart."""
+    """Store the corner sums of a lane's classes: plane 4 k + corner, planes are `cells` apart."""
     for c in tl.static_range((K + LANES - 1) // LANES):
         k = c * LANES + lane
         for corner in tl.static_range(4):
@@ -73,5 +88,5 @@ def store_corners(planes, corners, cells, live, lane, K: tl.constexpr, LANES: tl
 
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Make the tensor's device current: Triton launches on the current device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

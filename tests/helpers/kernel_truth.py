@@ -1,12 +1,14 @@
-"""What the kernels are tested against: plain float64 interpolation, softmax, autograd; a table of
-shapes.
+"""Ground truth for the kernels: float64 interpolation, softmax and autograd; a table of shapes.
 
 Shape letters: views = 2B images, K classes, D feature channels, (h, w) in, (H, W) out.
 """
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 # (views, K, (h, w), (H, W)): odd sizes, scales 1, 2, 4, 8 and others, one row or column, shrinking
 SHAPES = [
@@ -28,13 +30,21 @@ shapes = pytest.mark.parametrize(("views", "K", "small", "large"), SHAPES)
 corners = pytest.mark.parametrize("align_corners", [True, False])
 
 
-def upsampled(maps, size, align_corners):
+def upsampled(maps: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """[N, K, H, W] of [N, K, h, w], bilinear."""
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 def true_kl(
-    student, teacher, size, align_corners=True, reverse_weight=0.5, temperature=1.0, mask=None
-):
+    student: Tensor,
+    teacher: Tensor,
+    size: Sequence[int],
+    align_corners: bool = True,
+    reverse_weight: float = 0.5,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """`symmetric_kl_loss` by definition; `student` is float64."""
     B = student.shape[0] // 2
     s = upsampled(student, size, align_corners).div(temperature).log_softmax(1)
     t = upsampled(teacher.double(), size, align_corners).div(temperature).log_softmax(1)
@@ -44,8 +54,14 @@ def true_kl(
 
 
 def true_ce(
-    logits, labels, align_corners=True, class_weights=None, normalizer="valid", ignore_index=255
-):
+    logits: Tensor,
+    labels: Tensor,
+    align_corners: bool = True,
+    class_weights: Tensor | None = None,
+    normalizer: str = "valid",
+    ignore_index: int = 255,
+) -> Tensor:
+    """`cross_entropy_loss` by definition; `logits` is float64."""
     z = upsampled(logits, labels.shape[1:], align_corners)
     weights = None if class_weights is None else class_weights.double()
     reduction = "mean" if normalizer == "valid" else "sum"
@@ -55,13 +71,25 @@ def true_ce(
     return loss if normalizer == "valid" else loss / labels.numel()
 
 
-def random_labels(B, K, size, ignored=0.2):
+def random_labels(B: int, K: int, size: Sequence[int], ignored: float = 0.2) -> Tensor:
+    """uint8 [B, H, W], a fraction of them 255."""
     labels = torch.randint(0, K, (B, *size)).to(torch.uint8)
     return labels.masked_fill_(torch.rand(B, *size) < ignored, 255)
 
 
-def assert_matches(ours, truth, logits, loss_rtol=1e-6, gradient_tol=3e-6, loss_atol=1e-8):
-    """`ours(logits)` against `truth(logits in float64)`: value, gradient, gradient's dtype and layout."""
+def assert_matches(
+    ours: Callable[[Tensor], Tensor],
+    truth: Callable[[Tensor], Tensor],
+    logits: Tensor,
+    loss_rtol: float = 1e-6,
+    gradient_tol: float = 3e-6,
+    loss_atol: float = 1e-8,
+) -> None:
+    """Compare `ours(logits)` with `truth(logits in float64)`.
+
+    Checks the value, the gradient (tolerance relative to its largest element), and the gradient's
+    dtype and memory layout.
+    """
     leaf = logits.detach().requires_grad_()
     loss = ours(leaf)
     assert loss.dtype == (torch.float64 if logits.dtype == torch.float64 else torch.float32)
@@ -78,12 +106,9 @@ def assert_matches(ours, truth, logits, loss_rtol=1e-6, gradient_tol=3e-6, loss_
     assert error <= gradient_tol * true_gradient.abs().max() + 1e-12
 
 
-def true_winner(z, labels, margin=1e-5):
+def true_winner(z: Tensor, labels: Tensor, margin: float = 1e-5) -> tuple[Tensor, Tensor]:
     """(argmax, where it is clear): labels may differ where two classes are closer than rounding."""
     best = z.topk(min(2, z.shape[1]), dim=1).values
-    clear = (
-        (best[:, 0] - best[:, -1] > margin)
-        if z.shape[1] > 1
-        else torch.ones_like(labels, dtype=torch.bool)
-    )
-    return z.argmax(1), clear
+    if z.shape[1] == 1:
+        return z.argmax(1), torch.ones_like(labels, dtype=torch.bool)
+    return z.argmax(1), best[:, 0] - best[:, -1] > margin

@@ -1,25 +1,15 @@
-"""The Triton kernels on a GPU, compiled: the tables of losses and labels on real shapes.
+"""The compiled Triton kernels on a GPU: `helpers/loss_tables.py` and `helpers/label_tables.py`.
 
-Run: pytest -m gpu tests
+Run on a GPU machine: pytest -m gpu tests. Skipped without a GPU.
 """
-
-import warnings
 
 import pytest
 import torch
-from kernel_truth import SHAPES, random_labels
-from label_tables import *  # noqa: F403  the tables are tests
-from loss_tables import *  # noqa: F403  the tables are tests
-from test_step import STAGES, images_alone, large_images, one_step
 
 from diga_hpc import kernels
-from diga_hpc.data import datasets
-from diga_hpc.data.label_spaces import label_space
-from diga_hpc.distributed import StopFlag, World
-from diga_hpc.models import build_model
-from diga_hpc.run import Run
-from diga_hpc.stages import evaluation
-from diga_hpc.training import Context
+from helpers.kernel_truth import SHAPES, random_labels
+from helpers.label_tables import *  # noqa: F403  imports the tests
+from helpers.loss_tables import *  # noqa: F403  imports the tests
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,7 +34,7 @@ def normal_shape():
 
 @pytest.fixture(params=[(9, 15, 8), (9, 15, 5)], ids=str)
 def grid(request):
-    """The second has fractions of which an approximate division makes no exact 0 on a node."""
+    """Stride 5: an approximate division would not give a weight of exactly 0 on a node row."""
     return request.param
 
 
@@ -61,7 +51,7 @@ def compiled():
 
 
 def test_no_full_resolution_tensor():
-    """Extra memory at the peak of a step is a fraction of one full-resolution tensor of logits."""
+    """A step's extra peak memory is below 1/6 of one full-resolution tensor of logits."""
     student, teacher = torch.randn(2, 6, 19, 65, 113, device="cuda")
     student.requires_grad_()
     labels = random_labels(3, 19, (512, 896)).cuda()
@@ -75,7 +65,7 @@ def test_no_full_resolution_tensor():
 
 
 def test_label_operations_take_little_memory():
-    """`argmax_labels` at 1024x2048 with two scales: below 3 MB beside inputs and result."""
+    """`argmax_labels`, two scales to 1024x2048: below 3 MB beside inputs and result."""
     maps = [torch.randn(1, 19, 129, 257, device="cuda"), torch.randn(1, 19, 65, 129, device="cuda")]
     kernels.argmax_labels(maps, (1024, 2048))  # compiles
     torch.cuda.reset_peak_memory_stats()
@@ -84,7 +74,7 @@ def test_label_operations_take_little_memory():
     assert torch.cuda.max_memory_allocated() - before - labels.numel() < 3e6
 
 
-def test_label_operations_in_a_cuda_graph_without_waiting():
+def test_label_operations_in_a_cuda_graph_without_host_synchronisation():
     features, centroids = (
         torch.randn(2, 40, 17, 23, device="cuda"),
         torch.randn(19, 40, device="cuda"),
@@ -111,8 +101,8 @@ def test_label_operations_in_a_cuda_graph_without_waiting():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_no_waiting():
-    """Any host synchronisation is an error in this mode."""
+def test_no_host_synchronisation():
+    """`set_sync_debug_mode("error")` raises at any host synchronisation."""
     student, teacher = torch.randn(2, 4, 19, 17, 23, device="cuda")
     student.requires_grad_()
     labels = random_labels(2, 19, (67, 101)).cuda()
@@ -123,39 +113,6 @@ def test_no_waiting():
         kernels.symmetric_kl_loss(student, teacher, (67, 101), mask=labels != 255).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-@STAGES
-def test_a_step_of_training_never_waits(tmp_path, stage_name):
-    _, step = one_step(stage_name, large_images(tmp_path), World(0, 1, 0, torch.device("cuda", 0)))
-    step()  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def test_evaluation_waits_at_its_end_only(tmp_path):
-    """As often for three images as for one."""
-    config = large_images(tmp_path, "evaluation.scales=[1.0, 0.5]", "evaluation.flip=true")
-    world, run = World(0, 1, 0, torch.device("cuda", 0)), Run(config)
-    context = Context(config, run, world, StopFlag(world), label_space(config))
-    model = build_model("lite", context.space.num_classes).eval().to(world.device)
-    validation = datasets.open_validation(config)
-
-    def waits(images):
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings(record=True) as found:
-                warnings.simplefilter("always")
-                evaluation.measure(context, model, images_alone(validation, images), "images", None)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        return sum("synchronizing CUDA operation" in str(warning.message) for warning in found)
-
-    waits(1)  # compiles
-    assert 0 < waits(1) == waits(3)
 
 
 def test_inside_a_cuda_graph():
@@ -177,7 +134,7 @@ def test_inside_a_cuda_graph():
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_probe_and_default_choice(mode):
-    """Without an override a GPU gets Triton, whatever mode the first call of a process is in."""
+    """The first call of a process may be in any grad mode."""
     from diga_hpc.kernels import _dispatch
 
     _dispatch._triton_works.cache_clear()

@@ -1,4 +1,7 @@
-"""Every kernel compiles for GPUs that are not here, spills nothing in its loops and takes what is recorded."""
+"""Ahead-of-time compilation of every kernel: no spills in loops, resources as recorded.
+
+No GPU is needed: `helpers/kernel_resources.py` compiles for sm_80, sm_90, sm_100 and gfx942.
+"""
 
 import json
 import os
@@ -8,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-ACCEPT = "if that is intended, accept it: python tests/kernel_resources.py --accept"
+TESTS = Path(__file__).parents[1]
+RESOURCES = TESTS / "helpers" / "kernel_resources.py"
+ACCEPT = "if that is intended, record it: python tests/helpers/kernel_resources.py --accept"
 
 
 def run_python(*arguments: str | Path) -> str:
-    """In a process of its own: here the kernels may be interpreted."""
+    """Standard output of a new Python process, because Triton may be interpreted in this one."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    folders = [str(HERE.parent), str(HERE), environment.get("PYTHONPATH", "")]
+    folders = [str(TESTS.parent), str(TESTS), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(folders)
     done = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, env=environment
@@ -26,8 +30,8 @@ def run_python(*arguments: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, dict[str, dict[str, int]]]:
-    """Triton caches what did not change."""
-    return json.loads(run_python(HERE / "kernel_resources.py"))
+    """{kernel of a call: {target: resources}}; seconds if Triton has cached them, else minutes."""
+    return json.loads(run_python(RESOURCES))
 
 
 def test_no_spills_in_loops(compiled):
@@ -38,7 +42,7 @@ def test_no_spills_in_loops(compiled):
 
 
 def test_pixel_loops_were_found(compiled):
-    """Otherwise the test above could look in the wrong place."""
+    """Guards the test above: a loop that is not found has no spills either."""
     scans = [row["sm_90"] for kernel, row in compiled.items() if ": scan_cells" in kernel]
     assert len(scans) >= 5
     assert all(40 < scan["pixel_loop"] < 250 and scan["pixel_loop_mufu"] >= 5 for scan in scans)
@@ -50,10 +54,11 @@ def test_pixel_loops_were_found(compiled):
 def test_resources_are_those_recorded(compiled):
     import triton
 
-    record = json.loads((HERE / "recorded" / "kernel_resources.json").read_text())
+    record = json.loads((TESTS / "kernels/recorded/kernel_resources.json").read_text())
     if triton.__version__ not in record:
         pytest.skip(
-            f"nothing is recorded for Triton {triton.__version__}: tests/kernel_resources.py --accept adds it"
+            f"nothing is recorded for Triton {triton.__version__}: "
+            "python tests/helpers/kernel_resources.py --accept adds it"
         )
     expected = record[triton.__version__]
     assert set(compiled) == set(expected), f"other kernels than recorded; {ACCEPT}"
@@ -65,7 +70,7 @@ def test_resources_are_those_recorded(compiled):
 
 
 KINDS = """
-from kernel_resources import *
+from helpers.kernel_resources import *
 from triton.runtime.jit import create_function_from_signature
 
 kinds = set()
@@ -75,7 +80,7 @@ for size in [(512, 1024), (513, 1025), (375, 1242), (480, 640), (601, 800), (108
     labels = empty(1, *size, dtype=torch.uint8)
     with intercepted() as launches:
         argmax_call(19, [nodes, half], size)
-        argmax.label_strips([empty(1, 19, *nodes)], size, False, clamp=False, labels=labels)
+        label_strips([empty(1, 19, *nodes)], size, False, clamp=False, labels=labels)
     for kernel, arguments, _ in launches:
         backend = triton.compiler.make_backend(TARGETS["sm_90"])
         bind = create_function_from_signature(kernel.signature, kernel.params, backend)
@@ -85,5 +90,5 @@ print(len(kinds))
 
 
 def test_labels_of_images_of_any_size_compile_once():
-    """As Triton itself tells launches apart: one kernel for two scales, one that compares with labels."""
+    """Six sizes, two kernels by Triton's own cache key: one of two scales, one of the consensus."""
     assert run_python("-c", KINDS).strip() == "2"

@@ -1,11 +1,11 @@
-"""The reference's label operations: the tables of `label_tables.py` on small maps."""
+"""The reference's label operations on small maps: the tests of `helpers/label_tables.py`."""
 
 import pytest
 import torch
-from kernel_truth import SHAPES
-from label_tables import *  # noqa: F403  the tables are tests
 
 from diga_hpc import kernels
+from helpers.kernel_truth import SHAPES
+from helpers.label_tables import *  # noqa: F403  imports the tests
 
 
 @pytest.fixture(params=SHAPES, ids=str)

@@ -1,14 +1,14 @@
-"""Compile every kernel of a few calls ahead of time, for GPUs that need not be there, and read what
-it takes.
+"""Compile every kernel ahead of time and read the registers, spills and instructions that it takes.
 
-    python tests/kernel_resources.py            one JSON object: {kernel of a call: {target: resources}}
-    python tests/kernel_resources.py --accept   also writes it to tests/recorded/, for this version of Triton
+    python tests/helpers/kernel_resources.py            print {kernel: {target: resources}}
+    python tests/helpers/kernel_resources.py --accept   also record it, for this version of Triton,
+                                                        in tests/kernels/recorded/
 
-The calls are made with tensors that have shapes and no values; each launch is intercepted and its
-arguments become the signature to compile. Resources on CUDA: registers and stack bytes of a thread
-(`cuobjdump --dump-resource-usage`), instructions of the innermost loop that takes the time, and
-accesses to spilled registers inside loops (`cuobjdump -sass`); on ROCm what the assembly's notes
-say.
+No GPU is needed. The operations are called with meta tensors (shapes without values); each launch
+is intercepted, and its arguments become the signature to compile. Resources on CUDA: registers and
+stack bytes of a thread (`cuobjdump --dump-resource-usage`), instructions of the innermost loop that
+takes the time, and accesses to spilled registers inside loops (`cuobjdump -sass`). On ROCm: the
+metadata of the assembly.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import unittest.mock
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Compiled, not interpreted, whatever the caller's environment says.
+# Before Triton is imported: an interpreted kernel cannot be compiled.
 os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
@@ -31,10 +31,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from diga_hpc.kernels import argmax, consensus, cross_entropy, distillation, warm_up
-from diga_hpc.kernels.scaled_gradient import scaled_gradient
+from diga_hpc.kernels import consensus, cross_entropy, symmetric_kl, warm_up
+from diga_hpc.kernels._triton_label_strips import label_strips
+from diga_hpc.kernels._triton_scaled_gradient import scaled_gradient
 
-RECORD = Path(__file__).parent / "recorded" / "kernel_resources.json"
+RECORD = Path(__file__).parents[1] / "kernels" / "recorded" / "kernel_resources.json"
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -42,12 +43,18 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 TYPES = {
-    torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16",
-    torch.uint8: "u8", torch.int16: "i16", torch.int64: "i64", torch.bool: "i1",
-}  # fmt: skip
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.uint8: "u8",
+    torch.int16: "i16",
+    torch.int64: "i64",
+    torch.bool: "i1",
+}
 
 
-# --------------------------------------------------------------------------------------------------- the calls
+# ---------------------------------------------------------------------------------------- the calls
 
 
 def empty(
@@ -69,7 +76,7 @@ def warm_up_call(K: int, h: int, w: int, **layout) -> None:
 
 def masked_kl_call(K: int, h: int, w: int) -> None:
     logits, mask = empty(2, K, h, w), empty(1, 512, 512, dtype=torch.bool)
-    distillation._symmetric_kl._init_fn(logits, logits, mask, 512, 512, 0.5, 1.0, False, True)
+    symmetric_kl._symmetric_kl._init_fn(logits, logits, mask, 512, 512, 0.5, 1.0, False, True)
 
 
 def cross_entropy_call(K: int, h: int, w: int) -> None:
@@ -78,7 +85,7 @@ def cross_entropy_call(K: int, h: int, w: int) -> None:
 
 
 def argmax_call(K: int, maps: list[tuple[int, int]], size: tuple[int, int], **layout) -> None:
-    argmax.label_strips([empty(1, K, *nodes, **layout) for nodes in maps], size, True, clamp=True)
+    label_strips([empty(1, K, *nodes, **layout) for nodes in maps], size, True, clamp=True)
 
 
 def consensus_call(K: int, D: int, h: int, w: int, **layout) -> None:
@@ -106,15 +113,17 @@ CALLS: dict[str, Callable[[], None]] = {
 }
 
 
-# ------------------------------------------------------------------------------------- from launches to sources
+# ------------------------------------------------------------------------- from launches to sources
 
 
 @contextlib.contextmanager
 def intercepted() -> Iterator[list[tuple[JITFunction, dict, int]]]:
-    """The launches within the block, as (kernel, arguments by name, warps), instead of running them."""
-    launches = []
+    """Collect the launches within the block, (kernel, arguments by name, warps); none is run."""
+    launches: list[tuple[JITFunction, dict, int]] = []
 
-    def record(kernel, *arguments, grid, warmup, **options):
+    def record(
+        kernel: JITFunction, *arguments: object, grid: object, warmup: bool, **options: object
+    ) -> None:
         warps = options.pop("num_warps", 4)
         launches.append(
             (kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | options, warps)
@@ -125,7 +134,7 @@ def intercepted() -> Iterator[list[tuple[JITFunction, dict, int]]]:
 
 
 def source(kernel: JITFunction, arguments: dict) -> ASTSource:
-    """The signature that a launch with these arguments would compile."""
+    """What Triton would compile for a launch with these arguments."""
     signature, constants, attributes = {}, {}, {}
 
     def describe(value: object, path: tuple[int, ...], constant: bool, align: bool) -> str | tuple:
@@ -157,7 +166,7 @@ def title(kernel: JITFunction, arguments: dict) -> str:
     return " ".join([kernel.__name__.lstrip("_"), *(flag.lower() for flag in flags)])
 
 
-# ----------------------------------------------------------------------------------------------- from compiled
+# ------------------------------------------------------------------------------------ from compiled
 
 
 def cuda_resources(cubin: bytes) -> dict[str, int]:
@@ -169,7 +178,7 @@ def cuda_resources(cubin: bytes) -> dict[str, int]:
         )
     found = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
     lines = {int(a, 16): text for a, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;]*);", sass)}
-    # Jumps back are loops, but for returns from code that was moved behind the end of the program.
+    # A jump back is a loop, unless it returns from code that was moved after the final EXIT.
     ends = [address for address, text in lines.items() if text.startswith("EXIT")]
     loops = [
         (int(target, 16), address)
@@ -187,8 +196,7 @@ def cuda_resources(cubin: bytes) -> dict[str, int]:
     innermost = [(a, b) for a, b in loops if not any(a <= c and d < b for c, d in loops)]
     bodies = [[text for x, text in lines.items() if a <= x <= b] for a, b in innermost]
     with_exponentials = [body for body in bodies if any("MUFU.EX2" in text for text in body)]
-    # Where the time goes: the loop with exponentials in it, or else the longest (the label
-    # kernels).
+    # The loop that takes the time: the one with exponentials, or else (label kernels) the longest.
     pixel = min(with_exponentials, key=len, default=[]) or max(bodies, key=len, default=[])
     return {
         "registers": found["REG"],
