@@ -1,23 +1,26 @@
-"""The run directory: where each stage leaves its results, bound to one configuration.
+"""The run directory: every path in it, and its binding to one process and one configuration.
 
 RUN_DIR/
-    .lock                          which process is at work here, see run_lock.py
+    .lock                          the process that uses the directory, see lock.py
     config.yaml                    resolved configuration
     env.txt                        versions and machine of the last start
-    metrics.jsonl, tensorboard/    what training logged
-    checkpoints/STAGE/step_*/      see checkpoint.py; STAGE = source_only, warm_up, self_training_1, ...
-    pseudo_labels/round_1/*.png    labels of the target's training images
+    metrics.jsonl, tensorboard/    training metrics
+    checkpoints/STAGE/step_*/      see training/checkpoint.py; STAGE = source_only, warm_up, ...
+    pseudo_labels/round_1/*.png    pseudo labels of the target's training images
     centroids/round_1.safetensors  class centroids of the same network
-    results.json                   rows of the evaluation
-    partial/*.json                 counts of an evaluation that was asked to stop
-    requeues.json                  when Slurm was asked to start the job again, and after how much work
-    logs/                          jobs of slurm/*.sh and of launch.py: what they printed
-    consensus.json                 how much the consensus keeps of the validation images, how often rightly
-    panels/IMAGE/*.png             validation images with their labels, for the report
-    skipped_data.json              broken files that were passed over (data.skip_errors)
+    results.json                   evaluation results, one row per network
+    partial/*.json                 class counts of an interrupted evaluation
+    consensus.json                 share and accuracy of the pixels that the consensus keeps
+    panels/IMAGE/*.png             validation images and their predictions, for the report
+    skipped_data.json              corrupt files that were skipped (data.skip_errors)
+    requeues.json                  requeues by Slurm, and the progress at each, see requeue.py
+    logs/                          output of jobs: slurm/*.sh, and launch/ (see launch/submit.py)
     report.html
+A sweep's folder has one run directory per run, and sweep.json, results.json, results.csv and logs/.
+Loads no torch.
 """
 
+import re
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,79 +32,44 @@ from diga_hpc.run.files import atomic_write
 from diga_hpc.run.lock import RunLock
 from diga_hpc.run.provenance import environment
 
-if TYPE_CHECKING:  # reading a run directory needs no torch
+if TYPE_CHECKING:
     from diga_hpc.distributed.world import World
 
 
-class Run:
-    """Paths of a run, and the small files in it."""
+class RunPaths:
+    """Paths in a run directory, which need not exist. For readers that have no configuration."""
 
-    def __init__(self, config: Config):
-        self.config = config
-        self.path = config.run_dir
-        self._unlock: weakref.finalize | None = None
+    def __init__(self, path: Path):
+        self.path = path
 
     @property
     def exists(self) -> bool:
-        """Whether an earlier start has claimed the directory."""
-        return (self.path / "config.yaml").is_file()
+        """Whether a run has been started in the directory."""
+        return self.config_file.is_file()
 
-    def open(self, world: "World") -> None:
-        """Create the directory, or check that it belongs to this configuration. All ranks call it.
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
 
-        It is this process's until `close`, or until nothing refers to this object any more. Raises UserError if
-        it is not writable, in use by another process, or holds another experiment or foreign files.
-        """
-        world.on_rank0(self._claim)
+    @property
+    def env(self) -> Path:
+        return self.path / "env.txt"
 
-    def close(self) -> None:
-        """Let other processes use the directory."""
-        if self._unlock is not None:
-            self._unlock()
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
 
-    def check(self) -> None:
-        """Raise UserError if the directory holds another experiment or foreign files; it need not exist."""
-        saved = self.path / "config.yaml"
-        if saved.is_file():
-            changed = configuration.differences(configuration.load(saved), self.config)
-            if changed:
-                raise UserError(
-                    f"{self.path}: belongs to another configuration ({'; '.join(changed[:3])}); "
-                    "choose another run_dir, or remove this one"
-                )
-        # Names with a dot: the lock, and what a start leaves that was killed here.
-        elif self.path.is_dir() and any(
-            path != self.logs and not path.name.startswith(".") for path in self.path.iterdir()
-        ):
-            raise UserError(
-                f"{self.path}: not empty and not a run directory; set run_dir to a new folder"
-            )
-
-    def _claim(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = RunLock.acquire(self.path)
-            self._unlock = weakref.finalize(self, lock.release)
-            self.check()
-            self._write_start()
-        except BaseException as error:
-            self.close()
-            if isinstance(error, OSError):
-                raise UserError(
-                    f"{self.path}: run directory cannot be written ({error.strerror}); set run_dir=FOLDER"
-                ) from error
-            raise
-
-    def _write_start(self) -> None:
-        probe = self.path / ".writable"
-        probe.write_text("")
-        probe.unlink()
-        with atomic_write(self.path / "config.yaml") as temporary:
-            configuration.save(self.config, temporary)
-        (self.path / "env.txt").write_text(environment())
+    def tensorboard(self, stage: str) -> Path:
+        """The folder of a stage's event files."""
+        return self.path / "tensorboard" / stage
 
     def checkpoints(self, stage: str) -> Path:
+        """The folder of a stage's checkpoints."""
         return self.path / "checkpoints" / stage
+
+    def all_checkpoints(self) -> list[Path]:
+        """Folders of all stages' checkpoints, sorted by stage name and step."""
+        return sorted(self.path.glob(f"checkpoints/*/{CHECKPOINT_PREFIX}*"))
 
     def pseudo_labels(self, round_number: int) -> Path:
         return self.path / "pseudo_labels" / f"round_{round_number}"
@@ -110,15 +78,32 @@ class Run:
         return self.path / "centroids" / f"round_{round_number}.safetensors"
 
     @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def results_csv(self) -> Path:
+        """The table of a sweep."""
+        return self.path / "results.csv"
+
+    def partial_evaluation(self, name: str) -> Path:
+        return self.path / "partial" / f"{name}.json"
 
     @property
     def consensus(self) -> Path:
         return self.path / "consensus.json"
 
-    def partial_evaluation(self, name: str) -> Path:
-        return self.path / "partial" / f"{name}.json"
+    @property
+    def panels(self) -> Path:
+        return self.path / "panels"
+
+    def panel(self, image: str, kind: str, suffix: str = ".png") -> Path:
+        """A picture for the report: kind = image, truth, the name of a stage, or consensus_N."""
+        return self.panels / image / f"{kind}{suffix}"
+
+    @property
+    def skipped_data(self) -> Path:
+        return self.path / "skipped_data.json"
 
     @property
     def requeues(self) -> Path:
@@ -129,23 +114,110 @@ class Run:
         return self.path / "logs"
 
     @property
-    def skipped_data(self) -> Path:
-        return self.path / "skipped_data.json"
+    def jobs(self) -> Path:
+        """One line per launched job."""
+        return self.logs / "jobs.jsonl"
+
+    def job_config(self, digest: str) -> Path:
+        """The resolved configuration of a launched job; `digest` of its content."""
+        return self.logs / f"config_{digest}.yaml"
 
     @property
-    def results(self) -> Path:
-        return self.path / "results.json"
-
-    def panel(self, image: str, kind: str, suffix: str = ".png") -> Path:
-        """A picture for the report: kind = image, truth, the name of a stage, or consensus_N."""
-        return self.path / "panels" / image / f"{kind}{suffix}"
+    def sweep(self) -> Path:
+        """The list of a sweep's runs."""
+        return self.path / "sweep.json"
 
     @property
     def report(self) -> Path:
         return self.path / "report.html"
 
 
+class Run(RunPaths):
+    """The run directory of a configuration, which one process at a time may open."""
+
+    def __init__(self, config: Config):
+        super().__init__(config.run_dir)
+        self.config = config
+        self._unlock: weakref.finalize | None = None
+
+    def open(self, world: "World") -> None:
+        """Create the directory, or check that it belongs to this configuration. All ranks call it.
+
+        The process holds the directory's lock until `close`, or until this object is garbage
+        collected. Raises UserError if the directory is not writable, in use by another process, or
+        holds another experiment or foreign files.
+        """
+        world.on_rank0(self._claim)
+
+    def close(self) -> None:
+        """Release the lock: other processes may use the directory."""
+        if self._unlock is not None:
+            self._unlock()
+
+    def check(self) -> None:
+        """Raise UserError if the directory holds another experiment or foreign files.
+
+        It need not exist.
+        """
+        if self.exists:
+            changed = configuration.differences(configuration.load(self.config_file), self.config)
+            if changed:
+                raise UserError(
+                    f"{self.path}: belongs to another configuration ({'; '.join(changed[:3])}); "
+                    "choose another run_dir, or remove this one"
+                )
+        elif self.path.is_dir() and any(map(self._is_foreign, self.path.iterdir())):
+            raise UserError(
+                f"{self.path}: not empty and not a run directory; set run_dir to a new folder"
+            )
+
+    def _is_foreign(self, path: Path) -> bool:
+        # Hidden names are the lock, and leftovers of a start that was killed.
+        return path != self.logs and not path.name.startswith(".")
+
+    def _claim(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = RunLock.acquire(self.path)
+            # Not __del__: a finalizer also runs at interpreter exit.
+            self._unlock = weakref.finalize(self, lock.release)
+            self.check()
+            self._write_start()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise UserError(
+                    f"{self.path}: run directory cannot be written ({error.strerror}); "
+                    "set run_dir=FOLDER"
+                ) from error
+            raise
+
+    def _write_start(self) -> None:
+        # Also in a directory that has its configuration already: found now, not at a checkpoint.
+        probe = self.path / ".writable"
+        probe.write_text("")
+        probe.unlink()
+        with atomic_write(self.config_file) as temporary:
+            configuration.save(self.config, temporary)
+        self.env.write_text(environment())
+
+
+CHECKPOINT_PREFIX = "step_"
+_CHECKPOINT_NAME = re.compile(rf"{CHECKPOINT_PREFIX}(\d{{8,}})")
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after `step` steps: step_00000250. Sorts by step."""
+    return f"{CHECKPOINT_PREFIX}{step:08d}"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step of a checkpoint's folder name; None for other names, such as a user's copy."""
+    found = _CHECKPOINT_NAME.fullmatch(name)
+    return int(found[1]) if found else None
+
+
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Of the checkpoints in a stage's folder, in which a user may have put others."""
-    names = [path.name.removeprefix("step_") for path in folder.glob("step_*")]
-    return [int(name) for name in names if name.isdecimal()]
+    """The steps of the checkpoints in a stage's folder, in no particular order."""
+    steps = [checkpoint_step(path.name) for path in folder.glob(f"{CHECKPOINT_PREFIX}*")]
+    return [step for step in steps if step is not None]

@@ -1,27 +1,32 @@
-"""Files that are whole or not there, also after a power failure."""
+"""Atomic writes, and readers of JSON and JSON Lines. Loads no torch.
 
-import json
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from diga_hpc.errors import UserError
-
-if TYPE_CHECKING:  # reading a run directory needs no torch
-    pass
+A file written here is complete or absent, also after a power failure: it is written under a
+temporary name, synced, and renamed.
+"""
 
 import contextlib
+import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from diga_hpc.errors import UserError
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; the file gets its own name at the end, or is removed on an error."""
+    """Yield a temporary path beside `path` to write to; it is renamed to `path` at the end.
+
+    On an exception the temporary file is removed and `path` is left unchanged. Creates the folder.
+    """
     make_folder(path.parent)
+    # A hidden name in the same folder: a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.writing")
     try:
         yield temporary
-        sync(temporary)  # else its name may reach the disk before its content does
+        # Before the rename: else the new name may reach the disk before the content does.
+        sync(temporary)
         temporary.replace(path)
         sync(path.parent)
     except BaseException:
@@ -30,7 +35,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """A folder and those above it, their names on disk."""
+    """Create a folder and its parents, and sync their names to disk."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -38,7 +43,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the content of a file, or the names in a folder, are on disk."""
+    """Wait until the content of a file, or the entries of a folder, are on disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -47,7 +52,7 @@ def sync(path: Path) -> None:
 
 
 def read_json(path: Path, default: Any) -> Any:
-    """The content of a JSON file, or `default` where there is none. Raises UserError naming a broken one."""
+    """Read a JSON file; `default` if it does not exist. Raises UserError naming a corrupt file."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -59,6 +64,24 @@ def read_json(path: Path, default: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write whole or not at all."""
+    """Write `value` as JSON, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON Lines file, skipping corrupt lines; nothing if there is no file.
+
+    A process that is killed, or a full disk, leaves a truncated line, and a power failure leaves
+    bytes that are not text.
+    """
+    if not path.is_file():
+        return
+    with path.open(errors="replace") as stream:
+        for line in stream:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(entry, dict):
+                yield entry
