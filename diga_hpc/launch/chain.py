@@ -1,4 +1,4 @@
-"""Chain of jobs that runs a whole pipeline: what `diga-hpc plan` prints and slurm/pipeline.sh submits.
+"""Chain of jobs that runs the pipeline: `diga-hpc plan` prints it, slurm/pipeline.sh submits it.
 
     warmup warm-up 0
     pseudo_labels_1 pseudo-labels 1

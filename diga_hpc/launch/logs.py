@@ -3,9 +3,10 @@
 Two kinds of logs. Both are appended to by every start of a requeued job; only the last start is
 read:
 
-* RUN_DIR/logs/12_0_log.out, one file per rank, of jobs started by submitit. The batch script and srun write to
-  the file of rank 0.
-* RUN_DIR/logs/warmup-12.log, one file per job, of the scripts in slurm/. `0: ` before a line names its rank.
+* RUN_DIR/logs/12_0_log.out, one file per rank, of jobs started by submitit. The batch script and
+  srun write to the file of rank 0.
+* RUN_DIR/logs/warmup-12.log, one file per job, of the scripts in slurm/. `0: ` before a line names
+  its rank.
 """
 
 import re
@@ -89,7 +90,7 @@ class RankLogs:
         return [rank for rank, text in texts if RAISED in text and not _follows_rank_0(text)]
 
     def failed_ranks(self, lines: int) -> list[FailedRank]:
-        """The ranks that failed, in the order of their failure, each with its last `lines` lines."""
+        """The ranks that failed, in the order of failure, each with its last `lines` lines."""
         exits = self._exits()
         ranks = [*exits, *(rank for rank in self.raised if rank not in exits)]
         return [

@@ -1,4 +1,4 @@
-"""Options of `diga-hpc launch`: annotated types for its parameters. Loads typer and nothing heavy."""
+"""Options of `diga-hpc launch`: annotated types of its parameters. Loads typer only."""
 
 from typing import Annotated, Optional
 

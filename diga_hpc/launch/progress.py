@@ -1,13 +1,12 @@
-"""Progress of each stage of a run, read from its files: training steps, labelled images, evaluated networks."""
+"""Progress of each stage of a run: training steps, labelled images, evaluated networks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from diga_hpc.config import Config
-from diga_hpc.run.directory import checkpoint_steps
-from diga_hpc.run.files import read_json
+from diga_hpc.run.directory import RunPaths, checkpoint_steps
+from diga_hpc.run.files import read_json, read_jsonl
 from diga_hpc.stages.plan import Planned, plan, trained
 
 
@@ -30,47 +29,47 @@ class Progress:
         return f"{self.done}/{self.total or '?'} {self.unit}"
 
 
-def progress(run_dir: Path, config: Config) -> list[Progress]:
-    """Progress of the stages of a run, in the order of its plan; stages that leave no trace are left out."""
-    metrics = _last_metrics(run_dir / "metrics.jsonl")
+def progress(run: RunPaths, config: Config) -> list[Progress]:
+    """Progress of the stages in the order of the plan, except those whose files are not known."""
+    # Stage -> its last line.
+    metrics = {line.get("stage"): line for line in read_jsonl(run.metrics)}
     found = []
     for stage in plan(config):
         if stage.training:
-            found.append(_training(run_dir, stage.name, stage.training.steps, metrics))
+            found.append(_training(run, stage, metrics.get(stage.name, {})))
         elif stage.kind in READERS:
-            found.append(READERS[stage.kind](run_dir, stage, config))
+            found.append(READERS[stage.kind](run, stage, config))
     return found
 
 
-def _training(
-    run_dir: Path, stage: str, steps: int, metrics: Mapping[str, Mapping[str, Any]]
-) -> Progress:
-    checkpoints = checkpoint_steps(run_dir / "checkpoints" / stage)
-    last = metrics.get(stage, {})
+def _training(run: RunPaths, stage: Planned, last: Mapping[str, Any]) -> Progress:
+    assert stage.training
+    steps = stage.training.steps
+    checkpoints = checkpoint_steps(run.checkpoints(stage.name))
     done = max([*checkpoints, int(last.get("step", 0))], default=0)
-    return Progress(stage, done, steps, "steps", steps in checkpoints, last)
+    return Progress(stage.name, done, steps, "steps", steps in checkpoints, last)
 
 
-def _pseudo_labels(run_dir: Path, stage: Planned, config: Config) -> Progress:
-    done = sum(1 for _ in run_dir.glob(f"pseudo_labels/round_{stage.round}/*.png"))
+def _pseudo_labels(run: RunPaths, stage: Planned, config: Config) -> Progress:
+    done = sum(1 for _ in run.pseudo_labels(stage.round).glob("*.png"))
     # The built-in data say how many images there are; in other sections it names a folder.
     images = getattr(config.data.target, "images", None)
     total = images if isinstance(images, int) else None
     # Centroids are written last.
-    finished = (run_dir / f"centroids/round_{stage.round}.safetensors").is_file()
+    finished = run.centroids(stage.round).is_file()
     return Progress(stage.name, done, total, "images", finished)
 
 
-def _evaluation(run_dir: Path, stage: Planned, config: Config) -> Progress:
+def _evaluation(run: RunPaths, stage: Planned, config: Config) -> Progress:
     section = config.evaluation
     adapted = section.adapt_normalization and config.data.target is not None
     total = len(trained(config)) * (1 + section.teacher) * (1 + adapted)
-    done = len(read_json(run_dir / "results.json", []))
+    done = len(read_json(run.results, []))
     return Progress(stage.name, done, total, "networks", done >= total)
 
 
 # Kind of a stage without training -> how its progress is read.
-READERS: dict[str, Callable[[Path, Planned, Config], Progress]] = {
+READERS: dict[str, Callable[[RunPaths, Planned, Config], Progress]] = {
     "pseudo_labels": _pseudo_labels,
     "evaluation": _evaluation,
 }

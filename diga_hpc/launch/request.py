@@ -1,4 +1,4 @@
-"""Request of a launch: resources, and the runs of one configuration or of a sweep, validated before submission.
+"""Request of a launch: resources and the runs of a configuration or sweep, validated first.
 
 Independent of the way in which jobs are started, which is submit.py.
 """
@@ -19,7 +19,7 @@ from diga_hpc.distributed import processes
 from diga_hpc.errors import UserError
 from diga_hpc.launch import status
 from diga_hpc.launch import sweep as sweeps
-from diga_hpc.run.directory import Run
+from diga_hpc.run.directory import Run, RunPaths
 from diga_hpc.run.files import atomic_write
 from diga_hpc.stages.plan import select
 
@@ -42,7 +42,7 @@ class Resources:
     time: int | None = None
     """Time limit of one start, in minutes. A run that needs longer is requeued and resumes."""
     signal_delay: int = 120
-    """Seconds before the limit at which the tasks are told to stop; must cover a step and a checkpoint."""
+    """Seconds before the limit at which the tasks are signalled: for a step and a checkpoint."""
     dependency: str | None = None
     """As sbatch takes it, for example afterok:12."""
     sbatch: Mapping[str, str | bool] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class LaunchRequest:
         sweep: sweeps.Values | None = None,
         **resources: Any,
     ) -> "LaunchRequest":
-        """Load and validate the configuration of every run; submit.submit describes arguments and errors."""
+        """Load and validate the configuration of every run; see `submit` for the arguments."""
         asked = Resources(**resources)
         folder = configuration.load(config, tuple(overrides)).run_dir.absolute()
         chosen = sweeps.combinations(sweep, overrides) if sweep else {}
@@ -115,12 +115,17 @@ class LaunchRequest:
         return cls(stage, round_number, asked, folder, runs, chosen)
 
     @property
+    def logs(self) -> Path:
+        """Folder of the jobs' logs, and of submitit's files."""
+        return RunPaths(self.folder).logs
+
+    @property
     def is_sweep(self) -> bool:
         return bool(self.chosen)
 
     def check_directories(self) -> None:
         """Raise UserError for a run directory that belongs to another job or another experiment."""
-        if self.is_sweep and (self.folder / "config.yaml").is_file():
+        if self.is_sweep and RunPaths(self.folder).exists:
             raise UserError(
                 f"{self.folder}: is the directory of a run; set run_dir to another one for a sweep"
             )
@@ -142,7 +147,7 @@ class LaunchRequest:
     def record(self, jobs: Mapping[str, str], executor: str) -> None:
         """Record in each run directory which job is its own. jobs: name of the run -> job."""
         for name, job_id in jobs.items():
-            logs = self.runs[name].run_dir / "logs"
+            run = RunPaths(self.runs[name].run_dir)
             entry: dict[str, Any] = {
                 "job": job_id,
                 "stage": self.stage,
@@ -150,20 +155,20 @@ class LaunchRequest:
                 "ranks": self.resources.ranks,
                 "host": socket.gethostname(),
                 "submitted": time.time(),
-                "logs": os.path.relpath(self.folder / "logs", logs),
+                "logs": os.path.relpath(self.logs, run.logs),
             }
             if executor == "local":
                 entry["process"] = asdict(processes.of(int(job_id)))
-            with (logs / status.JOBS_FILE).open("a") as stream:
+            with run.jobs.open("a") as stream:
                 stream.write(json.dumps(entry) + "\n")
         if self.is_sweep:
             sweeps.record(self.folder, self.stage, {name: self.chosen[name] for name in jobs}, jobs)
 
 
 def _check_batches(stage: str, config: Config, round_number: int, ranks: int) -> None:
-    """Raise UserError for a stage that cannot run, or whose batch does not divide by the world size.
+    """Raise UserError for a stage that cannot run, or a batch that the ranks cannot share.
 
-    Found here, rather than after days in the queue.
+    Otherwise the job would find out after days in the queue.
     """
     for planned in select(config, stage, round_number):
         if planned.training:
@@ -174,15 +179,15 @@ def _check_batches(stage: str, config: Config, round_number: int, ranks: int) ->
 
 
 def _save_resolved(config: Config) -> Path:
-    """Write a configuration under a name with its hash: a job in the queue keeps the one it was submitted with."""
-    logs = config.run_dir / "logs"
+    """Write a job's configuration, its hash in the name: a later launch does not replace it."""
+    run = RunPaths(config.run_dir)
     text = configuration.as_yaml(config)
-    path = logs / f"config_{sha256(text.encode()).hexdigest()[:8]}.yaml"
+    path = run.job_config(sha256(text.encode()).hexdigest()[:8])
     try:
         with atomic_write(path) as temporary:
             temporary.write_text(text)
     except OSError as error:
         raise UserError(
-            f"{logs}: cannot be written ({error.strerror}); set run_dir=FOLDER"
+            f"{run.logs}: cannot be written ({error.strerror}); set run_dir=FOLDER"
         ) from error
     return path

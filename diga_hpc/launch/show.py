@@ -1,4 +1,4 @@
-"""Tables of `diga-hpc status`: the jobs, stages and failures of a run, or the results of a sweep."""
+"""Tables of `diga-hpc status`: jobs, stages and failures of a run, or the results of a sweep."""
 
 import time
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from diga_hpc.launch import status, sweep
 from diga_hpc.launch.logs import FailedRank
 from diga_hpc.launch.progress import Progress
 from diga_hpc.launch.status import JobStatus
+from diga_hpc.run.directory import RunPaths
 
 SHOWN_RANKS = 4
 
@@ -21,7 +22,7 @@ def show(directory: Path, lines: int = 10) -> None:
 
     lines: how many of the log of each failed rank. Raises UserError if the directory is neither.
     """
-    if (directory / sweep.SWEEP_FILE).is_file():
+    if RunPaths(directory).sweep.is_file():
         show_sweep(directory)
     else:
         show_run(directory, lines)
@@ -47,7 +48,7 @@ def show_run(run_dir: Path, lines: int = 10) -> None:
 
 
 def show_sweep(folder: Path) -> None:
-    """Print one line per run with the mIoU of its students; the files hold the teachers' as well."""
+    """Print one line per run with the mIoU of its students; the files have the teachers' too."""
     rows = sweep.collect(folder)
     scores = [column for column in sweep.columns(rows) if "/student/" in column]
     table = _table()
@@ -63,7 +64,7 @@ def show_sweep(folder: Path) -> None:
     console.print(table)
     legend = "mIoU in % of the students, with running and with adapted statistics; all numbers:"
     console.print(legend, soft_wrap=True)
-    console.print(folder / sweep.TABLE_FILE, soft_wrap=True)
+    console.print(RunPaths(folder).results_csv, soft_wrap=True)
 
 
 def _print_failed_ranks(console: Console, failed: Sequence[FailedRank]) -> None:

@@ -1,4 +1,4 @@
-"""State of jobs according to Slurm: squeue for current jobs, sacct (where there is accounting) for older ones.
+"""State of jobs according to Slurm: squeue, and for jobs it has forgotten sacct (accounting).
 
     states(["12", "13_0"]) -> {"12": JobState(...), "13_0": JobState(...)}
 
@@ -16,14 +16,24 @@ ANSWER_TIMEOUT = 20
 
 # Final states. A requeued job leaves them at once: it is PENDING again.
 ENDED = frozenset(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED "
-    "TIMEOUT".split()
+    [
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+    ]
 )
 
 # Job, state, reason, nodes, elapsed time, divided by |.
-SQUEUE = "squeue --noheader --array --states=all --format=%i|%T|%r|%N|%M".split()
-SACCT = "sacct --noheader --parsable2 --allocations".split()
-SACCT.append("--format=JobID,State,Reason,NodeList,Elapsed")
+FIELDS = "JobID,State,Reason,NodeList,Elapsed"
+SQUEUE = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%M"]
+SACCT = ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={FIELDS}"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Status of a run directory: its jobs, its stages and the ranks that failed, however its jobs were started.
+"""Status of a run directory: its jobs, stages and failed ranks, however its jobs were started.
 
     read(run_dir) -> RunStatus       what `diga-hpc status` prints, see show.py
     live_jobs(run_dirs)              jobs that wait for a run directory or work in it
@@ -7,7 +7,6 @@ Read from files and, where there is one, from Slurm. Loads neither torch nor sub
 nothing.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -22,11 +21,10 @@ from diga_hpc.launch import slurm
 from diga_hpc.launch.logs import FailedRank, RankLogs
 from diga_hpc.launch.progress import Progress, progress
 from diga_hpc.launch.slurm import JobState
-from diga_hpc.run.files import read_json
+from diga_hpc.run.directory import RunPaths
+from diga_hpc.run.files import read_json, read_jsonl
 
-JOBS_FILE = "jobs.jsonl"
-# Last line of a script's log -> state of its job. Without one of these it still runs, or was
-# killed.
+# In the last line of a script's log -> state of its job, which else still runs or was killed.
 SCRIPT_ENDS = {
     " is done": "COMPLETED",
     " FAILED with exit code": "FAILED",
@@ -85,7 +83,7 @@ class RunStatus:
         if begun or (unfinished and any(stage.done for stage in self.stages)):
             stage = (begun or unfinished)[0]
             words.append(f"{stage.stage} {stage}")
-        elif not unfinished:
+        elif self.stages and not unfinished:
             words = ["done"]
         return ", ".join(words) or "not started"
 
@@ -114,7 +112,7 @@ def live_jobs(run_dirs: Iterable[Path]) -> list[tuple[Path, JobStatus]]:
 
 
 def failed_ranks(jobs: list[JobStatus], lines: int) -> list[FailedRank]:
-    """The ranks that ended the newest job that ran, if it failed, each with its last `lines` lines."""
+    """The ranks that ended the newest job, if it failed, each with its last `lines` lines."""
     for job in reversed(jobs):
         logs = job.rank_logs()
         # Without logs the job never ran: it was cancelled in the queue.
@@ -126,38 +124,37 @@ def failed_ranks(jobs: list[JobStatus], lines: int) -> list[FailedRank]:
 
 
 def _read(run_dir: Path, jobs: list[JobStatus]) -> RunStatus:
-    config = _config(run_dir)
-    stages = [] if config is None else progress(run_dir, config)
-    return RunStatus(run_dir, jobs, stages, read_json(run_dir / "requeues.json", []))
+    run = RunPaths(run_dir)
+    config = _config(run)
+    stages = [] if config is None else progress(run, config)
+    return RunStatus(run_dir, jobs, stages, read_json(run.requeues, []))
 
 
-def _config(run_dir: Path) -> Config | None:
-    """Configuration of a run that has started, else of the newest job that waits; None without either."""
-    waiting = sorted(run_dir.glob("logs/config_*.yaml"), key=lambda path: path.stat().st_mtime)
-    for path in [run_dir / "config.yaml", *reversed(waiting)]:
+def _config(run: RunPaths) -> Config | None:
+    """Configuration of a run that has started, else of its newest launch; None without either."""
+    launched = sorted(
+        run.logs.glob(run.job_config("*").name), key=lambda path: path.stat().st_mtime
+    )
+    for path in [run.config_file, *reversed(launched)]:
         if path.is_file():
             return configuration.load(path)
-    if (run_dir / "logs").is_dir():
+    if run.logs.is_dir():
         return None
-    raise UserError(f"{run_dir}: not a run directory: neither config.yaml nor logs/ in it")
+    raise UserError(f"{run.path}: not a run directory: neither config.yaml nor logs/ in it")
 
 
 # --------------------------------------------------------------------------------------------- jobs
 
 
 def _job_entries(run_dir: Path) -> list[dict[str, Any]]:
-    """Entries of jobs, oldest first: the lines of jobs.jsonl, and one for each log of a script in slurm/."""
+    """Entries of jobs, oldest first: lines of jobs.jsonl, and one per log of a script in slurm/."""
+    run = RunPaths(run_dir)
     entries = {}
-    for path in run_dir.glob("logs/*-*.log"):
+    for path in run.logs.glob("*-*.log"):
         stage, _, job = path.stem.rpartition("-")
         if job.isdigit():
             entries[job] = _entry_of_script(job, stage, path)
-    for line in _text(run_dir / "logs" / JOBS_FILE).splitlines():
-        try:
-            entry = json.loads(line)
-            entries[entry["job"]] = entry
-        except (ValueError, KeyError, TypeError):
-            continue  # cut short when a disk was full
+    entries |= {entry["job"]: entry for entry in read_jsonl(run.jobs) if "job" in entry}
     return sorted(entries.values(), key=lambda e: (e["submitted"], *map(int, e["job"].split("_"))))
 
 
@@ -197,7 +194,7 @@ def _job_status(
         ranks=entry["ranks"],
         host=entry["host"],
         since=entry["submitted"],
-        logs=run_dir / "logs" / entry["logs"],
+        logs=RunPaths(run_dir).logs / entry["logs"],
         state=known.get(name) or JobState(name, "UNKNOWN"),
         process=Process(**entry["process"]) if "process" in entry else None,
     )

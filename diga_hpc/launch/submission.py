@@ -14,6 +14,7 @@ from diga_hpc.launch import show, slurm
 from diga_hpc.launch import sweep as sweeps
 from diga_hpc.launch.logs import RankLogs
 from diga_hpc.results import report
+from diga_hpc.run.directory import RunPaths
 from diga_hpc.run.files import read_json
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Submission:
                 time.sleep(1)
 
     def results(self) -> list[dict[str, Any]]:
-        """Wait; the rows of results.json, or a sweep's table with its failed runs (see sweep.collect).
+        """Wait; the rows of results.json, or of a sweep's table with its failed runs.
 
         Raises the error that ended the job of a single run: UserError or Stopped as on its ranks,
         else JobFailed.
@@ -99,7 +100,7 @@ class Submission:
             return sweeps.collect(self.folder)
         for problem in problems.values():
             raise problem
-        return read_json(self.folder / "results.json", [])
+        return read_json(RunPaths(self.folder).results, [])
 
     def problems(self) -> dict[str, Exception]:
         """Wait; name of the run -> the error that ended its job, of the jobs that failed."""
@@ -126,12 +127,11 @@ class Submission:
 def _is_over(
     handle: Handle, state: slurm.JobState | None, seen: dict[str, tuple[str, float]]
 ) -> bool:
-    """Whether a job has ended: all ranks left a result, or Slurm says so for longer than results need to appear.
+    """Whether a job has ended: all ranks left a result, or Slurm has said so for some seconds.
 
     seen: job -> its last known state and since when; the caller keeps it between calls.
     """
-    # The folder is listed: on a network file system, "not there" for a single file may be a stale
-    # answer.
+    # The folder is listed: on a network file system the state of a single file may be stale.
     present = {path.name for path in handle.paths.folder.iterdir()}
     results = [handle.task(rank).paths.result_pickle.name for rank in range(handle.num_tasks)]
     if present.issuperset(results):
@@ -152,7 +152,7 @@ def _is_over(
 
 
 def _problem(handle: Handle) -> Exception | None:
-    """The error that ended a job: one that a user can act on, else the first rank that failed; None if it succeeded."""
+    """The error that ended a job: a UserError or Stopped, else the first rank that failed."""
     tasks = [handle.task(rank) for rank in range(handle.num_tasks)]
     left = [task for task in tasks if task.paths.result_pickle.is_file()]
     errors = [error for task in left if (error := task.exception()) is not None]
@@ -176,7 +176,7 @@ def _problem(handle: Handle) -> Exception | None:
 
 
 def _expected(text: str) -> UserError | Stopped | None:
-    """The UserError or Stopped that a rank raised, parsed from submitit's report; None for another exception."""
+    """The UserError or Stopped in submitit's report of an exception; None for others."""
     kind, _, message = text.split(RULE)[1].strip().splitlines()[-1].partition(": ")
     if kind == f"{Stopped.__module__}.{Stopped.__qualname__}":
         return Stopped(message, stage="", done=0)

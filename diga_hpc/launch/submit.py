@@ -1,17 +1,18 @@
 """Submit a stage, the pipeline or a sweep as jobs of many tasks. The only importer of submitit.
 
-    submission = submit("pipeline", "configs/demo.yaml", ["run_dir=runs/a"], nodes=4,
-    gpus_per_node=8, time=720) submission.job_ids, submission.wait(), submission.results()
+    submission = submit("pipeline", "configs/demo.yaml", ["run_dir=runs/a"], nodes=4, time=720)
+    submission.job_ids, submission.wait(), submission.results()
 
 A submitted job holds only strings: which stage, and the path of its configuration. Its files below
 the run directory (for a sweep, below the sweep's):
 
-    logs/config_1f3a5c7e.yaml      the resolved configuration; a job in the queue reads this file, so the
-                                   recipe may be edited meanwhile
-    logs/jobs.jsonl                one line per job: what `diga-hpc status` starts from
-    logs/12_submission.sh          the text given to sbatch
-    logs/12_0_log.out              output of rank 0 of job 12, through all its starts
-    logs/12_submitted.pkl, 12_0_result.pkl      submitit's own: the job, and what a rank returned
+    logs/config_1f3a5c7e.yaml   the resolved configuration, which the job reads when it starts:
+                                the recipe may be edited while the job waits
+    logs/jobs.jsonl             one line per job: what `diga-hpc status` starts from
+    logs/12_submission.sh       the text given to sbatch
+    logs/12_0_log.out           output of rank 0 of job 12, of all its starts
+    logs/12_submitted.pkl       submitit's: the job
+    logs/12_0_result.pkl        submitit's: what rank 0 returned
 """
 
 import contextlib
@@ -59,7 +60,7 @@ def submit(
     sweep: Values | None = None,
     **resources: Any,
 ) -> Submission:
-    """Submit a command of stages/plan.py, `pipeline` or one stage, and return without waiting for it.
+    """Submit `pipeline` or one stage (a command of stages/plan.py); returns without waiting.
 
     overrides: `key=value`, as on the command line. round_number: for stages that have rounds.
     sweep: key -> values; one run per combination, all in one job array. resources: the fields of
@@ -90,7 +91,7 @@ def sbatch_text(
     sweep: Values | None = None,
     **resources: Any,
 ) -> str:
-    """The complete text that `submit` would give to sbatch. Writes and submits nothing; needs no Slurm."""
+    """The text that `submit` would give to sbatch. Writes and submits nothing; needs no Slurm."""
     request = LaunchRequest.make(
         stage, config, overrides, round_number=round_number, sweep=sweep, **resources
     )
@@ -106,7 +107,7 @@ def sbatch_text(
 
 @dataclass(frozen=True)
 class StageJob:
-    """A submitted job: pickled, and called on every rank. Called again, after a requeue or by hand, it resumes."""
+    """A submitted job: pickled, and called on every rank at each start; a later start resumes."""
 
     stage: str
     config: str
@@ -131,8 +132,7 @@ class StageJob:
             log.warning("%s; %s", stopped, stopped.remedy)
             if requeue.job_name(os.environ) is None:
                 raise
-            # For an exception submitit would write a result, and a job with a result counts as
-            # ended.
+            # Not an exception: submitit would write a result, by which a job counts as ended.
             raise SystemExit(EXIT_STOPPED) from stopped
 
     def _enter(self, here: submitit.JobEnvironment) -> None:
@@ -183,7 +183,7 @@ def _submit_slurm(request: LaunchRequest) -> dict[str, Handle]:
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():
             handles: dict[str, Handle] = {name: executor.submit(run) for name, run in jobs.items()}
     except FailedJobError as error:
-        _remove_unsubmitted(request.folder / "logs")
+        _remove_unsubmitted(request.logs)
         raise UserError(f"sbatch refused the job: {' '.join(str(error).split())}") from error
     request.record({name: handle.job_id for name, handle in handles.items()}, "slurm")
     return handles
@@ -191,9 +191,7 @@ def _submit_slurm(request: LaunchRequest) -> dict[str, Handle]:
 
 def _slurm_executor(request: LaunchRequest) -> _SlurmExecutor:
     asked = request.resources
-    executor = _SlurmExecutor(
-        request.folder / "logs", python=f'"${{hold[@]}}" {shlex.quote(sys.executable)}'
-    )
+    executor = _SlurmExecutor(request.logs, python=f'"${{hold[@]}}" {shlex.quote(sys.executable)}')
     srun = ["--open-mode=append"]
     if asked.cpus_per_task:
         # Since Slurm 22.05 srun does not inherit it from sbatch.
@@ -225,7 +223,7 @@ def _requeue(options: Mapping[str, str | bool]) -> dict[str, bool]:
 
 
 def _setup_lines() -> list[str]:
-    """Lines of the job before srun: they source slurm/ of the checkout, or of the installed package."""
+    """Lines of the job before srun: source slurm/ of the checkout, or of the installed package."""
     here = Path(__file__).parents[1]
     repository = here.parent if (here.parent / "slurm/ranks.sh").is_file() else here
     return [
@@ -254,7 +252,7 @@ def _submit_local(request: LaunchRequest) -> dict[str, Handle]:
         raise UserError(
             f"nodes={asked.nodes}: the executor `local` has this machine only; set nodes=1"
         )
-    executor = submitit.LocalExecutor(request.folder / "logs")
+    executor = submitit.LocalExecutor(request.logs)
     executor.update_parameters(
         tasks_per_node=asked.tasks,
         gpus_per_node=asked.gpus_per_node,

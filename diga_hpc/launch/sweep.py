@@ -1,4 +1,4 @@
-"""Sweeps: every combination of values of some keys, one run directory each, one table of their results.
+"""Sweeps: a run for every combination of values of some keys, and one table of the results.
 
 SWEEP_DIR/sweep.json                        the runs: the values of each, and its job
 SWEEP_DIR/results.csv, results.json         the table, as it was last collected
@@ -18,10 +18,9 @@ from typing import Any
 
 from diga_hpc.errors import UserError
 from diga_hpc.launch import status
+from diga_hpc.run.directory import RunPaths
 from diga_hpc.run.files import atomic_write, read_json, write_json
 
-SWEEP_FILE = "sweep.json"
-TABLE_FILE = "results.csv"
 # Bytes in the name of a run directory; file systems allow 255.
 NAME_LIMIT = 200
 Values = Mapping[str, Sequence[Any]]
@@ -88,18 +87,18 @@ def record(
 ) -> None:
     """Add runs to sweep.json; those of earlier launches into the same folder stay in it."""
     entries = {name: {"set": dict(runs[name]), "job": jobs[name], "stage": stage} for name in runs}
-    write_json(folder / SWEEP_FILE, {"runs": read(folder) | entries})
+    write_json(RunPaths(folder).sweep, {"runs": read(folder) | entries})
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name of the run -> {set, job, stage}; empty without sweep.json. Raises UserError if it is corrupt."""
-    return read_json(folder / SWEEP_FILE, {"runs": {}})["runs"]
+    """Read sweep.json: name -> {set, job, stage}; empty without it. Raises UserError if corrupt."""
+    return read_json(RunPaths(folder).sweep, {"runs": {}})["runs"]
 
 
 def collect(folder: Path) -> list[dict[str, Any]]:
-    """Collect one row per run: run, state, the keys it sets, mIoU in percent as STAGE/NETWORK/NORMALIZATION.
+    """Collect a row per run: run, state, the keys it sets, STAGE/NETWORK/NORMALIZATION: mIoU in %.
 
-    Also written as results.csv and results.json, where the folder is writable.
+    Also written to results.csv and results.json, where the folder is writable.
     """
     runs = read(folder)
     found = status.read_all({name: folder / name for name in runs if (folder / name).is_dir()})
@@ -109,19 +108,19 @@ def collect(folder: Path) -> list[dict[str, Any]]:
         for name, entry in runs.items()
     ]
     if os.access(folder, os.W_OK):
-        write_json(folder / "results.json", rows)
-        _write_csv(folder / TABLE_FILE, rows)
+        write_json(RunPaths(folder).results, rows)
+        _write_csv(RunPaths(folder).results_csv, rows)
     return rows
 
 
 def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Columns of all rows, in the order of their first appearance: a run may lack what another has."""
+    """Columns of all rows, in the order of their first appearance; a row may lack some of them."""
     return list(dict.fromkeys(column for row in rows for column in row))
 
 
 def _scores(run_dir: Path) -> dict[str, float]:
     found = {}
-    for row in read_json(run_dir / "results.json", []):
+    for row in read_json(RunPaths(run_dir).results, []):
         stage = f"{row['stage']}_{row['round']}" if row["round"] else row["stage"]
         found[f"{stage}/{row['network']}/{row['normalization']}"] = row["miou"]
     return found
@@ -137,5 +136,5 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _text(value: Any) -> str:
-    """A value as it is written after `key=` on the command line: YAML, of which JSON is a subset."""
+    """A value as written after `key=` on the command line: YAML, of which JSON is a subset."""
     return value if isinstance(value, str) else json.dumps(value)
