@@ -147,6 +147,12 @@ def _parent_of(pid: int) -> int:
         return 0
 
 
+def log_of(run_dir: Path, job: str) -> str:
+    """The log of a job of slurm/*.sh."""
+    (file,) = run_dir.glob(f"logs/*-{job}.log")
+    return file.read_text()
+
+
 def until(condition: Callable[[], object], timeout: float, what: str):
     """Wait for a condition; returns what it gave."""
     end = time.monotonic() + timeout
