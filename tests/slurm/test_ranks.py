@@ -89,7 +89,7 @@ def test_a_rank_that_hangs_on_another_node_does_not_keep_the_job(
 
 @pytest.mark.slow
 def test_a_job_whose_node_died_ends_with_an_exit_code(cluster, tiny_yaml, tmp_path, stubborn):
-    """SLURM_EXPORT_ENV: what `sbatch --export` leaves; with it, ranks would have lost their PATH."""
+    """SLURM_EXPORT_ENV: set by `sbatch --export`; ranks would lose their PATH by it."""
     options = (*TWO_NODES, "--no-requeue", SLURM / "warmup.sh", tiny_yaml)
     job = cluster.submit(*options, PATH=stubborn, SLURM_EXPORT_ENV="NONE")
     until((tmp_path / "here").is_file, 60, "the ranks")
@@ -105,7 +105,7 @@ def test_a_job_whose_node_died_ends_with_an_exit_code(cluster, tiny_yaml, tmp_pa
 
 @pytest.mark.slow
 def test_a_job_is_its_own_whatever_shell_submits_it(cluster, tiny_yaml, tmp_path, rude):
-    """An array, whose last task has the array's id; from within a rank of torchrun in another job."""
+    """An array, whose last task has the array's id; from a rank of torchrun in another job."""
     variables = ("RANK", "TORCHELASTIC_USE_AGENT_STORE", "SRUN_CPUS_PER_TASK", "SLURM_MEM_PER_CPU")
     given = dict(zip(variables, ("1", "True", "2", "10"), strict=True))
     left = f"env | grep -E '^({'|'.join(variables)})='"

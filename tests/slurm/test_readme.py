@@ -67,11 +67,13 @@ def test_the_launches_are_valid(command, monkeypatch):
     assert result.exit_code == 0 and result.output.startswith("#!/bin/bash"), result.exception
 
 
-# -------------------------------------------------------------------------------- the table of errors
+# ------------------------------------------------------------------------------ the table of errors
 
 TABLE = README.split("| what | what you see |\n|---|---|\n")[1].split("\n\n")[0].splitlines()
-# What stands for something else in a quote: an ellipsis, a number, a name in capitals or of a node.
-VARIABLE = re.compile(r"\.\.\.|`\w+`|'[^']*'|\bn?\d+\b|\b[A-Z_]{3,}\b|\w+\.sh\b|\(\w+\)")
+# What stands for something else in a quote: an ellipsis, a rank, a number, a name ...
+VARIABLE = re.compile(
+    r"\.\.\.|Killed|\brank \d+(?: on n\d+)?|\bn?\d+\b|\b[A-Z_]{3,}\b|\w+\.sh\b|`[^`]*`|'[^']*'|\([^)]*\)"
+)
 
 
 def words(text: str) -> str:
