@@ -2,11 +2,16 @@
 
 import errno
 import re
+import signal
 from pathlib import Path
 
 # The exit codes of the command line; a failure that is ours ends with Python's own 1 and a traceback.
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal after a checkpoint; the same command goes on
+
+
+# Signals that ask a run to stop at the next step boundary, see Stopped.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class UserError(ValueError):

@@ -45,25 +45,28 @@ class Guards:
             f"{norm:.4g} at step {number}; lower optimizer.lr_head and optimizer.lr_backbone, or set optimizer.clip_norm",
         )  # fmt: skip
 
-    def log_point(self, metrics: dict[str, float], teacher_distance: float) -> dict[str, float]:
+    def log_point(
+        self, metrics: dict[str, float], teacher_distance: float | None
+    ) -> dict[str, float]:
         """The keys guard/* of a log line. Sets `alarm` when something has lasted for too many log points."""
         section = self.section
         low, high = section.consensus_kept
         # A comparison with NaN is false: not below the limit is also not finite.
-        diverged = not teacher_distance <= section.teacher_distance
+        diverged = teacher_distance is not None and not teacher_distance <= section.teacher_distance
         degenerate = KEPT in metrics and not low <= metrics[KEPT] <= high
         values = {
             "guard/gradient_norm": self._largest,
             "guard/exploding_steps": self._exploded,
-            "guard/teacher_distance": teacher_distance,
-            "guard/teacher_diverged": int(diverged),
         }
+        if teacher_distance is not None:
+            values["guard/teacher_distance"] = teacher_distance
+            values["guard/teacher_diverged"] = int(diverged)
         if KEPT in metrics:
             values["guard/consensus_degenerate"] = int(degenerate)
         self._largest, self._exploded = 0.0, 0
         self._count(
             "teacher", diverged, section.max_diverged,
-            f"the teacher's parameters differ from the student's by {teacher_distance:.3g} of their norm (limit "
+            f"the teacher's parameters differ from the student's by {teacher_distance or 0:.3g} of their norm (limit "
             f"{section.teacher_distance:g}); lower the learning rates or teacher.momentum",
         )  # fmt: skip
         self._count(

@@ -81,7 +81,7 @@ class Cluster:
                 self.run("scancel", *options, *set(jobs), check=False)
 
     def state(self, job: str) -> str:
-        """RUNNING, COMPLETED, FAILED, ...; a job that is requeued is PENDING or COMPLETING for a while."""
+        """RUNNING, COMPLETED, ...; of a requeued job PENDING or COMPLETING for a while."""
         words = self.run("scontrol", "show", "job", "--oneliner", job).split()
         return next(w for w in words if w.startswith("JobState=")).partition("=")[2]
 

@@ -1,5 +1,6 @@
 """Guard rails: what counts as an alarm, what ends a run, what the report says; broken files that are passed over."""
 
+import contextlib
 import errno
 import json
 import re
@@ -16,11 +17,12 @@ from diga_hpc.errors import MachineError, Stopped, UserError, one_line
 from diga_hpc.results.report import write_report
 from diga_hpc.run.directory import Run
 from diga_hpc.run.files import write_json
+from diga_hpc.stages.networks import starting_network
 from diga_hpc.stages.pipeline import Pipeline
 from diga_hpc.training.broken_files import BrokenFiles
 from diga_hpc.training.guards import Guards
 from diga_hpc.training.loop import train
-from diga_hpc.training.stage import Stage, StepOutput
+from diga_hpc.training.stage import Prepared, StepOutput, TrainingStage
 from helpers.runs import final_files, load, losses
 
 
@@ -74,8 +76,8 @@ def test_the_distance_of_a_teacher(tiny_yaml, tmp_path):
     from diga_hpc.method.teacher import Teacher
 
     config = load(tiny_yaml, tmp_path / "run")
-    student = Pipeline(config)._starting_model()
-    teacher = Teacher(student, config)
+    student = starting_network(Pipeline(config).context)
+    teacher = Teacher(student, config.teacher, contextlib.nullcontext)
     assert teacher.distance(student) == 0
     with torch.no_grad():
         for parameter in teacher.model.parameters():
@@ -83,20 +85,33 @@ def test_the_distance_of_a_teacher(tiny_yaml, tmp_path):
     assert teacher.distance(student) == pytest.approx(2)
 
 
-class Exploding(Stage):
+class Exploding(TrainingStage):
     """A constant gradient; from a step on a thousand times as large."""
 
     name = "warm_up"
 
-    def __init__(self, section, since: int):
-        self.section, self.since, self.calls = section, since, 0
-
-    def step(self, batch, student, teacher):
-        loss = student(batch.source_images / 255).logits.mean() * (
-            1000 if self.calls >= self.since else 1
+    def __init__(self, context, since: int):
+        self.context, self.section, self.since, self.calls = (
+            context,
+            context.config.warm_up,
+            since,
+            0,
         )
+        self.student = starting_network(context)
+
+    @classmethod
+    def build(cls, context, planned):
+        return cls(context, 0)
+
+    def prepare(self, batch):
+        self.batch = batch
+        return Prepared({})
+
+    def step(self, prepared, networks, totals):
+        factor = 1000 if self.calls >= self.since else 1
+        loss = networks["student"](self.batch.source / 255).logits.mean() * factor
         self.calls += 1
-        return StepOutput(loss, {"loss/total": loss})
+        return StepOutput({"student": loss}, {"loss/total": loss})
 
 
 @pytest.mark.parametrize("every", [1, 20])
@@ -112,7 +127,7 @@ def test_an_exploding_run_stops_and_the_report_says_why(tiny_yaml, tmp_path, eve
     config = load(tiny_yaml, tmp_path / "run", *options)
     job = Pipeline(config)
     with pytest.raises(UserError, match=r"warm_up: 4 steps in a row gradient norms"):
-        train(job.context, Exploding(config.warm_up, 30), job._starting_model(), job.source, None)
+        train(Exploding(job.context, 30))
     last = log_lines(config.run_dir)[-1]
     assert last["step"] == 34
     assert last["guard/gradient_norm"] == pytest.approx(
@@ -134,7 +149,7 @@ def test_a_run_that_a_log_point_ends_has_that_line(tiny_yaml, tmp_path):
     with pytest.raises(
         UserError, match="warm_up: 2 log points in a row the teacher's parameters differ"
     ):
-        Pipeline(config).warm_up()
+        Pipeline(config).run("warm-up")
     assert [(e["step"], e["guard/teacher_diverged"]) for e in log_lines(config.run_dir)] == [
         (2, 1),
         (4, 1),
@@ -176,7 +191,7 @@ def with_files(yaml, tmp_path, name, *options):
 
 def test_a_broken_file_in_the_middle_of_a_run_is_named(broken_yaml, tmp_path):
     with pytest.raises(UserError, match=r"data/(images/3|labels/7).png: not a readable"):
-        Pipeline(with_files(broken_yaml, tmp_path, "run")).warm_up()
+        Pipeline(with_files(broken_yaml, tmp_path, "run")).run("warm-up")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -184,11 +199,11 @@ def test_broken_files_are_passed_over_listed_and_shown(broken_yaml, tmp_path, wo
     config = with_files(
         broken_yaml, tmp_path, "run", "data.skip_errors=2", f"data.workers={workers}"
     )
-    Pipeline(config).warm_up()
+    Pipeline(config).run("warm-up")
     first, second = json.loads((config.run_dir / "skipped_data.json").read_text())
     assert f"{tmp_path}/data/images/3.png: not a readable image" in first
     assert f"{tmp_path}/data/labels/7.png: not a readable label" in second
-    assert "2 broken files passed over" in write_report(config.run_dir).read_text()
+    assert "2 corrupt files skipped" in write_report(config.run_dir).read_text()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -207,7 +222,7 @@ def test_a_failure_of_the_machine_is_no_broken_file(broken_yaml, tmp_path, monke
         return opened(path)
 
     monkeypatch.setattr(Image, "open", stale)
-    for work in (job.warm_up, lambda: list(broken.images(job.source, [5]))):
+    for work in (lambda: job.run("warm-up"), lambda: list(broken.images(job.context.source, [5]))):
         with pytest.raises(MachineError) as error:
             work()
         assert one_line(error.value) == (
@@ -223,7 +238,7 @@ def test_one_file_too_many_ends_the_run(broken_yaml, tmp_path):
         UserError,
         match=r"data/\w+/\d.png: .*; with it 2 files are broken and data.skip_errors is 1",
     ):
-        Pipeline(config).warm_up()
+        Pipeline(config).run("warm-up")
 
 
 def test_fewer_files_may_be_broken_than_are_known(broken_yaml, tmp_path):
@@ -259,12 +274,12 @@ def test_files_count_once_whatever_is_wrong_with_them_and_no_more_when_their_ent
 
 def test_what_replaces_a_broken_file_is_the_same_after_a_resume(broken_yaml, tmp_path):
     whole = with_files(broken_yaml, tmp_path, "whole", "data.skip_errors=2")
-    Pipeline(whole).warm_up()
+    Pipeline(whole).run("warm-up")
     parts = with_files(broken_yaml, tmp_path, "parts", "data.skip_errors=2")
     for _ in range(2):
         with pytest.raises(Stopped):
-            Pipeline(parts, stop_after=5).warm_up()
-    Pipeline(parts).warm_up()
+            Pipeline(parts, stop_after=5).run("warm-up")
+    Pipeline(parts).run("warm-up")
     assert final_files(parts.run_dir) == final_files(whole.run_dir)
     assert losses(parts.run_dir, "warm_up") == losses(whole.run_dir, "warm_up")
 
@@ -273,8 +288,10 @@ def test_a_data_set_without_broken_files_is_not_changed_by_the_option(tiny_yaml,
     a, b = (
         load(tiny_yaml, tmp_path / name, "source_only=null", "warm_up.start=model") for name in "ab"
     )
-    Pipeline(a).warm_up()
-    Pipeline(b.model_copy(update={"data": b.data.model_copy(update={"skip_errors": 5})})).warm_up()
+    Pipeline(a).run("warm-up")
+    Pipeline(b.model_copy(update={"data": b.data.model_copy(update={"skip_errors": 5})})).run(
+        "warm-up"
+    )
     assert final_files(a.run_dir) == final_files(b.run_dir)
     assert not (b.run_dir / "skipped_data.json").exists()
 

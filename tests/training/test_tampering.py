@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diga_hpc.errors import Stopped, UserError
-from diga_hpc.models.weights import read_state_dict, resnet101_imagenet
+from diga_hpc.models.deeplabv2 import DeepLabV2ResNet101
+from diga_hpc.models.weights import read_state_dict
 from diga_hpc.results import predict
 from diga_hpc.stages.pipeline import Pipeline
 from diga_hpc.training import checkpoint
@@ -273,7 +274,7 @@ def stopped(tiny_yaml, tmp_path):
     """A configuration whose warm-up stopped at step 2, and that checkpoint."""
     config = load(tiny_yaml, tmp_path / "run", "source_only=null", "warm_up.start=model")
     with pytest.raises(Stopped):
-        Pipeline(config, stop_after=2).warm_up()
+        Pipeline(config, stop_after=2).run("warm-up")
     return config, config.run_dir / "checkpoints/warm_up/step_00000002"
 
 
@@ -312,7 +313,7 @@ def test_valid_tensors_of_another_network_are_an_error_that_names_the_file(stopp
     with pytest.raises(
         UserError, match=r"step_00000002/\w+.safetensors: not of this network.*remove"
     ):
-        Pipeline(config).warm_up()
+        Pipeline(config).run("warm-up")
 
 
 def test_a_checkpoint_behind_the_last_step_is_not_taken_for_a_finished_stage(stopped):
@@ -334,7 +335,7 @@ def test_a_damaged_only_checkpoint_begins_anew_and_predict_refuses_it(stopped, c
     with pytest.raises(UserError, match=r"broken checkpoint \(teacher.safetensors has"):
         predict.find_checkpoint(path)
     with pytest.raises(Stopped):
-        Pipeline(config, stop_after=1).warm_up()
+        Pipeline(config, stop_after=1).run("warm-up")
     assert f"{path}: broken checkpoint (teacher.safetensors has" in caplog.text
 
 
@@ -379,15 +380,15 @@ def test_imagenet_weights_in_a_shared_cache_are_tensors_or_an_error(tmp_path, mo
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     WEIGHTS[name](tmp_path / "hub/checkpoints/resnet101-63fe2227.pth")
-    with pytest.raises(ValueError, match=f"neither whole in {tmp_path}/hub/checkpoints"):
-        resnet101_imagenet()
+    with pytest.raises(ValueError, match=f"missing or corrupt in {tmp_path}/hub/checkpoints"):
+        DeepLabV2ResNet101.imagenet_state()
 
 
 def test_damaged_and_foreign_centroids_are_named(tiny_yaml, tmp_path):
     """One centroid for all classes would be broadcast silently."""
     config = load(tiny_yaml, tmp_path / "run", "source_only=null", "warm_up.start=model")
-    Pipeline(config).warm_up()
-    Pipeline(config).pseudo_labels(1)
+    Pipeline(config).run("warm-up")
+    Pipeline(config).run("pseudo-labels", 1)
     file = config.run_dir / "centroids/round_1.safetensors"
     own = load_file(file)
     for foreign in ({"values": own["values"][:1], "seen": own["seen"]}, {"x": own["values"]}, {}):
@@ -395,19 +396,19 @@ def test_damaged_and_foreign_centroids_are_named(tiny_yaml, tmp_path):
         with pytest.raises(
             UserError, match=f"{file}: not centroids of this network and label space"
         ):
-            Pipeline(config).self_training(1)
+            Pipeline(config).run("self-train", 1)
     file.write_bytes(BOMB)
     with pytest.raises(
         UserError, match=r"centroids/round_1.safetensors: not a readable safetensors file"
     ):
-        Pipeline(config).self_training(1)
+        Pipeline(config).run("self-train", 1)
     save_file(own, file)
     with pytest.raises(Stopped):
-        Pipeline(config, stop_after=2).self_training(1)
+        Pipeline(config, stop_after=2).run("self-train", 1)
     newest = config.run_dir / "checkpoints/self_training_1/step_00000002"
     groups, state = checkpoint.load(newest)
     one = groups["extra"] | {"values": groups["extra"]["values"][:1].clone()}
     for foreign in (groups | {"extra": one}, {k: v for k, v in groups.items() if k != "extra"}):
         checkpoint.save(newest.parent, 2, foreign, state, keep=2)
         with pytest.raises(UserError, match="step_00000002/extra.safetensors: not of this network"):
-            Pipeline(config).self_training(1)
+            Pipeline(config).run("self-train", 1)
