@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -221,8 +221,8 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The run directory.")]) 
 def print_plan(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the jobs that run the pipeline as a chain, one per line: NAME COMMAND ROUND.
 
-    NAME is the job's, COMMAND the command that it runs, and ROUND its --round, or 0 without one. slurm/pipeline.sh
-    submits these jobs.
+    `diga-hpc stage COMMAND --round ROUND CONFIG` runs a job; ROUND is 0 where there are no rounds.
+    slurm/pipeline.sh submits these jobs to Slurm.
     """
     from diga_hpc.launch.chain import chain
 
@@ -263,13 +263,13 @@ def launch(
     dry_run: options.DryRun = False,
     wait: options.Wait = False,
 ) -> None:
-    """Submit a stage, the pipeline or a sweep to Slurm, one task per GPU; a job that is interrupted resumes."""
+    """Submit a stage, the pipeline or a sweep to Slurm, a task per GPU; interrupted jobs resume."""
     from diga_hpc.launch.request import sbatch_options
     from diga_hpc.launch.submit import sbatch_text, submit
     from diga_hpc.launch.sweep import parse
 
     log_to_terminal()
-    asked = dict(
+    asked: dict[str, Any] = dict(
         round_number=round_number,
         sweep=parse(sweep or []),
         nodes=nodes,

@@ -27,7 +27,7 @@ run_stage() {
   exec >>"$log" 2>&1
   echo "$(date +%FT%T) job $SLURM_JOB_ID: $stage on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}"
   one_task_per_gpu || give_up 2 "$stage"
-  run_ranks --label "${hold[@]}" diga-hpc "$stage" "${round[@]}" "$@" || status=$?
+  run_ranks --label "${hold[@]}" diga-hpc stage "$stage" "${round[@]}" "$@" || status=$?
   ((status == 0)) || give_up "$status" "$stage"
   echo "$(date +%FT%T) job $SLURM_JOB_ID: $stage is done"
 }

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from diga_hpc.config import Config
-from diga_hpc.run.directory import RunPaths, checkpoint_steps
+from diga_hpc.run.directory import RunPaths, checkpoint_name, checkpoint_steps
 from diga_hpc.run.files import read_json, read_jsonl
 from diga_hpc.stages.plan import Planned, plan, trained
+from diga_hpc.training.checkpoint import TENSORS
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Progress:
     stage: str
     done: int
     total: int | None
-    """None: known only when the data are opened."""
+    """None: not known yet."""
     unit: str
     finished: bool
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -63,9 +65,21 @@ def _pseudo_labels(run: RunPaths, stage: Planned, config: Config) -> Progress:
 def _evaluation(run: RunPaths, stage: Planned, config: Config) -> Progress:
     section = config.evaluation
     adapted = section.adapt_normalization and config.data.target is not None
-    total = len(trained(config)) * (1 + section.teacher) * (1 + adapted)
     done = len(read_json(run.results, []))
+    total = 0
+    for trained_stage in trained(config):
+        checkpoint = _last_checkpoint(run, trained_stage)
+        if not checkpoint.is_dir():
+            # Only the checkpoint of a finished stage tells whether it has a teacher.
+            return Progress(stage.name, done, None, "networks", finished=False)
+        has_teacher = section.teacher and (checkpoint / f"teacher{TENSORS}").is_file()
+        total += (1 + has_teacher) * (1 + adapted)
     return Progress(stage.name, done, total, "networks", done >= total)
+
+
+def _last_checkpoint(run: RunPaths, stage: Planned) -> Path:
+    assert stage.training
+    return run.checkpoints(stage.name) / checkpoint_name(stage.training.steps)
 
 
 # Kind of a stage without training -> how its progress is read.

@@ -18,6 +18,8 @@ from typing import Any
 
 from diga_hpc.errors import UserError
 from diga_hpc.launch import status
+from diga_hpc.results.stage_order import stage_name
+from diga_hpc.results.tables import read_rows
 from diga_hpc.run.directory import RunPaths
 from diga_hpc.run.files import atomic_write, read_json, write_json
 
@@ -120,9 +122,8 @@ def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _scores(run_dir: Path) -> dict[str, float]:
     found = {}
-    for row in read_json(RunPaths(run_dir).results, []):
-        stage = f"{row['stage']}_{row['round']}" if row["round"] else row["stage"]
-        found[f"{stage}/{row['network']}/{row['normalization']}"] = row["miou"]
+    for row in read_rows(run_dir):
+        found[f"{stage_name(row)}/{row['network']}/{row['normalization']}"] = row["miou"]
     return found
 
 

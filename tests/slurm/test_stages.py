@@ -53,7 +53,7 @@ def test_warmup_runs_the_warm_up(tiny_yaml, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"output: {tmp_path}/run/logs/warmup-12.log\n"
     assert (tmp_path / "run/logs/warmup-12.log").read_text().splitlines()[1] == (
-        f"ran warm-up {tiny_yaml} seed=3"
+        f"ran stage warm-up {tiny_yaml} seed=3"
     )
     lines = log_of(tmp_path / "run", "warmup-12.log")
     assert lines[0] == "job 12: warm-up on node1, restart 0"
@@ -73,7 +73,7 @@ def test_run_stage_runs_any_stage_and_names_its_log(case, tiny_yaml, tmp_path):
     done = run_script(tmp_path, "run_stage.sh", *arguments, tiny_yaml, "seed=3", **environment)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "run/logs" / log).read_text()
-    assert f"\nran {command} {tiny_yaml} seed=3\n" in text
+    assert f"\nran stage {command} {tiny_yaml} seed=3\n" in text
 
 
 def test_run_stage_needs_a_stage_and_a_configuration(tiny_yaml, tmp_path):
