@@ -5,7 +5,6 @@ Heavy modules are imported inside the commands, so that --help is instant.
 
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -329,8 +328,13 @@ def main() -> None:
     """
     me = find_ranks()
     where = f"rank {me.rank} on {processes.host()}: " if me.size > 1 else ""
-    # Among several ranks libraries may wait for ranks that are gone: nothing is waited for.
-    end: Callable[[int], object] = failures.leave if me.size > 1 else sys.exit
+
+    def end(code: int) -> None:
+        # Among several ranks, libraries may wait for ranks that are gone: nothing is waited for.
+        if me.size > 1:
+            failures.leave(code)
+        sys.exit(code)
+
     try:
         app()
     except ReportedByRank0:
