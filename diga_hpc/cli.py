@@ -1,4 +1,7 @@
-"""The command `diga-hpc`. Heavy modules are imported inside the commands, so that --help is instant."""
+"""The command `diga-hpc`.
+
+Heavy modules are imported inside the commands, so that --help is instant.
+"""
 
 import sys
 import traceback
@@ -18,7 +21,7 @@ from diga_hpc.errors import (
     UserError,
     one_line,
 )
-from diga_hpc.terminal import _ranks, log_to_terminal
+from diga_hpc.terminal import find_ranks, log_to_terminal
 
 app = typer.Typer(
     help="Adapt a segmentation network from labelled source images to unlabelled target images (DiGA, CVPR 2023).",
@@ -49,7 +52,8 @@ Round = Annotated[int, typer.Option("--round", min=1, help="Which round of self-
 
 @app.command()
 def pipeline(config: ConfigPath, overrides: Overrides = None, stop_after: StopAfter = None) -> None:
-    """Run every stage that is not done yet: source only, warm-up, pseudo labels, self-training, evaluation, report.
+    """Run every stage that is not done yet: source only, warm-up, pseudo labels, self-training,
+    evaluation, report.
 
     Started again with the same configuration it goes on where it stopped. On several processes:
     torchrun --nproc-per-node 2 -m diga_hpc pipeline CONFIG
@@ -84,6 +88,20 @@ def self_train(
 def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Measure every network trained so far on the validation images; writes results.json and report.html."""
     _run("evaluate", config, overrides)
+
+
+@app.command()
+def stage(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A stage of yours, or one of the commands above.")
+    ],
+    config: ConfigPath,
+    overrides: Overrides = None,
+    round_number: Round = 1,
+    stop_after: StopAfter = None,
+) -> None:
+    """Run one stage by its name: also one that an extension has registered."""
+    _run(name, config, overrides, round_number=round_number, stop_after=stop_after)
 
 
 @app.command()
@@ -196,6 +214,18 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The run directory.")]) 
 
 
 @app.command()
+def figure(
+    run_dir: Annotated[Path, typer.Argument(help="The directory of a finished run.")],
+    file: Annotated[Path, typer.Argument(help="The .png file to write.")],
+) -> None:
+    """Draw one row of pictures: source, target, truth, labels before and after adaptation."""
+    from diga_hpc.results.figure import figure as draw_figure
+
+    draw_figure(run_dir, file)
+    print(file)
+
+
+@app.command()
 def launch(
     stage: Annotated[
         str,
@@ -293,7 +323,7 @@ def main() -> None:
 
     Among several ranks the last line says rank, host and cause, and nothing is waited for after it.
     """
-    me = _ranks()
+    me = find_ranks()
     where = f"rank {me.rank} on {processes.host()}: " if me.size > 1 else ""
     end = failures.leave if me.size > 1 else sys.exit
     try:

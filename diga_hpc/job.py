@@ -1,101 +1,79 @@
-"""One stage, or all of them, from a configuration file: what every way of starting a job calls, on every rank.
+"""Job: one command of stages from a configuration file; what cli, sbatch, torchrun and submitit
+call on every rank.
 
-The arguments are strings and numbers, so that a job submitted to a cluster needs nothing else. Importing this
-module loads neither torch nor deepspeed.
+The arguments are strings and numbers, so that a job submitted to a cluster needs nothing else.
+Importing this module loads neither torch nor deepspeed.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from diga_hpc import config as configuration
 from diga_hpc.config import Config
 from diga_hpc.distributed import signals
-from diga_hpc.errors import Stopped, UserError
+from diga_hpc.errors import Stopped
 from diga_hpc.run import requeue
 from diga_hpc.run.files import read_json
+from diga_hpc.stages.plan import PIPELINE, STAGES, Planned, select
 
-if TYPE_CHECKING:
-    from diga_hpc.stages.pipeline import Pipeline
-
-# How each stage is run; the round matters to two of them.
-STAGES: dict[str, Callable[["Pipeline", int], None]] = {
-    "pipeline": lambda job, round_number: job.run(),
-    "warm-up": lambda job, round_number: job.warm_up(),
-    "pseudo-labels": lambda job, round_number: job.pseudo_labels(round_number),
-    "self-train": lambda job, round_number: job.self_training(round_number),
-    "evaluate": lambda job, round_number: job.evaluate(),
-}
 # After these rank 0 prints the results and writes the report.
-REPORTED = ("pipeline", "evaluate")
+REPORTED = (PIPELINE, STAGES["evaluation"].command)
 
 
 def run(
-    stage: str,
+    command: str,
     config: str | Path,
-    overrides: list[str] | tuple[str, ...] = (),
+    overrides: Sequence[str] = (),
     *,
     round_number: int = 1,
     stop_after: int | None = None,
-) -> list[dict]:
-    """Run a stage of STAGES with the configuration file `config` and its `key=value` overrides.
+) -> list[dict[str, Any]]:
+    """Run the stages of a command (stages.plan.commands) with a configuration file and its
+    overrides.
 
-    round_number: which round, for pseudo-labels and self-train. stop_after: stop cleanly after so many training
-    steps. Returns the rows of results.json, on every rank. Raises UserError, and Stopped when asked to stop: by
-    a signal in a job of Slurm, the job is requeued then.
+    overrides: `key=value` each. round_number: which round, for pseudo-labels and self-train.
+    stop_after: stop cleanly after so many training steps. Returns the rows of results.json, on
+    every rank. Raises UserError; and Stopped when a stop was requested: where a signal did so in a
+    job of Slurm, the job is requeued.
     """
     signals.listen()
     resolved = configuration.load(config, overrides)
-    check(stage, resolved, round_number)
+    stages = select(resolved, command, round_number)
+    # Imports torch, which takes seconds: mistakes in the configuration are reported before it.
     from diga_hpc.distributed import watchdog
 
     with watchdog.reported(resolved.run_dir):
-        return _run(stage, resolved, round_number, stop_after)
+        return _run(stages, resolved, command in REPORTED, stop_after)
 
 
-def check(stage: str, config: Config, round_number: int) -> None:
-    """Raise UserError for a stage or a round that the configuration does not have."""
-    if stage not in STAGES:
-        raise UserError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
-    if stage == "pseudo-labels" and config.data.target is None:
-        raise UserError(
-            "pseudo-labels needs `data.target`, which is not set; name the images to label there"
-        )
-    if stage == "self-train" and config.self_training is None:
-        raise UserError(
-            "self-train needs `self_training`, which is not set; add it to the configuration"
-        )
-    rounds = config.self_training.rounds if config.self_training else 1
-    if stage in ("pseudo-labels", "self-train") and not 1 <= round_number <= rounds:
-        raise UserError(
-            f"round {round_number} of {stage}: `self_training.rounds` is {rounds}; choose a round from 1 to {rounds}, or "
-            "set more"
-        )
-
-
-def _run(stage: str, config: Config, round_number: int, stop_after: int | None) -> list[dict]:
-    from diga_hpc.distributed import watchdog
-    from diga_hpc.distributed import world as distributed
+def _run(
+    stages: list[Planned], config: Config, reported: bool, stop_after: int | None
+) -> list[dict[str, Any]]:
+    from diga_hpc.distributed import watchdog, world
     from diga_hpc.stages.pipeline import Pipeline
 
-    job = Pipeline(config, stop_after)
-    context = job.context
+    pipeline = Pipeline(config, stop_after)
+    context = pipeline.context
     try:
         requeue.announce(context.run, context.world)
-        STAGES[stage](job, round_number)
-        if stage in REPORTED and context.world.is_main:
+        pipeline.run_stages(stages)
+        if reported and context.world.is_main:
             _report(config.run_dir)
         context.world.barrier()
     except Stopped as stopped:
+        # A Ctrl-C, or the end of a count of steps, is not for Slurm to undo.
         if not (context.stop.counted_down or context.world.broadcast(context.stop.interrupted)):
             requeue.hand_back(stopped, context.run, context.world)
         context.world.barrier()
-        watchdog.stop()  # all ranks have agreed to leave
+        # All ranks have agreed to leave, so none is missed.
+        watchdog.stop()
         raise
     finally:
         context.run.close()
-    distributed.finish()
-    return read_json(context.run.results, [])
+    world.finish()
+    rows: list[dict[str, Any]] = read_json(context.run.results, [])
+    return rows
 
 
 def _report(run_dir: Path) -> None:
@@ -103,3 +81,8 @@ def _report(run_dir: Path) -> None:
 
     print_results(run_dir)
     print(f"report: {write_report(run_dir)}")
+
+
+def check(stage: str, config: Config, round_number: int) -> None:
+    """Raise UserError for a stage or a round that the configuration does not have."""
+    select(config, stage, round_number)

@@ -1,25 +1,25 @@
-"""To be described."""
+"""Terminal: log messages on standard error, by rank."""
 
 import logging
 import sys
 
 from diga_hpc.distributed import ranks
-from diga_hpc.errors import (
-    UserError,
-)
+from diga_hpc.distributed.ranks import Ranks
+from diga_hpc.errors import UserError
 
 
 def log_to_terminal() -> None:
-    """Our own messages at level INFO from rank 0 and warnings from everywhere, on standard error."""
+    """Log the package's messages at level INFO on rank 0, and warnings on every rank."""
     logging.basicConfig(
         level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
     )
-    if _ranks().rank == 0:
+    if find_ranks().rank == 0:
         logging.getLogger("diga_hpc").setLevel(logging.INFO)
 
 
-def _ranks() -> ranks.Ranks:
+def find_ranks() -> Ranks:
+    """This process's rank; rank 0 of 1 where variables make no sense, which whoever joins the ranks reports."""
     try:
         return ranks.find()
-    except UserError:  # said by whoever starts the ranks
-        return ranks.Ranks()
+    except UserError:
+        return Ranks()

@@ -15,8 +15,8 @@ import torch
 from helpers.configurations import write_tiny_yaml
 from helpers.slurm_cluster import cluster, gpu_cluster, large_cluster, two_node_cluster  # noqa: F401  fixtures for every test
 
-# Without a GPU the Triton kernels run in Triton's interpreter, chosen before they are imported. Kernels are only
-# run where a test asks for them, so other tests do not notice.
+# Without a GPU the Triton kernels run in Triton's interpreter, chosen before they are imported.
+# Kernels are only run where a test asks for them, so other tests do not notice.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -1,12 +1,14 @@
-"""Compile every kernel of a few calls ahead of time, for GPUs that need not be there, and read what it takes.
+"""Compile every kernel of a few calls ahead of time, for GPUs that need not be there, and read what
+it takes.
 
     python tests/kernel_resources.py            one JSON object: {kernel of a call: {target: resources}}
     python tests/kernel_resources.py --accept   also writes it to tests/recorded/, for this version of Triton
 
-The calls are made with tensors that have shapes and no values; each launch is intercepted and its arguments
-become the signature to compile. Resources on CUDA: registers and stack bytes of a thread (`cuobjdump
---dump-resource-usage`), instructions of the innermost loop that takes the time, and accesses to spilled registers
-inside loops (`cuobjdump -sass`); on ROCm what the assembly's notes say.
+The calls are made with tensors that have shapes and no values; each launch is intercepted and its
+arguments become the signature to compile. Resources on CUDA: registers and stack bytes of a thread
+(`cuobjdump --dump-resource-usage`), instructions of the innermost loop that takes the time, and
+accesses to spilled registers inside loops (`cuobjdump -sass`); on ROCm what the assembly's notes
+say.
 """
 
 import contextlib
@@ -185,7 +187,8 @@ def cuda_resources(cubin: bytes) -> dict[str, int]:
     innermost = [(a, b) for a, b in loops if not any(a <= c and d < b for c, d in loops)]
     bodies = [[text for x, text in lines.items() if a <= x <= b] for a, b in innermost]
     with_exponentials = [body for body in bodies if any("MUFU.EX2" in text for text in body)]
-    # Where the time goes: the loop with exponentials in it, or else the longest (the label kernels).
+    # Where the time goes: the loop with exponentials in it, or else the longest (the label
+    # kernels).
     pixel = min(with_exponentials, key=len, default=[]) or max(bodies, key=len, default=[])
     return {
         "registers": found["REG"],

@@ -1,4 +1,5 @@
-"""What the kernels are tested against: plain float64 interpolation, softmax, autograd; a table of shapes.
+"""What the kernels are tested against: plain float64 interpolation, softmax, autograd; a table of
+shapes.
 
 Shape letters: views = 2B images, K classes, D feature channels, (h, w) in, (H, W) out.
 """

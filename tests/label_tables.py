@@ -1,8 +1,10 @@
-"""What any build of the label operations must do, as tests that run on whatever device a test file names.
+"""What any build of the label operations must do, as tests that run on whatever device a test file
+names.
 
-`test_kernels_reference_labels.py` runs them on the reference, `test_kernels_triton_labels.py` in Triton's
-interpreter on tiny maps, `test_kernels_gpu.py` on a GPU. Each file defines the fixtures `device`, `shape` (one row of
-a table) and `grid`: (h, w, stride), nodes that lie on every stride-th pixel.
+`test_kernels_reference_labels.py` runs them on the reference, `test_kernels_triton_labels.py` in
+Triton's interpreter on tiny maps, `test_kernels_gpu.py` on a GPU. Each file defines the fixtures
+`device`, `shape` (one row of a table) and `grid`: (h, w, stride), nodes that lie on every stride-th
+pixel.
 """
 
 import math
@@ -78,7 +80,8 @@ def test_ties_go_to_the_lowest_class(grid, device):
     first = torch.tensor([0, 1, 3], dtype=torch.uint8, device=device)
     expected = first[kernels.argmax_labels(logits, large).long()]
     assert torch.equal(kernels.argmax_labels(doubled, large), expected)
-    # A second scale lifts class 2 to the higher of the first and the second logit: it ties with 0 or 1 and loses.
+    # A second scale lifts class 2 to the higher of the first and the second logit: it ties with 0
+    # or 1 and loses.
     other = torch.full_like(doubled, -99)
     other[:, 2] = doubled[:, 1]
     assert torch.equal(kernels.argmax_labels([doubled, other], large), expected)

@@ -1,7 +1,9 @@
-"""What any Triton build of the losses must do, as tests that run on whatever device a test file names.
+"""What any Triton build of the losses must do, as tests that run on whatever device a test file
+names.
 
-`test_kernels_triton_losses.py` runs them in Triton's interpreter on tiny maps, `test_kernels_gpu.py` on a GPU on
-real ones. Each file defines the fixtures `device`, `shape` (one row of a table) and `normal_shape`.
+`test_kernels_triton_losses.py` runs them in Triton's interpreter on tiny maps,
+`test_kernels_gpu.py` on a GPU on real ones. Each file defines the fixtures `device`, `shape` (one
+row of a table) and `normal_shape`.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""The Triton kernels on a GPU, compiled: the tables of losses and labels on real shapes. Run: pytest -m gpu tests"""
+"""The Triton kernels on a GPU, compiled: the tables of losses and labels on real shapes.
+
+Run: pytest -m gpu tests
+"""
 
 import warnings
 

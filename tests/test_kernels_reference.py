@@ -180,7 +180,8 @@ def test_dtypes(dtype, gradient_tol):
     loss_rtol = 1e-12 if dtype == torch.float64 else 1e-6
 
     def truth(s):
-        # A loss scale keeps float16 gradients of a mean over thousands of pixels out of the subnormals.
+        # A loss scale keeps float16 gradients of a mean over thousands of pixels out of the
+        # subnormals.
         return 1024 * (true_ce(s[:2], labels) + true_kl(s, teacher, (65, 113)))
 
     assert_matches(

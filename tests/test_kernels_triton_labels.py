@@ -19,7 +19,8 @@ pytestmark = [
     # The interpreter computes with NumPy, which warns where a GPU would not.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
-# (images, K, (h, w), (H, W)): scales 2, 1, 4, 8 and odd ones; strips of 1 to 8 rows; one row; shrinking
+# (images, K, (h, w), (H, W)): scales 2, 1, 4, 8 and odd ones; strips of 1 to 8 rows; one row;
+# shrinking
 TINY = [
     (2, 2, (3, 5), (5, 9)),
     (1, 5, (4, 5), (4, 5)),

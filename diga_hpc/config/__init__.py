@@ -1,25 +1,28 @@
-"""Configuration: sections in schema.py, files and overrides in file.py."""
+"""Configuration: files and overrides in file.py; the sections in schema.py, data.py and
+stages.py."""
 
+from diga_hpc.config.data import CustomClass, DataSection
 from diga_hpc.config.file import as_yaml, differences, flat, identity, load, save
 from diga_hpc.config.schema import (
-    BatchSection,
-    CentroidSection,
     Config,
-    CustomClass,
-    DataSection,
     EngineSection,
-    EvaluationSection,
     GuardSection,
     LoggingSection,
     LossSection,
     ModelSection,
     OptimizerSection,
+    TeacherSection,
+    TranslatorSection,
+)
+from diga_hpc.config.stages import (
+    BatchSection,
+    CentroidSection,
+    DistillationSection,
+    EvaluationSection,
     PseudoLabelSection,
     SelfTrainingSection,
     SourceOnlySection,
-    TeacherSection,
     TrainingSection,
-    TranslatorSection,
     WarmUpSection,
 )
 
@@ -29,6 +32,7 @@ __all__ = [
     "Config",
     "CustomClass",
     "DataSection",
+    "DistillationSection",
     "EngineSection",
     "EvaluationSection",
     "GuardSection",

@@ -1,8 +1,9 @@
-"""Tables of names that a configuration may choose from, and what implements them.
+"""Tables of names that a configuration may choose from: translators and samplers.
 
-Values are `module:attribute`, imported when they are built, so that loading a configuration imports nothing heavy.
-Data sets, label spaces and networks have tables of their own: datasets.DATASETS, datasets.label_spaces.SPACES and
-models.MODELS.
+Values are `module:attribute`, imported when they are built, so that loading a configuration does
+not import torch. Data sets, label spaces and networks have tables of their own:
+`datasets.DATASETS`, `datasets.label_spaces.SPACES` and `models.MODELS`. An extension adds an entry
+to any of them.
 """
 
 TRANSLATORS = {

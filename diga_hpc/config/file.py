@@ -1,38 +1,43 @@
-"""Configuration files: read, override, validate, save, compare.
+"""Configuration files: load, override, save and compare.
 
-Precedence: defaults in schema.py < the YAML file < `key=value` on the command line. The resolved configuration is
-written into the run directory, which refuses any other one.
+Precedence: defaults of the schema < YAML file < `key=value` overrides. The resolved configuration
+is written into the run directory, which refuses any other one.
 
-    load(path, overrides) -> Config        read, override, validate
-    save(config, path)                     the resolved file
+    load(path, overrides) -> Config        read, override, import extensions, validate
+    save(config, path)                     the resolved configuration as YAML
     differences(old, new) -> list[str]     keys that would make a resumed run another experiment
 """
 
-import difflib
 import importlib
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import ValidationError
 
-from diga_hpc.config.schema import NESTED, STAGE_SECTIONS, UNKNOWN_KEY, Config
+from diga_hpc.config.schema import Config
+from diga_hpc.config.validation import explain
 from diga_hpc.errors import UserError
-from diga_hpc.section import Section
 
-# Keys that say how and where a run is executed, not what it computes: they may change when it goes on.
-_EXECUTION_KEYS = (
-    "run_dir", "extensions", "data.workers", "data.skip_errors", "engine", "guards", "logging", "evaluation.panels",
-)  # fmt: skip
+# Keys and sections that say where and how a run is executed, not what it computes: they may change
+# on resume. So may the `root` of any data set.
+EXECUTION_KEYS = (
+    "run_dir",
+    "extensions",
+    "data.workers",
+    "data.skip_errors",
+    "engine",
+    "guards",
+    "logging",
+    "evaluation.panels",
+)
 
 
 def load(path: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a YAML file, apply `key=value` overrides and validate.
+    """Read a YAML file, apply `key=value` overrides, import its extensions and validate.
 
     Raises UserError naming the file, the key, the value and what was expected.
     """
@@ -47,32 +52,17 @@ def load(path: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(
-            f"{path}: expected sections such as `data:` and `warm_up:`, found {type(values).__name__}"
+            f"{path}: expected sections such as `data:` and `warm_up:`, found "
+            f"{type(values).__name__}"
         )
     for override in overrides:
         _apply(values, override)
+    # Before validation: what they register is accepted from here on.
     _import_extensions(path, values.get("extensions") or ())
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from error
-
-
-def _import_extensions(path: Path, modules: Any) -> None:
-    """Import the modules that `extensions` names, from the Python path or the current directory."""
-    if not isinstance(modules, list | tuple) or not all(isinstance(m, str) for m in modules):
-        raise UserError(f"{path}: `extensions` = {modules!r}: expected a list of Python modules")
-    for module in modules:
-        if os.getcwd() not in sys.path:
-            # Last, so that no file of the directory hides a module of the environment.
-            sys.path.append(os.getcwd())
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(
-                f"{path}: `extensions`: {module!r} cannot be imported ({error}); expected a module on "
-                "the Python path or in the current directory"
-            ) from error
+        raise UserError(f"{path}: {explain(Config, error)}") from error
 
 
 def save(config: Config, path: Path) -> None:
@@ -96,23 +86,21 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """Every key with dots between its parts, and its value as JSON has it."""
+    """Every key in dotted notation, for example `warm_up.batch.full`, with its value as in JSON."""
     return _flatten(config.model_dump(mode="json"))
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The flat keys that decide what is computed, and nothing of where and how."""
+    """The keys of `flat` that decide what is computed, without those of execution."""
     return {key: value for key, value in flat(config).items() if not _is_execution_key(key)}
 
 
 def _is_execution_key(key: str) -> bool:
-    return key.endswith(".root") or any(
-        key == k or key.startswith(k + ".") for k in _EXECUTION_KEYS
-    )
+    return key.endswith(".root") or any(key == k or key.startswith(k + ".") for k in EXECUTION_KEYS)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{key}.")
@@ -122,18 +110,21 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one key of the values of a file in place; the sections above it are made if missing."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f"{override!r}: an override is written key=value, for example seed=1")
     *parents, last = key.split(".")
     node = values
-    for parent in parents:
+    for depth, parent in enumerate(parents, start=1):
         child = node.get(parent)
+        # Missing, or written as an empty section (`source_only:`).
         if child is None:
             child = node[parent] = {}
         if not isinstance(child, dict):
             raise UserError(
-                f"{override!r}: `{parent}` is a value, not a section, so nothing below it can be set"
+                f"{override!r}: `{'.'.join(parents[:depth])}` is a value, not a section, so "
+                "nothing below it can be set"
             )
         node = child
     try:
@@ -142,38 +133,51 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise UserError(f"{override!r}: the value is not valid YAML") from error
 
 
-def _explain(error: ValidationError) -> str:
-    """The first problem as one line."""
-    return _explain_problem(Config, (), error.errors()[0])
+# --------------------------------------------------------------------------------------- extensions
 
 
-def _explain_problem(section: type[Section], prefix: tuple[str, ...], problem: Any) -> str:
-    """A problem of pydantic in the section class `section`, which stands at `prefix`."""
-    below = tuple(str(part) for part in problem["loc"])
-    if problem["type"] == NESTED:
-        nested = problem["ctx"]
-        return _explain_problem(nested["section"], prefix + below, nested["problems"][0])
-    if problem["type"] == UNKNOWN_KEY:
-        below = (problem["ctx"]["key"],)
-    key = ".".join(prefix + below)
-    if problem["type"] in ("extra_forbidden", UNKNOWN_KEY):
-        known = _known_keys(section, below[:-1])
-        near = difflib.get_close_matches(below[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}"
-        return f"unknown key `{key}`: {hint}"
-    if problem["type"] == "missing":
-        return f"`{key}` is missing; it has no default"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error" and isinstance(problem["input"], dict | BaseModel):
-        return f"`{key}`: {message}" if key else message
-    return f"`{key}` = {problem['input']!r}: {message}"
+def _import_extensions(path: Path, modules: Any) -> None:
+    """Import the modules that `extensions` of the file `path` names, in their order."""
+    if not isinstance(modules, list | tuple) or not all(isinstance(m, str) for m in modules):
+        raise UserError(
+            f"{path}: `extensions` = {modules!r}: expected a list of Python modules, for example "
+            "extensions=[my_data]"
+        )
+    if modules and os.getcwd() not in sys.path:
+        # Last, so that no file of the directory hides a module of the environment.
+        sys.path.append(os.getcwd())
+    for module in modules:
+        _import_extension(path, module)
 
 
-def _known_keys(section: Any, parents: tuple[str, ...]) -> list[str]:
-    """Keys of the section that `parents` lead to."""
-    for parent in parents:
-        annotation = section.model_fields[parent].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    extra = STAGE_SECTIONS if section is Config else {}
-    return [*section.model_fields, *extra]
+def _import_extension(path: Path, module: str) -> None:
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise UserError(
+            f"{path}: `extensions`: {module!r} is not the name of a Python module; write "
+            "my_data for my_data.py, folder.my_data for folder/my_data.py"
+        )
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # Another name: the module is there, but imports one that is not.
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise _failed(path, module, error) from error
+        raise UserError(
+            f"{path}: `extensions`: {module!r} cannot be imported ({error}); expected a module in "
+            f"the current directory ({os.getcwd()}) or on PYTHONPATH"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise _failed(path, module, error) from error
+
+
+def _failed(path: Path, module: str, error: BaseException) -> UserError:
+    """The error for an extension that raises while it is imported, with the last line that ran."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    # The traceback of a syntax error ends in the importer; the error itself knows the place.
+    if isinstance(error, SyntaxError):
+        where.filename, where.lineno = error.filename or where.filename, error.lineno
+    return UserError(
+        f"{path}: `extensions`: importing {module!r} raised {type(error).__name__}: "
+        f"{' '.join(str(error).split())} ({where.filename}, line {where.lineno}); correct it, or "
+        "leave the extension out"
+    )

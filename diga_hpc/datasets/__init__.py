@@ -1,11 +1,11 @@
-"""Data sets: one a file, with its section of the configuration, its files and its ids. Loads no torch.
+"""Data sets: one per file, with its section of the configuration, its files and its ids.
 
     DATASETS      kind -> section class; `data.source.kind` and its siblings are checked against it
     SPACES        label spaces by name, see label_spaces.py
 
-Adding one: write a subclass of `base.FileDataset` (or `base.GeneratedDataset`) in a file of its own, and list it here.
-A data set outside the package registers itself with `DATASETS["kind"] = Section` in a module that the
-configuration names under `extensions`.
+To add one, write a subclass of `base.FileDataset` (or of its siblings) in a file of its own and
+list it here. A data set outside the package registers itself with `DATASETS["kind"] = Section` in a
+module that the configuration names under `extensions`. Nothing in this package imports torch.
 """
 
 from diga_hpc.datasets.base import DatasetSection

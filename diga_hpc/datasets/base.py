@@ -1,12 +1,16 @@
-"""Base classes of data sets: what a section of the configuration must say about its files.
+"""Base classes of data sets: what a section of the configuration says about its images and labels.
 
-FileDataset         images and labels on disk: `files(root)`, `table(space)`, optionally `decode(path)`
-GeneratedDataset    images computed on demand: `__len__`, `name(index)`, `render(index, seed)`
+FileDataset         images and labels on disk: `files(root)`, `table(space)`, optionally
+`decode(path)` GeneratedDataset    images computed on demand: `__len__`, `name(index)`,
+`render(index, seed)` ReaderDataset       anything else (archives, shards, a data base): `open(root,
+space, seed)`
+
+Letters: H, W height and width of an image.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,20 +22,26 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class DatasetSection(Section):
-    """What every data set has."""
+    """Keys of every data set."""
 
     kind: str
+    """Which data set; the other keys depend on it."""
     root: Path | None = None
-    """Folder of the data set; empty = `data.root`."""
+    """Folder of the data set. Empty: `data.root`."""
     size: Size | None = None
-    """Height and width that images are resized to ("full size"); empty = their size on disk."""
+    """Height and width in pixels that every image is resized to, its "full size". Empty: its
+    size on disk."""
     half_size: Size | None = None
-    """Height and width of the "half-size" images; empty = half of the full size."""
+    """Height and width in pixels of the "half-size" images in a batch. Empty: half of the full
+    size."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Paths of one image. `name` is unique in the data set and becomes the stem of output files."""
+    """Paths of one image and its label.
+
+    name: unique in the data set; the stem of files made for the image. label: None without one.
+    """
 
     name: str
     image: Path
@@ -56,7 +66,10 @@ class FileDataset(DatasetSection):
         raise NotImplementedError
 
     def decode(self, path: Path) -> np.ndarray | None:
-        """Ids uint8 [H,W] of a label file in a format of the data set's own; None = an 8-bit PNG."""
+        """Ids uint8 [H,W] of a label file in a format of the data set's own; None = an 8-bit PNG.
+
+        Raises UserError naming a file that is missing or unreadable.
+        """
         return None
 
 
@@ -64,7 +77,7 @@ class GeneratedDataset(DatasetSection):
     """Images computed on demand."""
 
     label_space: ClassVar[str]
-    """The only label space that the labels are of."""
+    """The label space that the class indices belong to; no other one can be used."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -74,7 +87,22 @@ class GeneratedDataset(DatasetSection):
         raise NotImplementedError
 
     def render(self, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 [H,W,3] RGB and its class indices uint8 [H,W]; the same for the same arguments."""
+        """Image uint8 [H,W,3] RGB and its class indices uint8 [H,W]; a function of its
+        arguments."""
+        raise NotImplementedError
+
+
+class ReaderDataset(DatasetSection):
+    """Images that a reader of the data set's own decodes."""
+
+    def open(self, root: Path | None, space: LabelSpace, seed: int) -> Any:
+        """Open the images: an object with the methods of `loading.dataset.Dataset`.
+
+        root: `root` of this section or `data.root`; None if both are empty. The labels of a data
+        set that serves as source or validation are class indices of `space`. Import torch in here,
+        not with the module: a configuration is loaded without it. Raises UserError naming what is
+        missing.
+        """
         raise NotImplementedError
 
 
@@ -82,14 +110,15 @@ def list_images(folder: Path, recursive: bool = False) -> list[Path]:
     """Images of a folder, sorted. Raises UserError where the folder is missing."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected images (.png, .jpg) in it")
+    # Sorted, since file systems list in any order: an index must mean one image on every rank.
     found = folder.rglob("*") if recursive else folder.iterdir()
     return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def read_index(index: Path, root: Path) -> list[list[str]]:
-    """Words of each line of an index file, looked for as given and below the root.
+    """Words of each line of an index file; a relative path is tried as given, then below `root`.
 
-    Raises UserError where it is in neither place.
+    Raises UserError where the file is in neither place.
     """
     path = index if index.is_file() else root / index
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""CamVid (Brostow et al., 2009) in the folders and with the 11 classes of the SegNet tutorial."""
+"""CamVid (Brostow et al., 2009), as the SegNet tutorial distributes it: 11 classes, label PNGs."""
 
 from pathlib import Path
 from typing import Literal
@@ -12,17 +12,20 @@ UNLABELLED_ID = 11
 
 
 class Camvid(FileDataset):
-    """CamVid: `{split}/*.png|jpg`, `{split}annot/*.png` with ids 0 to 10, and 11 for "no label"."""
+    """CamVid: images `{split}/*.png` (or .jpg), labels `{split}annot/*.png` with the ids 0 to
+    10, and 11 for "no label"."""
 
     kind: Literal["camvid"]
     splits: tuple[Literal["train", "val", "test"], ...] = ("train",)
-    """Which splits to read."""
+    """Splits to read, one after another."""
     sequences: tuple[str, ...] = ()
-    """Keep the frames whose name starts with one of these (the film sequence); empty = all."""
+    """Keep the frames whose name starts with one of these: the names of film sequences. Empty: all
+    frames."""
     labelled_only: bool = False
     """Skip the frames that have no label file."""
 
     def files(self, root: Path) -> list[Files]:
+        """Frames of the splits, in their order."""
         return [entry for split in self.splits for entry in self._files_of(root, split)]
 
     def _files_of(self, root: Path, split: str) -> list[Files]:
@@ -36,4 +39,5 @@ class Camvid(FileDataset):
         return files
 
     def table(self, space: LabelSpace) -> np.ndarray:
+        """Ids 0 to 10 are class indices of the label space `camvid`."""
         return id_table({i: i for i in range(UNLABELLED_ID)}, (UNLABELLED_ID,))

@@ -12,15 +12,18 @@ IMAGE_ENDING = "_leftImg8bit"
 
 
 class Cityscapes(FileDataset):
-    """Cityscapes: `leftImg8bit/{split}/{city}/*`, `gtFine/{split}/{city}/*_gtFine_labelIds.png`."""
+    """Cityscapes: images `leftImg8bit/{split}/{city}/*_leftImg8bit.png`, labels
+    `gtFine/{split}/{city}/*_gtFine_labelIds.png`."""
 
     kind: Literal["cityscapes"]
     split: Literal["train", "val", "test"] = "train"
-    """Which split to read."""
+    """Split to read."""
     index: Path | None = None
-    """A text file of image names (a semi-supervised subset), one a line; empty = the whole split."""
+    """Text file with one image name per line, a subset for semi-supervised training. Empty: all
+    images of the split."""
 
     def files(self, root: Path) -> list[Files]:
+        """Images of all cities of the split; a frame is named as in `_frame`."""
         images = sorted((root / "leftImg8bit" / self.split).glob(f"*/*{IMAGE_ENDING}.png"))
         if self.index is not None:
             wanted = {_frame(Path(line[0])) for line in read_index(self.index, root)}
@@ -33,6 +36,7 @@ class Cityscapes(FileDataset):
         ]
 
     def table(self, space: LabelSpace) -> np.ndarray:
+        """Cityscapes ids, by the class names of `space`."""
         return cityscapes_table(space)
 
 

@@ -1,4 +1,4 @@
-"""Your own data: folders of images and labels, or an index file of pairs."""
+"""Data of your own: folders of images and labels, or an index file of pairs."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,23 +11,28 @@ from diga_hpc.errors import UserError
 
 
 class Folder(FileDataset):
-    """Any folders of images and labels with the same stems, or an index file of pairs."""
+    """Data of your own: folders of images and labels with the same stems, or an index of pairs."""
 
     kind: Literal["folder"]
     images: str = "images"
-    """Folder of the images, below the root."""
+    """Folder of the images below `root`; subfolders are read too."""
     labels: str | None = None
-    """Folder of the single-channel label PNGs, below the root; empty = no labels."""
+    """Folder below `root` of the labels, PNG files of one channel, in subfolders as the images.
+    Empty: no labels."""
     label_suffix: str = ""
-    """Text that a label's stem adds to the image's stem, for example `_labelIds`."""
+    """Text between the stem of an image and `.png` in the name of its label: `_ids` finds the label
+    `a_ids.png` of the image `a.jpg`."""
     index: Path | None = None
-    """A text file with `image label` (or `image`) a line, relative to the root, instead of folders."""
+    """Text file to read instead of the folders: a line names an image, or an image and its label,
+    relative to `root`."""
     id_map: dict[int, int] | None = None
-    """File id -> class index; ids left out are errors. Empty = the ids are class indices."""
+    """Id in a label file -> class index. Any other id that is not in `ignored_ids` is an error.
+    Empty: the ids are class indices."""
     ignored_ids: tuple[int, ...] = (255,)
-    """File ids that mean "no label here"."""
+    """Ids in label files that mean "no label"; these pixels are left out of losses and results."""
 
     def files(self, root: Path) -> list[Files]:
+        """Images of the folder or the index; an image in a subfolder is named `subfolder_stem`."""
         if self.index is not None:
             pairs = [[root / part for part in line] for line in read_index(self.index, root)]
             return [Files(p[0].stem, p[0], p[1] if len(p) > 1 else None) for p in pairs]
@@ -38,13 +43,15 @@ class Folder(FileDataset):
         ]
 
     def _entry(self, root: Path, image: Path, below: Path) -> Files:
-        """below: the image's path below its folder, without suffix; the label has the same."""
+        """Files of one image; below: its path below the folder of images, without suffix."""
         label = None
         if self.labels is not None:
             label = root / self.labels / below.parent / f"{below.name}{self.label_suffix}.png"
+        # With its folders: files made for all images, pseudo labels for example, share one folder.
         return Files("_".join(below.parts), image, label)
 
     def table(self, space: LabelSpace) -> np.ndarray:
+        """Table of `id_map`. Raises UserError for an index that is no class of `space`."""
         if self.id_map is None:
             return identity_table(space.num_classes, self.ignored_ids)
         for file_id, index in self.id_map.items():

@@ -10,13 +10,15 @@ from diga_hpc.datasets.label_spaces import LabelSpace, cityscapes_table
 
 
 class Gta5(FileDataset):
-    """GTA5: `images/*.png`, `labels/*.png` with Cityscapes ids."""
+    """GTA5: images `images/*.png`, labels `labels/*.png` with Cityscapes ids."""
 
     kind: Literal["gta5"]
     index: Path | None = None
-    """A text file with one file name a line (the common list keeps 18 111 of 24 966); empty = all."""
+    """Text file with one image name per line; a common list keeps 18 111 of the 24 966. Empty: all
+    images."""
 
     def files(self, root: Path) -> list[Files]:
+        """Images of the folder or the index; a label has the name of its image."""
         if self.index is not None:
             images = [root / "images" / line[0] for line in read_index(self.index, root)]
         else:
@@ -24,4 +26,5 @@ class Gta5(FileDataset):
         return [Files(image.stem, image, root / "labels" / image.name) for image in images]
 
     def table(self, space: LabelSpace) -> np.ndarray:
+        """Cityscapes ids, by the class names of `space`."""
         return cityscapes_table(space)

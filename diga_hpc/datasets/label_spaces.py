@@ -1,31 +1,34 @@
-"""Classes, palettes, and 256-entry tables from the ids in label files to class indices.
+"""Label spaces (classes and palettes), and tables from the ids in label files to class indices.
 
-A table maps every possible byte: to a class index, to IGNORE where the data set defines "no label",
-and to UNKNOWN where it defines nothing; an UNKNOWN in an image is an error that names file and id.
+A table is uint8 [256]: for every id a class index, IGNORE where the data set defines "no label", or
+UNKNOWN where it defines nothing. An UNKNOWN in an image is an error that names the file and the id.
 """
 
 from dataclasses import dataclass, field
 
 import numpy as np
 
-IGNORE = 255
+IGNORE = 255  # class index of pixels without a label, left out of losses and results
 UNKNOWN = 254
 
+# Names and colours are kept as tables, several to a line.
 CITYSCAPES_CLASSES = (
-    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
-    "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
+    "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle",
+    "bicycle",
 )  # fmt: skip
 CITYSCAPES_PALETTE = (
     (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153),
     (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60),
     (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
 )  # fmt: skip
-# Cityscapes id -> train id; the other ids from 0 to 34 are defined and ignored.
+# Cityscapes id -> train id, the index in CITYSCAPES_CLASSES; other ids from 0 to 34 are ignored.
 CITYSCAPES_IDS = {
-    7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
-    27: 14, 28: 15, 31: 16, 32: 17, 33: 18,
+    7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12,
+    26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18,
 }  # fmt: skip
-# The SYNTHIA protocols leave out terrain, truck, train; the 13-class one also wall, fence, pole.
+# Train ids of the SYNTHIA protocols: 16 classes are all but terrain, truck and train; 13 classes
+# leave out wall, fence and pole as well.
 SYNTHIA_16 = tuple(i for i in range(19) if i not in (9, 14, 16))
 SYNTHIA_13 = tuple(i for i in SYNTHIA_16 if i not in (3, 4, 5))
 
@@ -33,8 +36,8 @@ STREETS_CLASSES = (
     "road", "sidewalk", "building", "pole", "traffic sign", "vegetation", "sky", "person", "car",
 )  # fmt: skip
 CAMVID_CLASSES = (
-    "sky", "building", "pole", "road", "pavement", "tree", "sign/symbol", "fence", "car", "pedestrian",
-    "bicyclist",
+    "sky", "building", "pole", "road", "pavement", "tree", "sign/symbol", "fence", "car",
+    "pedestrian", "bicyclist",
 )  # fmt: skip
 CAMVID_PALETTE = (
     (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
@@ -44,20 +47,23 @@ CAMVID_PALETTE = (
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes a network predicts, in the order of its output channels."""
+    """The classes that a network predicts, in the order of its output channels."""
 
     name: str
     classes: tuple[str, ...]
+    """Name of each class."""
     palette: tuple[tuple[int, int, int], ...]
+    """Colour of each class: red, green, blue, 0 to 255."""
     protocols: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Further means that results are reported under: name -> class indices."""
+    """Means over some of the classes, reported beside the mean over all: name -> class indices."""
 
     @property
     def num_classes(self) -> int:
+        """Number of classes K, without "no label"."""
         return len(self.classes)
 
     def palette_bytes(self) -> bytes:
-        """768 bytes for a palette PNG; ignored pixels are black."""
+        """Palette of a PNG: 768 bytes, three for each id; ids that are no class are black."""
         table = np.zeros((256, 3), np.uint8)
         table[: self.num_classes] = self.palette
         return table.tobytes()
@@ -65,7 +71,8 @@ class LabelSpace:
 
 _CITYSCAPES_COLORS = dict(zip(CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, strict=True))
 
-# The only list of label spaces: `label_space` of a configuration is checked against it.
+# The only list of label spaces: `label_space` of a configuration is checked against it. An
+# extension adds one with SPACES[name] = LabelSpace(name, ...).
 SPACES = {
     space.name: space
     for space in (
@@ -82,11 +89,14 @@ SPACES = {
         ),
     )
 }
-CUSTOM = "custom"  # its classes are those of the configuration
+CUSTOM = "custom"  # the label space whose classes the configuration lists under `classes`
 
 
 def id_table(id_map: dict[int, int], ignored: tuple[int, ...] | range = ()) -> np.ndarray:
-    """uint8 [256]: file id -> class index, IGNORE or UNKNOWN. A mapped id wins over an ignored one."""
+    """Table uint8 [256] of an id map: file id -> class index, IGNORE or UNKNOWN.
+
+    An id that is both mapped and ignored is mapped.
+    """
     table = np.full(256, UNKNOWN, np.uint8)
     table[list(ignored)] = IGNORE
     for file_id, index in id_map.items():
@@ -95,12 +105,15 @@ def id_table(id_map: dict[int, int], ignored: tuple[int, ...] | range = ()) -> n
 
 
 def cityscapes_table(space: LabelSpace) -> np.ndarray:
-    """Cityscapes ids (0 to 34) -> the indices of `space`, whose class names are Cityscapes names."""
+    """Table uint8 [256] of Cityscapes ids (0 to 34) -> indices of the classes of `space` by name.
+
+    Classes of Cityscapes that `space` lacks are ignored.
+    """
     index = {name: i for i, name in enumerate(space.classes)}
     names = {file_id: CITYSCAPES_CLASSES[train_id] for file_id, train_id in CITYSCAPES_IDS.items()}
     return id_table({i: index[name] for i, name in names.items() if name in index}, range(35))
 
 
 def identity_table(num_classes: int, ignored: tuple[int, ...] = (IGNORE,)) -> np.ndarray:
-    """Ids that are class indices already."""
+    """Table uint8 [256] of label files whose ids are class indices already."""
     return id_table({i: i for i in range(num_classes)}, ignored)

@@ -1,9 +1,10 @@
-"""Data sets as training sees them: decoded samples, ids mapped to class indices, uint8.
+"""Data sets opened for reading: decoded images, and labels as class indices.
 
     open_source(config), open_target(config), open_validation(config) -> Dataset
-    Dataset.load(i) -> Sample(image [3,H,W], label [H,W], name)
+    Dataset.load(i) -> Sample(image uint8 [3,H,W], label uint8 [H,W], name)
 
-`Dataset` is a Protocol: whatever has its methods can be trained on.
+`Dataset` is a Protocol: training takes any object with its methods, of a class outside the package
+too. Letters: H, W height and width; sizes are (height, width) in pixels.
 """
 
 from pathlib import Path
@@ -13,45 +14,56 @@ import numpy as np
 import torch
 
 from diga_hpc.config import Config
-from diga_hpc.datasets.base import DatasetSection, FileDataset, Files, GeneratedDataset
+from diga_hpc.datasets.base import (
+    DatasetSection,
+    FileDataset,
+    Files,
+    GeneratedDataset,
+    ReaderDataset,
+)
 from diga_hpc.datasets.label_spaces import identity_table
 from diga_hpc.errors import UserError
 from diga_hpc.loading.pictures import map_ids, read_image, read_label
 
 
 class Sample(NamedTuple):
-    """One image as read: uint8 [3,H,W] RGB, its labels uint8 [H,W] (None without), and its name."""
+    """One image of a data set, at its size on disk."""
 
-    image: torch.Tensor
-    label: torch.Tensor | None
+    image: torch.Tensor  # uint8 [3,H,W] RGB
+    label: torch.Tensor | None  # uint8 [H,W] class indices, IGNORE without label; None: unlabelled
     name: str
 
 
 class Dataset(Protocol):
-    """Images with or without labels. `load` and `label` may be called from any process."""
+    """Images with or without labels.
+
+    Loader workers call `load` and `label` on copies of the object, so it must survive a fork: open
+    files and handles in `load`, not before.
+    """
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width that images are resized to; None = the size of each image."""
+        """Height and width that images are resized to; None: the size of each image."""
 
     @property
     def half_size(self) -> tuple[int, int] | None:
-        """Height and width of "half-size" images; None = half of the full size."""
+        """Height and width of "half-size" images; None: half of the full size."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Number of images."""
 
     def name(self, index: int) -> str:
         """Name of an image, unique in the data set; the stem of files made for it."""
 
     def load(self, index: int) -> Sample:
-        """Decode an image and its labels. Raises UserError naming the file that is at fault."""
+        """Decode an image and its label. Raises UserError naming a file that cannot be used."""
 
     def label(self, index: int) -> torch.Tensor | None:
-        """The labels alone, uint8 [H,W]; cheaper than `load` for counting classes."""
+        """Label of an image alone, uint8 [H,W]; for counting classes without decoding images."""
 
 
 class ImageDataset:
-    """A `Dataset` of files."""
+    """`Dataset` of image and label files."""
 
     def __init__(self, section: FileDataset, files: list[Files], table: np.ndarray):
         self.section = section
@@ -66,9 +78,10 @@ class ImageDataset:
         return self.files[index].name
 
     def load(self, index: int) -> Sample:
-        """Raises UserError for a file that is unreadable, of another size, or has an unknown id."""
+        """Raises UserError for an unreadable file, an unknown id, or sizes that differ."""
         files = self.files[index]
         image, label = read_image(files.image), self.label(index)
+        # Never resized to fit: a label of another size is most likely that of another image.
         if label is not None and label.shape != image.shape[1:]:
             raise UserError(
                 f"{files.label}: label is {_size(label)}, but its image {files.image.name} is "
@@ -85,7 +98,7 @@ class ImageDataset:
 
 
 class GeneratedImages:
-    """A `Dataset` of images that are computed on demand."""
+    """`Dataset` of images computed on demand."""
 
     def __init__(self, section: GeneratedDataset, seed: int):
         self.section = section
@@ -100,6 +113,7 @@ class GeneratedImages:
 
     def load(self, index: int) -> Sample:
         image, label = self.section.render(index, self.seed)
+        # Channels first, as decoded files have them.
         image = np.ascontiguousarray(image.transpose(2, 0, 1))
         return Sample(torch.from_numpy(image), torch.from_numpy(label), self.name(index))
 
@@ -108,7 +122,7 @@ class GeneratedImages:
 
 
 class WithoutLabels:
-    """A `Dataset` whose labels must not be seen: the target to adapt to."""
+    """`Dataset` that hides the labels of another one: those of the target must not be used."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -128,11 +142,12 @@ class WithoutLabels:
 
 
 class WithPseudoLabels(WithoutLabels):
-    """A target whose labels are the PNG files of a folder, one an image, named after it."""
+    """`Dataset` with the images of another one, and label PNGs of a folder named after them."""
 
     def __init__(self, dataset: Dataset, folder: Path, num_classes: int):
         super().__init__(dataset)
         self.folder = folder
+        # They were written as class indices, whatever the ids of the data set are.
         self.table = identity_table(num_classes)
 
     def load(self, index: int) -> Sample:
@@ -143,7 +158,7 @@ class WithPseudoLabels(WithoutLabels):
 
 
 def full_size(dataset: Dataset, image: torch.Tensor) -> tuple[int, int]:
-    """Height and width at which an image [3,H,W] of the data set is used."""
+    """Height and width that an image [3,H,W] of the data set is resized to."""
     height, width = dataset.size or image.shape[-2:]
     return height, width
 
@@ -155,24 +170,32 @@ def half_size(dataset: Dataset, image: torch.Tensor) -> tuple[int, int]:
 
 
 def open_source(config: Config) -> Dataset:
-    """The labelled source. Raises UserError where an image has no label."""
+    """Open the labelled source. Raises UserError if a folder, an image or a label is missing."""
     return _open(config, config.data.source, "data.source", labels=True)
 
 
 def open_target(config: Config) -> Dataset | None:
-    """The target's training images; label files are not needed and never read."""
+    """Open the target's training images, without labels; None without a target.
+
+    Raises UserError if there is no folder or no image.
+    """
     if config.data.target is None:
         return None
     return WithoutLabels(_open(config, config.data.target, "data.target", labels=False))
 
 
 def open_validation(config: Config) -> Dataset:
-    """The labelled images on which results are measured."""
+    """Open the labelled images that results are measured on; raises as `open_source`."""
     return _open(config, config.data.validation, "data.validation", labels=True)
 
 
 def _open(config: Config, section: DatasetSection, key: str, *, labels: bool) -> Dataset:
+    """Open the data set of the section at `key`; with `labels`, every image must have one."""
+    # A reader may need no folder, so the root is not checked here.
+    if isinstance(section, ReaderDataset):
+        return section.open(section.root or config.data.root, config.space, config.seed)
     if isinstance(section, GeneratedDataset):
+        # Its labels are class indices already: no table can map them to another label space.
         if config.label_space != section.label_space:
             raise UserError(
                 f"`{key}.kind` = {section.kind!r} needs `label_space: {section.label_space}`, "
@@ -190,17 +213,21 @@ def _open(config: Config, section: DatasetSection, key: str, *, labels: bool) ->
     if labels:
         _require_labels(files, key)
     else:
+        # A label file may be there: it must not be opened, not even to find that it is broken.
         files = [Files(entry.name, entry.image, None) for entry in files]
     _refuse_duplicates(files, key)
     return ImageDataset(section, files, section.table(config.space))
 
 
 def _root(config: Config, section: DatasetSection, key: str) -> Path:
+    """Folder of the data set at `key`. Raises UserError if none is set or it does not exist."""
     root = section.root or config.data.root
     if root is None:
         raise UserError(
-            f"`{key}.root` and `data.root` are empty: say where the data set is, data.root=FOLDER"
+            f"`{key}.root` and `data.root` are empty: name the folder of the data set, "
+            "data.root=FOLDER"
         )
+    # No shell has expanded a `~` in a YAML file.
     root = root.expanduser()
     if not root.is_dir():
         raise UserError(
@@ -211,6 +238,7 @@ def _root(config: Config, section: DatasetSection, key: str) -> Path:
 
 
 def _require_labels(files: list[Files], key: str) -> None:
+    """Raise UserError naming the first image without a label file."""
     for entry in files:
         if entry.label is None or not entry.label.is_file():
             raise UserError(
@@ -220,12 +248,13 @@ def _require_labels(files: list[Files], key: str) -> None:
 
 
 def _refuse_duplicates(files: list[Files], key: str) -> None:
+    """Raise UserError for two images of one name: their label files would overwrite each other."""
     seen: dict[str, Path] = {}
     for entry in files:
         if entry.name in seen:
             raise UserError(
-                f"{entry.image} and {seen[entry.name]}: two images of `{key}` have one name "
-                f"{entry.name!r}"
+                f"{entry.image} and {seen[entry.name]}: two images of `{key}` have the name "
+                f"{entry.name!r}; rename one of them"
             )
         seen[entry.name] = entry.image
 

@@ -1,76 +1,90 @@
-"""Batches for training and images for inference.
+"""Loader: batches for training, and images for inference, decoded by worker processes.
 
-Training sees an endless stream of samples n = 0, 1, 2, ... Everything about sample n (which image, crop,
-mirror, colour change, classes to mix) is drawn from (seed, stage, n) alone, so the stream is the same with
-any number of loader workers and ranks, and a resumed run goes on in it by arithmetic: step s holds the
-samples [s*G, (s+1)*G) of the global batch G, and rank r of R the r-th of R equal parts of them.
+    file -> Sample -> crop, and the draws of the stage -> Batch          training_batches
+    file -> Sample at its working size                                   inference_images
+
+The loader knows no method: a stage hands it a function that draws the random numbers of one sample,
+and finds them stacked in `Batch.draws`.
 """
 
 import atexit
 import multiprocessing
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from diga_hpc.config import Config, TrainingSection
-from diga_hpc.errors import MachineError, UserError
+from diga_hpc.config.choices import SAMPLERS
+from diga_hpc.errors import STOP_SIGNALS, MachineError, UserError
 from diga_hpc.loading import transforms
 from diga_hpc.loading.dataset import Dataset, Sample, full_size, half_size
-from diga_hpc.loading.sampling import _SampleNumbers, epoch_index, sample_rng
-from diga_hpc.method.translator import color_statistics
-from diga_hpc.method.views import draw_class_table, draw_color_change
+from diga_hpc.loading.sampling import SampleNumbers, Sampler, sample_rng
+from diga_hpc.section import load_choice
+
+Domain = Literal["source", "target"]
+Draws = dict[str, torch.Tensor]
+# (generator, domain, image uint8 [3,H,W] as read, label uint8 [h,w] of the crop or None) -> named
+# tensors
+DrawFunction = Callable[[np.random.Generator, Domain, torch.Tensor, torch.Tensor | None], Draws]
+KEY = "key"
+"""In `Batch.draws`: int64 [B], what anything random within a network depends on."""
+PREFETCHED = 4  # batches that each worker loads ahead
 
 
 @dataclass
 class Batch:
     """B source samples, each paired with a target sample where there is a target (else None)."""
 
-    source_images: torch.Tensor  # uint8 [B,3,H,W]
-    source_labels: torch.Tensor  # uint8 [B,H,W]
-    source_color: torch.Tensor  # float32 [B,7], see views.ColorChange
-    mix_table: torch.Tensor  # bool [B,256]: label values that CrDoMix takes from the colour view
-    paste_table: (
-        torch.Tensor
-    )  # bool [B,256]: label values that the target mix takes from the source
-    target_images: torch.Tensor | None = None  # uint8 [B,3,H,W]
-    target_labels: torch.Tensor | None = None  # uint8 [B,H,W], pseudo labels
-    target_color: torch.Tensor | None = None  # float32 [B,7]
-    style: torch.Tensor | None = (
-        None  # float32 [B,2,2,3]: translator.color_statistics of source and target
-    )
-    skipped: tuple[
-        str, ...
-    ] = ()  # what was wrong with files that were passed over (data.skip_errors)
+    source: torch.Tensor
+    """uint8 [B,3,H,W]"""
+    source_labels: torch.Tensor
+    """uint8 [B,H,W]"""
+    target: torch.Tensor | None = None
+    """uint8 [B,3,H,W]"""
+    target_labels: torch.Tensor | None = None
+    """uint8 [B,H,W], pseudo labels"""
+    draws: Draws = field(default_factory=dict)
+    """What the stage drew for each sample, stacked: [B, ...] each"""
+    skipped: tuple[str, ...] = ()
+    """What was wrong with the files that were skipped (data.skip_errors)."""
 
     def __len__(self) -> int:
-        return len(self.source_images)
+        return len(self.source)
 
-    def map(self, function) -> "Batch":
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         """The batch with `function` applied to each of its tensors."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(
-            **{
-                name: function(v) if isinstance(v, torch.Tensor) else v
-                for name, v in values.items()
-            }
+        return replace(
+            self,
+            source=function(self.source),
+            source_labels=function(self.source_labels),
+            target=None if self.target is None else function(self.target),
+            target_labels=None if self.target_labels is None else function(self.target_labels),
+            draws={name: function(tensor) for name, tensor in self.draws.items()},
         )
 
     def to(self, device: torch.device) -> "Batch":
+        """Copy to a device without waiting for it."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
+        """Called by the DataLoader."""
         return self.map(torch.Tensor.pin_memory)
 
     def split(self, size: int) -> list["Batch"]:
-        """Consecutive parts of at most `size` samples."""
-        return [self.map(lambda t, i=i: t[i : i + size]) for i in range(0, len(self), size)]
+        """Consecutive micro batches of at most `size` samples."""
+
+        def part(start: int) -> "Batch":
+            return self.map(lambda tensor: tensor[start : start + size])
+
+        return [part(start) for start in range(0, len(self), size)]
 
 
-class TrainingSamples(torch.utils.data.Dataset):
+class TrainingSamples(torch.utils.data.Dataset[Batch]):
     """Sample n of a stage's stream, as a Batch of one without the leading dimension."""
 
     def __init__(
@@ -80,12 +94,20 @@ class TrainingSamples(torch.utils.data.Dataset):
         section: TrainingSection,
         source: Dataset,
         target: Dataset | None,
+        draw: DrawFunction,
     ):
         self.config = config
         self.stage = stage
         self.section = section
-        self.source = source
-        self.target = target
+        self.draw = draw
+        self.datasets: dict[Domain, Dataset] = {"source": source}
+        if target is not None:
+            self.datasets["target"] = target
+        sampler = load_choice(SAMPLERS, config.data.sampler)
+        self.samplers: dict[Domain, Sampler] = {
+            domain: sampler(config.seed, f"{stage}/{domain}", len(dataset))
+            for domain, dataset in self.datasets.items()
+        }
 
     def __len__(self) -> int:
         return self.section.steps * self.section.batch.total
@@ -93,50 +115,43 @@ class TrainingSamples(torch.utils.data.Dataset):
     def __getitem__(self, n: int) -> Batch:
         rng = sample_rng(self.config.seed, self.stage, n)
         skipped: list[str] = []
-        half = n % self.section.batch.total >= self.section.batch.full
-        image, label, style = self._crop(self.source, "source", n, half, rng, skipped)
-        values = {
-            "source_images": image,
-            "source_labels": label,
-            "source_color": draw_color_change(rng),
-            "mix_table": draw_class_table(rng, label),
-            "paste_table": draw_class_table(rng, label),
-        }
-        if self.target is not None:
-            image, label, target_style = self._crop(self.target, "target", n, half, rng, skipped)
-            values |= {
-                "target_images": image,
-                "target_labels": label,
-                "target_color": draw_color_change(rng),
-                "style": torch.stack([style, target_style]),
-            }
-        return Batch(**values, skipped=tuple(skipped))
+        crops: dict[Domain, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        draws: Draws = {}
+        # The order of the draws is part of an experiment: for each domain the crop first, then the
+        # stage's.
+        for domain in self.datasets:
+            sample = self._load(domain, n, skipped)
+            crops[domain] = self._crop(domain, sample, n, rng)
+            draws |= self.draw(rng, domain, sample.image, crops[domain][1])
+        draws[KEY] = torch.tensor(int(rng.integers(2**63)))
+        source, source_labels = crops["source"]
+        assert source_labels is not None, "the source is labelled"
+        target, target_labels = crops.get("target", (None, None))
+        return Batch(source, source_labels, target, target_labels, draws, tuple(skipped))
 
     def _crop(
-        self,
-        dataset: Dataset,
-        domain: str,
-        n: int,
-        half: bool,
-        rng: np.random.Generator,
-        skipped: list[str],
-    ):
-        sample = self._load(dataset, f"{self.stage}/{domain}", n, skipped)
-        size = full_size(dataset, sample.image)
-        if half:
-            size = half_size(dataset, sample.image)
-        data, crop = self.config.data, self.section.crop
-        image, label = transforms.training_crop(
-            sample.image, sample.label, rng=rng, size=size, crop=crop, scale=data.scale, flip=data.flip,
+        self, domain: Domain, sample: Sample, n: int, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A random crop of the image's full-size or half-size version, and its labels."""
+        batch, data = self.section.batch, self.config.data
+        size_of = half_size if n % batch.total >= batch.full else full_size
+        return transforms.training_crop(
+            sample.image,
+            sample.label,
+            rng=rng,
+            size=size_of(self.datasets[domain], sample.image),
+            crop=self.section.crop,
+            scale=data.scale,
+            flip=data.flip,
             redraw=domain == "source",
-        )  # fmt: skip
-        # Only a stage with a target translates.
-        return image, label, color_statistics(sample.image) if self.target is not None else None
+        )
 
-    def _load(self, dataset: Dataset, stream: str, n: int, skipped: list[str]) -> Sample:
-        """The image of sample n. For a broken file, another one that depends on (seed, stream, n) alone."""
-        index = epoch_index(self.config.seed, stream, n, len(dataset))
-        replacements = sample_rng(self.config.seed, f"replacement/{stream}", n)
+    def _load(self, domain: Domain, n: int, skipped: list[str]) -> Sample:
+        """The image of sample n; a broken file is replaced by one that depends on (seed, stream, n) alone."""
+        dataset = self.datasets[domain]
+        index = self.samplers[domain].index(n)
+        stream = f"replacement/{self.stage}/{domain}"
+        replacements = sample_rng(self.config.seed, stream, n)
         for _ in range(self.config.data.skip_errors):
             try:
                 return dataset.load(index)
@@ -148,14 +163,23 @@ class TrainingSamples(torch.utils.data.Dataset):
         return dataset.load(index)
 
 
-def collate(samples: list[Batch]) -> Batch:
+def collate(samples: Sequence[Batch]) -> Batch:
     """Stack single samples into a batch."""
-    columns = {f.name: [getattr(sample, f.name) for sample in samples] for f in fields(Batch)}
-    skipped = sum(columns.pop("skipped"), ())
-    stacked = {
-        name: None if column[0] is None else torch.stack(column) for name, column in columns.items()
-    }
-    return Batch(**stacked, skipped=skipped)
+    first = samples[0]
+
+    def stacked(name: str) -> torch.Tensor | None:
+        if getattr(first, name) is None:
+            return None
+        return torch.stack([getattr(sample, name) for sample in samples])
+
+    return Batch(
+        source=torch.stack([sample.source for sample in samples]),
+        source_labels=torch.stack([sample.source_labels for sample in samples]),
+        target=stacked("target"),
+        target_labels=stacked("target_labels"),
+        draws={name: torch.stack([s.draws[name] for s in samples]) for name in first.draws},
+        skipped=tuple(problem for sample in samples for problem in sample.skipped),
+    )
 
 
 def training_batches(
@@ -167,17 +191,22 @@ def training_batches(
     workers: int,
     pin_memory: bool,
 ) -> Iterator[Batch]:
-    """This rank's batches of the steps from `first_step` on."""
-    numbers = _SampleNumbers(samples.section, first_step, rank, world_size)
+    """This rank's batches from step `first_step` to the last."""
     loader = DataLoader(
-        samples, batch_sampler=numbers, num_workers=workers, collate_fn=collate, pin_memory=pin_memory,
-        persistent_workers=False, prefetch_factor=4 if workers else None, worker_init_fn=_ignore_signals,
-    )  # fmt: skip
+        samples,
+        batch_sampler=SampleNumbers(samples.section, first_step, rank, world_size),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=False,
+        prefetch_factor=PREFETCHED if workers else None,
+        worker_init_fn=_ignore_signals,
+    )
     return iter(loader)
 
 
-class InferenceImages(torch.utils.data.Dataset):
-    """Images at their full working size for networks in evaluation mode; labels at their own size."""
+class InferenceImages(torch.utils.data.Dataset[Sample | str]):
+    """Images at their working size for networks in evaluation mode; labels at their own size."""
 
     def __init__(self, dataset: Dataset, indices: list[int], may_break: bool):
         self.dataset = dataset
@@ -194,9 +223,8 @@ class InferenceImages(torch.utils.data.Dataset):
             if self.may_break and not isinstance(error, MachineError):
                 return str(error)
             raise
-        return sample._replace(
-            image=transforms.resize_image(sample.image, full_size(self.dataset, sample.image))
-        )
+        size = full_size(self.dataset, sample.image)
+        return sample._replace(image=transforms.resize_image(sample.image, size))
 
 
 def inference_images(
@@ -207,10 +235,12 @@ def inference_images(
     pin_memory: bool = False,
     may_break: bool = False,
 ) -> Iterator[Sample | str]:
-    """One Sample at a time, decoded by the workers ahead of use; with `may_break`, what is wrong with a broken file."""
-    images = InferenceImages(dataset, indices, may_break)
+    """Samples one at a time, decoded ahead of use.
+
+    With `may_break`, a file that cannot be read gives a text that says why, in place of an error.
+    """
     loader = DataLoader(
-        images,
+        InferenceImages(dataset, indices, may_break),
         batch_size=None,
         num_workers=workers,
         pin_memory=pin_memory,
@@ -220,18 +250,18 @@ def inference_images(
 
 
 def _ignore_signals(worker: int) -> None:
-    """Slurm signals every process of a job; a worker that died of it would end a rank before its checkpoint."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+    # Slurm signals every process of a job: a worker that died would end its rank before the
+    # checkpoint.
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @atexit.register
-def _end_workers() -> None:
-    """Workers that ignore SIGTERM would keep a process that ends with an error waiting for them forever."""
+def _kill_workers() -> None:
+    # Workers ignore SIGTERM, so a process that ends with an error would wait for them forever.
     children = multiprocessing.active_children()
     if children:
-        signal.signal(
-            signal.SIGCHLD, signal.SIG_DFL
-        )  # torch's handler takes their end for a failure
+        # Torch's handler would take the end of a worker for a failure.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in children:
         child.kill()

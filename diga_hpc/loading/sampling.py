@@ -1,7 +1,13 @@
-"""To be described."""
+"""Sampling: which image each sample of a stream shows, and which samples a rank loads.
+
+Everything about sample n of a stream is a function of (seed, stream, n) alone, so a stream is the
+same with any number of loader workers and ranks, and resuming it is arithmetic: step s holds the
+samples [s*G, (s+1)*G) of the global batch G, and rank r of R the r-th of R equal parts of them.
+"""
 
 import zlib
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
@@ -9,18 +15,37 @@ from diga_hpc.config import TrainingSection
 
 
 def sample_rng(seed: int, stream: str, n: int) -> np.random.Generator:
-    """The generator that everything random about sample `n` of a stream is drawn from."""
+    """Generator of every random draw about sample `n` of a stream."""
     return np.random.default_rng([seed, zlib.crc32(stream.encode()), n])
 
 
-def epoch_index(seed: int, stream: str, n: int, length: int) -> int:
-    """Which of `length` images sample n shows: a fresh permutation every epoch."""
-    epoch, position = divmod(n, length)
-    return int(sample_rng(seed, f"order/{stream}", epoch).permutation(length)[position])
+class Sampler(Protocol):
+    """Order of the images of a data set; built as `Sampler(seed, stream, length)`."""
+
+    def index(self, n: int) -> int:
+        """Index of the image that sample `n` shows."""
 
 
-class _SampleNumbers:
-    """The numbers of a rank's samples, step by step. Not a list: a long training has millions."""
+class Shuffled:
+    """A new random permutation of the images every epoch."""
+
+    def __init__(self, seed: int, stream: str, length: int):
+        self.seed = seed
+        self.stream = f"order/{stream}"
+        self.length = length
+        self._epoch = -1
+        self._order = np.empty(0, np.int64)
+
+    def index(self, n: int) -> int:
+        epoch, position = divmod(n, self.length)
+        if epoch != self._epoch:
+            order = sample_rng(self.seed, self.stream, epoch).permutation(self.length)
+            self._epoch, self._order = epoch, order
+        return int(self._order[position])
+
+
+class SampleNumbers:
+    """Numbers of a rank's samples, a list for each step; lazy, as long trainings have millions."""
 
     def __init__(self, section: TrainingSection, first_step: int, rank: int, world_size: int):
         self.share = section.batch.share(world_size)

@@ -1,4 +1,7 @@
-"""Geometry of training: rescale, crop with the redraw rule, mirror; image and label together, uint8."""
+"""Geometric transforms of training images: resize, random crop, mirror; image and label together.
+
+Letters: H, W height and width. Sizes are (height, width) in pixels.
+"""
 
 import numpy as np
 import torch
@@ -7,22 +10,24 @@ from torchvision.transforms.v2 import functional as geometry
 
 from diga_hpc.datasets.label_spaces import IGNORE
 
+# A crop of the source is drawn again while it shows too few classes.
 REDRAWS = 5
-MINIMUM_AREA = 0.02
-MINIMUM_VALUES = 3
+MINIMUM_AREA = 0.02  # fraction of a crop that a label value must cover to count
+MINIMUM_VALUES = 3  # label values that must count
 
 
 def resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """uint8 [3,H,W] -> uint8 [3,*size], bilinear with antialiasing."""
+    """Resize image uint8 [3,H,W] to uint8 [3,*size], bilinear with antialiasing."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     return geometry.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)
 
 
 def resize_label(label: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """uint8 [H,W] -> uint8 [*size], nearest pixel centre."""
+    """Resize label uint8 [H,W] to uint8 [*size]: the value of the nearest pixel centre."""
     if tuple(label.shape) == tuple(size):
         return label
+    # Not NEAREST, which shifts labels by up to half a pixel against the bilinear image.
     return geometry.resize(label[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
 
 
@@ -37,14 +42,27 @@ def training_crop(
     flip: bool,
     redraw: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A random crop of an image and its labels.
+    """Draw a random crop of an image and its label.
 
-    image uint8 [3,H,W], label uint8 [H',W'] or None (it may have another size than the image, as pseudo
-    labels made at `size` do). Width and height are brought to `size` times a factor each of `scale`, but
-    never below `crop`; with `redraw` the window is drawn again, up to 5 times, while it shows too few
-    classes (method.md section 11). Returns uint8 [3,*crop] and uint8 [*crop].
+    The image is resized to `size`, its height and width each times a random factor in `scale`, but
+    never below `crop`; then a window is drawn, and the crop mirrored with probability 1/2.
+
+    Args:
+        image: uint8 [3,H,W].
+        label: uint8 [H',W'] or None. It may differ from the image in size, as pseudo labels do.
+        rng: every random draw comes from it.
+        size, crop: (height, width) in pixels.
+        scale: lowest and highest factor.
+        flip: whether to mirror.
+        redraw: draw the window again, up to REDRAWS times, while it shows too few classes.
+
+    Returns:
+        uint8 [3,*crop] and uint8 [*crop], contiguous.
     """
-    scaled = tuple(max(round(s * rng.uniform(*scale)), c) for s, c in zip(size, crop, strict=True))
+    # The height is drawn first: the order of the draws is part of a run's reproducibility.
+    height = max(round(size[0] * rng.uniform(*scale)), crop[0])
+    width = max(round(size[1] * rng.uniform(*scale)), crop[1])
+    scaled = (height, width)
     if label is not None:
         label = resize_label(label, scaled)
     top, left = _draw_window(rng, scaled, crop)
@@ -53,25 +71,28 @@ def training_crop(
             if _shows_enough(label[top : top + crop[0], left : left + crop[1]]):
                 break
             top, left = _draw_window(rng, scaled, crop)
+    # Last, since it costs the most: the window is chosen on the label alone.
     image = resize_image(image, scaled)[:, top : top + crop[0], left : left + crop[1]]
     if label is not None:
         label = label[top : top + crop[0], left : left + crop[1]]
     if flip and rng.random() < 0.5:
         image = image.flip(-1)
         label = label.flip(-1) if label is not None else None
+    # A view would keep the image as a whole in memory until its batch is used.
     return image.contiguous(), label.contiguous() if label is not None else None
 
 
 def _draw_window(
     rng: np.random.Generator, size: tuple[int, int], crop: tuple[int, int]
 ) -> tuple[int, int]:
+    """Top and left of a random window of the size `crop` in an image of the size `size`."""
     top = int(rng.integers(0, size[0] - crop[0] + 1))
     left = int(rng.integers(0, size[1] - crop[1] + 1))
     return top, left
 
 
 def _shows_enough(label: torch.Tensor) -> bool:
-    """At least 3 label values that each cover more than 2 % of the area, or 2 of which none is 255."""
+    """Whether at least 3 label values each cover more than 2 % of a crop, or 2 without IGNORE."""
     counts = torch.bincount(label.flatten(), minlength=256)
     large = torch.nonzero(counts > MINIMUM_AREA * label.numel()).flatten().tolist()
     return len(large) >= MINIMUM_VALUES or (len(large) == 2 and IGNORE not in large)

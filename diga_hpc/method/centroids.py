@@ -1,15 +1,18 @@
-"""Class centroids: mean features of a class over images in which every image weighs the same (method.md section 6).
+"""Class centroids: the mean feature of each class, every image weighing the same (method.md section
+6).
 
-Everything here is sums and counts of per-image means, so that the result does not depend on the number of
-ranks or the order of images, and nothing synchronises with the host.
+Everything is sums and counts of per-image means: the result depends neither on the number of ranks
+nor on the order of images, and nothing synchronises with the host.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from diga_hpc.config import CentroidSection
-from diga_hpc.distributed.world import World
+
+SumOverRanks = Callable[[torch.Tensor], torch.Tensor]  # in place, and returned
 
 
 @dataclass
@@ -25,10 +28,12 @@ class ClassMeans:
 
 def image_class_means(
     features: torch.Tensor, labels: torch.Tensor, num_classes: int, minimum_pixels: int
-):
-    """features [B,D,h,w], labels [B,h,w] (other values than 0..K-1 are ignored) -> ClassMeans over the B images.
+) -> ClassMeans:
+    """Mean features of each class in each image, summed over the B images.
 
-    A class counts in an image from `minimum_pixels` pixels on. Computed in float32 as one-hot times features.
+    features [B,D,h,w]; labels [B,h,w], values other than 0..K-1 are ignored. minimum_pixels: a
+    class with fewer pixels in an image does not count in it. Computed in float32 as one-hot times
+    features.
     """
     classes = torch.arange(num_classes, device=labels.device)
     one_hot = (labels.flatten(1)[:, None] == classes[:, None]).float()  # [B,K,hw]
@@ -50,22 +55,18 @@ class Centroids:
         self.values = torch.zeros(num_classes, channels, device=device)
         self.seen = torch.zeros(num_classes, dtype=torch.bool, device=device)
 
-    def initialize(self, means: ClassMeans, world: World) -> None:
-        """The mean over all images of all ranks.
-
-        The running form C <- (C*n + v)/(n+1) of the reference is this mean as long as its n stays below its
-        bound of 3000 images.
-        """
-        sums, images = world.sum(means.sums), world.sum(means.images)
+    def initialize(self, means: ClassMeans, sum_over_ranks: SumOverRanks) -> None:
+        """Start from the mean over all images of all ranks."""
+        # The published running form C <- (C*n + v)/(n+1) is this mean while n stays below its bound
+        # of 3000 images.
+        sums, images = sum_over_ranks(means.sums), sum_over_ranks(means.images)
         self.values = sums / images.clamp(min=1)[:, None]
         self.seen = images > 0
 
-    def update(self, means: ClassMeans, world: World) -> None:
-        """C <- (1 - m*n)*C + m*sum of the n new per-image means: the reference's one-after-another to order m^2.
-
-        A class that had no centroid takes the mean of the new ones.
-        """
-        sums, images = world.sum(means.sums), world.sum(means.images)
+    def update(self, means: ClassMeans, sum_over_ranks: SumOverRanks) -> None:
+        """Move by n new per-image means: C <- (1 - m*n)*C + m*sum; a class without centroid takes their mean."""
+        # The published update takes one image after another; both agree to order m^2.
+        sums, images = sum_over_ranks(means.sums), sum_over_ranks(means.images)
         weight = (self.section.momentum * images)[:, None]
         mean = sums / images.clamp(min=1)[:, None]
         moved = torch.lerp(self.values, mean, weight)
@@ -73,17 +74,29 @@ class Centroids:
         self.seen = self.seen | (images > 0)
 
     def state(self) -> dict[str, torch.Tensor]:
+        """Tensors of a checkpoint."""
         return {"values": self.values, "seen": self.seen}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore what `state` returned."""
         self.values.copy_(state["values"])
         self.seen.copy_(state["seen"])
 
 
-def labels_at_nodes(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """labels [B,H,W] at the positions of the [h,w] low-resolution nodes (align_corners): the nearest pixel."""
+def labels_at_nodes(
+    labels: torch.Tensor, size: tuple[int, int], align_corners: bool = True
+) -> torch.Tensor:
+    """Labels [B,H,W] at the positions of low-resolution nodes: [B,h,w], the nearest pixel of each."""
     rows, columns = (
-        torch.linspace(0, full - 1, low, device=labels.device).round().long()
+        _node_pixels(full, low, align_corners, labels.device)
         for full, low in zip(labels.shape[-2:], size, strict=True)
     )
     return labels[:, rows[:, None], columns]
+
+
+def _node_pixels(full: int, low: int, align_corners: bool, device: torch.device) -> torch.Tensor:
+    """Index of the pixel nearest to each of `low` nodes along a side of `full` pixels."""
+    if align_corners:
+        return torch.linspace(0, full - 1, low, device=device).round().long()
+    centers = (torch.arange(low, device=device) + 0.5) * (full / low) - 0.5
+    return centers.round().long().clamp(0, full - 1)

@@ -1,20 +1,24 @@
-"""Networks looked at rather than trained: labels of whole images, and normalisation statistics of a domain."""
+"""Labeler: class labels of complete images, by a network in evaluation mode."""
 
+import contextlib
 import itertools
 
 import torch
 import torch.nn.functional as F
 
 from diga_hpc import kernels
+from diga_hpc.method.teacher import Autocast
 from diga_hpc.method.views import unit_range
 from diga_hpc.models.base import Prediction, SegmentationModel
 
 
 class Labeler:
-    """Labels of whole images: maximum over scales (and mirrored images) of the upsampled logits, then argmax.
+    """Predict labels: maximum over scales (and mirrored images) of the upsampled logits, then
+    argmax.
 
-    `model` is a network in evaluation mode; `scales` are factors of the image's size; with `sliding_window`
-    each scale is seen through windows of that size that overlap by at least a third.
+    model: a network in evaluation mode. scales: factors of the image's size. sliding_window: height
+    and width of windows that overlap by at least a third, instead of the image at once. autocast:
+    precision of forward passes.
     """
 
     def __init__(
@@ -24,17 +28,18 @@ class Labeler:
         scales: tuple[float, ...],
         flip: bool = False,
         sliding_window: tuple[int, int] | None = None,
-        bf16: bool = False,
+        autocast: Autocast = contextlib.nullcontext,
     ):
         self.model = model
         self.scales = scales
         self.flip = flip
         self.window = sliding_window
-        self._bf16 = bf16
+        self._autocast = autocast
+        self._align_corners = model.align_corners
 
     @torch.inference_mode()
     def __call__(self, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """image uint8 [3,H,W] on the device -> labels uint8 [*size]."""
+        """Label an image uint8 [3,H,W] on the device: uint8 [*size]."""
         images = unit_range(image[None])
         logits = []
         for scale in self.scales:
@@ -42,40 +47,41 @@ class Labeler:
             logits.append(self._logits(scaled))
             if self.flip:
                 logits.append(self._logits(scaled.flip(-1)).flip(-1))
-        return kernels.argmax_labels(logits, size)[0]
+        return kernels.argmax_labels(logits, size, align_corners=self._align_corners)[0]
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        if self.window is None or all(
-            s <= w for s, w in zip(images.shape[-2:], self.window, strict=True)
-        ):
+        """Logits [1,K,h,w], at full resolution where windows are needed."""
+        height, width = images.shape[-2:]
+        window = self.window
+        if window is None or (height <= window[0] and width <= window[1]):
             return self._forward(images)
-        return self._windowed(images)
+        return self._windowed(images, window)
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bf16):
-            return self.model(images).logits
+        with self._autocast():
+            logits: torch.Tensor = self.model(images).logits
+        return logits
 
-    def _windowed(self, images: torch.Tensor) -> torch.Tensor:
-        """Mean of the windows' upsampled logits [1,K,H,W]; the one path that holds them at full resolution."""
+    def _windowed(self, images: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
+        """Mean of the windows' upsampled logits [1,K,H,W]."""
+        # Windows overlap, so this is the one path that holds logits at full resolution.
         height, width = images.shape[-2:]
-        rows, columns = (
-            window_starts(s, w) for s, w in zip((height, width), self.window, strict=True)
-        )
-        total = count = None
+        rows, columns = window_starts(height, window[0]), window_starts(width, window[1])
+        total = count = images.new_zeros(())
         for top, left in itertools.product(rows, columns):
-            window = images[..., top : top + self.window[0], left : left + self.window[1]]
+            part = images[..., top : top + window[0], left : left + window[1]]
             logits = F.interpolate(
-                self._forward(window).float(),
-                window.shape[-2:],
+                self._forward(part).float(),
+                part.shape[-2:],
                 mode="bilinear",
-                align_corners=True,
+                align_corners=self._align_corners,
             )
-            if total is None:
+            if not total.ndim:
                 total = logits.new_zeros(1, logits.shape[1], height, width)
                 count = logits.new_zeros(1, 1, height, width)
-            region = (..., slice(top, top + window.shape[-2]), slice(left, left + window.shape[-1]))
-            total[region] += logits
-            count[region] += 1
+            bottom, right = top + part.shape[-2], left + part.shape[-1]
+            total[..., top:bottom, left:right] += logits
+            count[..., top:bottom, left:right] += 1
         return total / count
 
 
@@ -88,14 +94,17 @@ def window_starts(size: int, window: int) -> list[int]:
 
 
 def rescale(images: torch.Tensor, scale: float) -> torch.Tensor:
-    """images [B,3,H,W] at a factor of their size, bilinear."""
+    """Resize images [B,3,H,W] by a factor, bilinear."""
     if scale == 1.0:
         return images
     size = [max(round(s * scale), 1) for s in images.shape[-2:]]
+    # About images, not about a network: corners are aligned whatever the network's convention is.
     return F.interpolate(images, size, mode="bilinear", align_corners=True)
 
 
-def features_and_labels(model, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def features_and_labels(
+    model: SegmentationModel, images: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Features [B,D,h,w] and predicted classes [B,h,w] at the network's own resolution."""
     prediction: Prediction = model(images)
     return prediction.features, prediction.logits.argmax(1)

@@ -1,54 +1,97 @@
-"""The segmentation loss over all ranks: the kernels' cross-entropy with class weights and its normaliser (method.md section 3)."""
+"""Segmentation loss: class weights, and a normaliser over the whole step and all ranks (method.md section 3)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from diga_hpc import kernels
 from diga_hpc.config import LossSection
 from diga_hpc.datasets.label_spaces import IGNORE
-from diga_hpc.distributed.world import World
 from diga_hpc.loading.dataset import Dataset
+
+COUNTED_IMAGES = 500  # of the source, for class weights
+RAREST = 1e-6  # frequency below which a class is not weighted any higher
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """Sums over all micro batches and ranks of one step, known before any loss is divided by them."""
+
+    counts: Mapping[str, torch.Tensor]
+    """By name, what `Segmentation.counts` gave for each micro batch."""
+    images: int
+    """Of one domain."""
 
 
 class Segmentation:
-    """Class weights and the normaliser that turns a rank's loss into its share of the global one.
+    """Cross-entropy settings of a run: class weights, and what its sum over pixels is divided by.
 
-    `valid` divides by the labelled pixels (weighted as their classes are) of all ranks' images together, so
-    that a loss does not depend on how a batch is spread over ranks.
+    `valid` divides by the labelled pixels, weighted as their classes are, of all micro batches and
+    ranks of a step together: the loss does not depend on how a batch is split. So every label map
+    is counted first (`counts`), the training loop sums the counts (StepTotals), and `scale` divides
+    by the sum.
     """
 
-    def __init__(self, section: LossSection, class_weights: torch.Tensor | None, world: World):
-        self.section = section
-        self.class_weights = class_weights
-        self.world = world
-        table = torch.ones(256, device=world.device)
-        if class_weights is not None:
-            table[: len(class_weights)] = class_weights
+    def __init__(
+        self, section: LossSection, class_weights: torch.Tensor | None, device: torch.device
+    ):
+        self.by_valid = section.normalizer == "valid"
+        self.class_weights = None if class_weights is None else class_weights.to(device)
+        table = torch.ones(256, device=device)
+        if self.class_weights is not None:
+            table[: len(self.class_weights)] = self.class_weights
         table[IGNORE] = 0.0
         self._weight_of_label = table
 
-    def scale(self, labels: torch.Tensor) -> torch.Tensor | float:
-        """Factor from a loss divided by all pixels of `labels` [B,H,W] to the configured normaliser."""
-        if self.section.normalizer == "all":
+    def counts(self, **labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Labelled pixels of label maps uint8 [B,H,W], weighted as their classes are: a scalar each."""
+        if not self.by_valid:
+            return {}
+        return {name: self._weight_of_label[map_.long()].sum() for name, map_ in labels.items()}
+
+    def scale(self, name: str, totals: StepTotals, labels: torch.Tensor) -> torch.Tensor | float:
+        """Factor from a mean over all pixels of labels [B,H,W] to the configured normaliser.
+
+        name: of the label map in `counts`.
+        """
+        if not self.by_valid:
             return 1.0
-        total = self.world.sum(self._weight_of_label[labels.long()].sum())
-        # No labelled pixel anywhere: the loss is 0, and so is 0 times any factor.
-        return labels.numel() * self.world.size / total.clamp(min=1e-6)
+        pixels = totals.images * labels[0].numel()
+        # Without a labelled pixel the loss is 0, and so is 0 times any factor.
+        return pixels / totals.counts[name].clamp(min=1e-6)
+
+    def cross_entropy(
+        self, logits: torch.Tensor, labels: torch.Tensor, align_corners: bool
+    ) -> torch.Tensor:
+        """Mean over all pixels of the weighted cross-entropy: logits [B,K,h,w], labels uint8 [B,H,W]."""
+        return kernels.cross_entropy_loss(
+            logits,
+            labels,
+            normalizer="all",
+            class_weights=self.class_weights,
+            align_corners=align_corners,
+        )
 
 
 def class_weights(
     section: LossSection, source: Dataset, num_classes: int, seed: int
 ) -> torch.Tensor | None:
-    """float32 [K]: 1/sqrt(frequency) scaled to a mean of 1 over the source's pixels, clipped; None without.
+    """Weights of the classes, float32 [K]: 1/sqrt(frequency), clipped; None without.
 
-    Frequencies are counted on at most 500 images drawn from the seed.
+    Scaled to a mean of 1 over the source's pixels before clipping. Frequencies are counted on at
+    most 500 images that are drawn from the seed.
     """
     if section.class_weights == "none":
         return None
-    chosen = np.random.default_rng(seed).permutation(len(source))[:500]
+    chosen = np.random.default_rng(seed).permutation(len(source))[:COUNTED_IMAGES]
     counts = np.zeros(256, np.int64)
     for index in sorted(chosen):
-        counts += np.bincount(source.label(int(index)).numpy().ravel(), minlength=256)
+        label = source.label(int(index))
+        assert label is not None, "the source is labelled"
+        counts += np.bincount(label.numpy().ravel(), minlength=256)
     frequency = counts[:num_classes] / max(counts[:num_classes].sum(), 1)
-    weights = 1 / np.sqrt(np.maximum(frequency, 1e-6))
+    weights = 1 / np.sqrt(np.maximum(frequency, RAREST))
     weights = weights / (weights * frequency).sum()
     return torch.from_numpy(np.minimum(weights, section.class_weight_limit)).float()

@@ -1,4 +1,4 @@
-"""To be described."""
+"""Scores: confusion matrix, IoU per class and their means (method.md section 10)."""
 
 from collections.abc import Iterable
 
@@ -29,8 +29,8 @@ class ConfusionMatrix:
 def scores(counts: torch.Tensor, space: LabelSpace) -> dict:
     """mIoU over the classes present in the truth, pixel accuracy and IoU per class, in percent.
 
-    A class that is absent from truth and prediction has no IoU (None); one that is only predicted has IoU 0
-    but does not enter the mean, which is over classes present.
+    A class that is absent from truth and prediction has no IoU (None); one that is only predicted
+    has IoU 0 but does not enter the mean, which is over classes present.
     """
     counts = counts.double().cpu()
     hits = counts.diag()

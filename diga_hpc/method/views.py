@@ -1,16 +1,19 @@
-"""The views of an image that the network is to agree on: colour view, CrDoMix, target mix (method.md section 1).
+"""Views of an image on which the network is to agree: colour view, CrDoMix, target mix (method.md
+section 1).
 
-Random numbers are drawn on the CPU, per sample, where the data are loaded; the pixels are changed on the
-device, a batch at a time, without host synchronisation.
+Random numbers are drawn on the CPU, per sample, by the loader's workers (`draw` functions); pixels
+are changed on the device, a batch at a time, without host synchronisation.
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from diga_hpc.datasets.label_spaces import IGNORE
+from diga_hpc.method.translators import Translator
 
 # Ranges of the colour change and the probability of each part.
 BRIGHTNESS, CONTRAST, SATURATION, HUE, JITTER_PROBABILITY = 0.4, 0.4, 0.2, 0.1, 0.5
@@ -20,9 +23,11 @@ SHARPNESS, SHARPNESS_PROBABILITY = 0.5, 0.3
 
 
 def draw_color_change(rng: np.random.Generator) -> torch.Tensor:
-    """float32 [7]: brightness, contrast, saturation factors, hue shift in turns, and three switches.
+    """float32 [7]: brightness, contrast, saturation factors, hue shift in turns, and three
+    switches.
 
-    The switches say whether grayscale, blur, sharpness apply; factors of 1 and a shift of 0 change nothing.
+    The switches say whether grayscale, blur, sharpness apply; factors of 1 and a shift of 0 change
+    nothing.
     """
     jitter = [
         rng.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS),
@@ -36,9 +41,24 @@ def draw_color_change(rng: np.random.Generator) -> torch.Tensor:
     return torch.tensor([*jitter, *switches.astype(float)], dtype=torch.float32)
 
 
+def draw_class_table(rng: np.random.Generator, label: torch.Tensor) -> torch.Tensor:
+    """bool [256]: floor(|L|/2) of the label values L present (255 counts as one), and 255 itself."""
+    present = np.flatnonzero(np.bincount(label.numpy().ravel(), minlength=256))
+    table = torch.zeros(256, dtype=torch.bool)
+    table[rng.choice(present, len(present) // 2, replace=False)] = True
+    table[IGNORE] = True
+    return table
+
+
 def unit_range(images: torch.Tensor) -> torch.Tensor:
     """uint8 [B,3,H,W] -> float32 in [0,1]."""
     return images.float() / 255
+
+
+def view_keys(keys: torch.Tensor, views: int) -> torch.Tensor:
+    """Keys int64 [views*B] of several views of the same samples: each view draws for itself in the network."""
+    # Keys are hashed before use, so neighbouring ones are as different as any.
+    return torch.cat([keys + view for view in range(views)])
 
 
 def color_view(images: torch.Tensor, change: torch.Tensor, blend: float) -> torch.Tensor:
@@ -62,7 +82,8 @@ def color_view(images: torch.Tensor, change: torch.Tensor, blend: float) -> torc
 def blur_3x3(images: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian blur of images [B,C,H,W] with a 3x3 kernel, borders reflected.
 
-    Three shifted views a direction instead of a convolution: no kernel tensor has to be brought to the device.
+    Three shifted views a direction instead of a convolution: no kernel tensor has to be brought to
+    the device.
     """
     side = math.exp(-0.5 / sigma**2)
     side, middle = side / (1 + 2 * side), 1 / (1 + 2 * side)
@@ -104,10 +125,45 @@ def target_mix(
     )
 
 
-def draw_class_table(rng: np.random.Generator, label: torch.Tensor) -> torch.Tensor:
-    """bool [256]: floor(|L|/2) of the label values L present (255 counts as one), and 255 itself."""
-    present = np.flatnonzero(np.bincount(label.numpy().ravel(), minlength=256))
-    table = torch.zeros(256, dtype=torch.bool)
-    table[rng.choice(present, len(present) // 2, replace=False)] = True
-    table[IGNORE] = True
-    return table
+class SecondView:
+    """Second view of the source: CrDoMix with the paired target image, or the colour view alone.
+
+    kind: `crdomix`, or `color`, which never looks at the target. color_blend: share of the colour
+    view when it is blended with the original.
+    """
+
+    def __init__(self, kind: str, color_blend: float, translator: Translator):
+        self.mixes = kind == "crdomix"
+        self.color_blend = color_blend
+        self.translator = translator
+
+    def draw(
+        self,
+        rng: np.random.Generator,
+        domain: str,
+        image: torch.Tensor,
+        label: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """Draws of one sample: see loading.loader.DrawFunction."""
+        draws = {f"{domain}_color": draw_color_change(rng)}
+        if label is not None and domain == "source":
+            draws["mix_table"] = draw_class_table(rng, label)
+            # Used by self-training alone, but drawn here for every stage: the numbers that follow,
+            # which place the target's crop, are then the same.
+            draws["paste_table"] = draw_class_table(rng, label)
+        return draws | (self.translator.draw(domain, image) if self.mixes else {})
+
+    def __call__(
+        self,
+        source: torch.Tensor,
+        labels: torch.Tensor,
+        target: torch.Tensor | None,
+        draws: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """source, target [B,3,H,W] in [0,1], labels uint8 [B,H,W] -> [B,3,H,W]."""
+        color = color_view(source, draws["source_color"], self.color_blend)
+        if not self.mixes:
+            return color
+        assert target is not None, "CrDoMix needs a target"
+        translated = self.translator(source, target, draws)
+        return crdomix(color, translated, labels, draws["mix_table"])

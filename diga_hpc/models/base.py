@@ -105,6 +105,7 @@ class SegmentationModel(nn.Module):
     """
 
     default_normalization: ClassVar[str]
+    align_corners: ClassVar[bool] = True
     feature_channels: ClassVar[int]
     stride: ClassVar[int]
 
@@ -127,7 +128,7 @@ class SegmentationModel(nn.Module):
         self.head = head
         self.train()
 
-    def forward(self, images_B3HW: Tensor) -> Prediction:
+    def forward(self, images_B3HW: Tensor, keys: Tensor | None = None) -> Prediction:
         """Predict from RGB images in [0, 1], any float type, any size."""
         assert images_B3HW.is_floating_point() and images_B3HW.shape[1] == 3, images_B3HW.shape
         inputs_B3HW = self.normalization(images_B3HW).to(self.head.classifier.weight.dtype)

@@ -1,0 +1,1 @@
+"""Results of a run: report and figure, labels of new images, networks to use elsewhere."""

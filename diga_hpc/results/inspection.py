@@ -1,7 +1,6 @@
-"""What is in a checkpoint, and its networks as a file for use elsewhere. Describing needs no torch.
+"""Inspection of checkpoints: integrity, origin and contents, read without torch.
 
-describe(path) -> (text, whole)        of a checkpoint step_*, or of all below a folder
-export(path, to, network)              one network as a .safetensors file
+describe(path) -> (text, complete)     of a checkpoint step_*, or of all checkpoints below a folder
 """
 
 import contextlib
@@ -9,9 +8,10 @@ import math
 from pathlib import Path
 
 from diga_hpc.errors import UserError
+from diga_hpc.run.directory import RunPaths
 from diga_hpc.training import checkpoint, tensor_file
 
-# Of the configuration's keys, those that say most about a network.
+# The keys of the configuration that say most about a network.
 MAIN_KEYS = (
     "model.name",
     "label_space",
@@ -23,27 +23,30 @@ MAIN_KEYS = (
 
 
 def describe(path: Path, all_keys: bool = False) -> tuple[str, bool]:
-    """What a checkpoint holds, in lines; or one line for each checkpoint below a folder. And whether all are whole.
+    """Describe a checkpoint in several lines, or each checkpoint below a folder in one.
 
-    Raises UserError where there is no checkpoint.
+    all_keys: list the complete configuration of a single checkpoint, not only MAIN_KEYS.
+    Returns the text, and whether every checkpoint is complete. Raises UserError if there is none.
     """
+    expected = "expected a checkpoint step_*, or a run directory with some"
     if path.name.startswith("step_"):
         if not path.is_dir():
-            raise UserError(
-                f"{path}: no such folder; expected a checkpoint step_*, or a run directory with some"
-            )
+            raise UserError(f"{path}: no such folder; {expected}")
         problem = checkpoint.verify(path)
-        lines = [f"{path}: broken: {problem}" if problem else f"{path}: whole"]
+        lines = [f"{path}: corrupt: {problem}" if problem else f"{path}: complete"]
+        # The details of a corrupt checkpoint are shown as far as they can be read.
         with contextlib.suppress(*checkpoint.MALFORMED):
             lines += _details(path, all_keys)
         return "\n".join(lines), problem is None
-    found = sorted(path.glob("checkpoints/*/step_*")) or sorted(path.glob("step_*"))
+    # Also a folder of checkpoints that were copied out of their run.
+    found = RunPaths(path).all_checkpoints() or sorted(path.glob("step_*"))
     if not found:
-        raise UserError(
-            f"{path}: no checkpoint in it; expected a checkpoint step_*, or a run directory with some"
-        )
+        raise UserError(f"{path}: no checkpoint in it; {expected}")
     problems = [checkpoint.verify(each) for each in found]
-    lines = [f"{each}: {problem or 'whole'}" for each, problem in zip(found, problems, strict=True)]
+    lines = [
+        f"{each}: corrupt: {problem}" if problem else f"{each}: complete"
+        for each, problem in zip(found, problems, strict=True)
+    ]
     return "\n".join(lines), not any(problems)
 
 
@@ -51,18 +54,22 @@ def _details(path: Path, all_keys: bool) -> list[str]:
     state = checkpoint.read_state(path)
     keys = state.get("config", {})
     shown = keys if all_keys else {key: keys[key] for key in MAIN_KEYS if key in keys}
-    lines = [
-        f"  stage          {state.get('stage', 'unknown')}, step {state['step']}, {state.get('skipped', 0)} steps skipped",
-        f"  written by     diga_hpc {state.get('version', 'unknown')}, commit {state.get('commit') or 'unknown'}",
-        f"  configuration  {len(keys)} keys"
-        + ("" if all_keys or not keys else "; --config shows all"),
+    hint = "" if all_keys or not keys else "; --config shows all"
+    stage = f"{state.get('stage', 'unknown')}, step {state['step']}"
+    origin = (
+        f"diga_hpc {state.get('version', 'unknown')}, commit {state.get('commit') or 'unknown'}"
+    )
+    return [
+        f"  stage          {stage}, {state.get('skipped', 0)} steps skipped",
+        f"  written by     {origin}",
+        f"  configuration  {len(keys)} keys{hint}",
         *(f"    {key} = {value}" for key, value in shown.items()),
         *(f"  {name:21}{_content(path / name)}" for name in sorted(checkpoint.read_manifest(path))),
     ]
-    return lines
 
 
 def _content(file: Path) -> str:
+    """Summarise a file: its size, and the tensors of a .safetensors file."""
     size = f"{file.stat().st_size / 1e6:.1f} MB" if file.is_file() else "missing"
     if file.suffix != checkpoint.TENSORS or not file.is_file():
         return size

@@ -1,17 +1,20 @@
-"""The look of report.html: style sheet and jinja2 template. What fills it is in report.py."""
+"""Style sheet and jinja2 template of report.html; report.py fills in the content."""
 
 STYLE = """\
 :root {
-  --page: #fff; --card: #f6f6f4; --ink: #1c1c1a; --soft: #61615c; --line: #dcdcd7; --mark: #fdf3d8;
+  --page: #fff; --card: #f6f6f4; --ink: #1c1c1a; --soft: #61615c; --line: #dcdcd7;
+  --mark: #fdf3d8;
   --s0: #8a8a84; --s1: #2a78d6; --s2: #e2622b; --s3: #149a6b; --s4: #6a56c9; --s5: #b8860b;
 }
 @media (prefers-color-scheme: dark) { :root {
-  --page: #171716; --card: #222220; --ink: #eeeeea; --soft: #a6a69f; --line: #3b3b38; --mark: #3d3520;
+  --page: #171716; --card: #222220; --ink: #eeeeea; --soft: #a6a69f; --line: #3b3b38;
+  --mark: #3d3520;
   --s0: #96968f; --s1: #4a93ea; --s2: #ee7a45; --s3: #2cb583; --s4: #9a8bee; --s5: #d9a832;
 } }
 .s0 { --c: var(--s0) } .s1 { --c: var(--s1) } .s2 { --c: var(--s2) }
 .s3 { --c: var(--s3) } .s4 { --c: var(--s4) } .s5 { --c: var(--s5) }
-body { margin: 0 auto; padding: 1.5rem; max-width: 84rem; background: var(--page); color: var(--ink);
+body { margin: 0 auto; padding: 1.5rem; max-width: 84rem;
+  background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif }
 h1 { font-size: 1.5rem; margin: 0 }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem }
@@ -24,19 +27,23 @@ dt { color: var(--soft); font-size: .82rem }
 dd { margin: 0 }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .35rem .9rem; text-align: right; border-bottom: 1px solid var(--line); font-weight: 400 }
+th, td { padding: .35rem .9rem; text-align: right; border-bottom: 1px solid var(--line);
+  font-weight: 400 }
 th:first-child { text-align: left }
 tbody th { white-space: nowrap }
-thead th { color: var(--soft); font-size: .85rem; white-space: pre-line; vertical-align: bottom }
+thead th { color: var(--soft); font-size: .85rem; white-space: pre-line;
+  vertical-align: bottom }
 .marked { background: var(--mark); font-weight: 650 }
-.key { display: inline-flex; align-items: center; gap: .35rem; margin-right: 1rem; font-size: .9rem }
+.key { display: inline-flex; align-items: center; gap: .35rem; margin-right: 1rem;
+  font-size: .9rem }
 .key i { flex: none; width: .8rem; height: .8rem; border-radius: 2px; background: var(--c);
   box-shadow: 0 0 0 1px var(--line) }
 .classes { columns: 24rem; column-gap: 2.5rem; margin-top: .8rem }
 .class { display: grid; grid-template-columns: 8.5rem 1fr; align-items: center; padding: .3rem 0;
   break-inside: avoid }
 .bar { display: flex; gap: .4rem; align-items: center; font-size: .78rem; line-height: 1.05rem }
-.bar i { height: .6rem; width: calc(var(--iou) * .82%); background: var(--c); border-radius: 0 3px 3px 0 }
+.bar i { height: .6rem; width: calc(var(--iou) * .82%); background: var(--c);
+  border-radius: 0 3px 3px 0 }
 .bar b { font-weight: 400; font-variant-numeric: tabular-nums }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); gap: 1.2rem;
   margin-top: .8rem }
@@ -45,11 +52,13 @@ figcaption .key { font-size: .82rem; color: var(--soft) }
 svg { width: 100%; display: block }
 svg text { font-size: 11px; fill: var(--soft) }
 svg path { stroke: var(--line) }
-polyline { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round }
+polyline { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round;
+  stroke-linecap: round }
 .panels { width: 100% }
 .panels td, .panels th { border: 0; padding: .2rem; text-align: left }
 .panels img { width: 100%; min-width: 9rem; display: block }
-pre { background: var(--card); padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: .82rem }
+pre { background: var(--card); padding: 1rem; border-radius: 6px; overflow-x: auto;
+  font-size: .82rem }
 summary { cursor: pointer }
 """
 
@@ -65,14 +74,15 @@ PAGE = """\
 <h1>{{ name }}</h1>
 
 {% if results.last %}
-<p class="big"><b>{{ "%.2f" % results.get(results.last) }} %</b> mIoU after {{ title(results.last) }}
-{%- if results.gain(results.last) is not none -%}
-, {{ "%+.2f" % results.gain(results.last) }} against source only
+{% set last, gain = results.last, results.gain(results.last) %}
+<p class="big"><b>{{ "%.2f" % results.get(last) }} %</b> mIoU after {{ title(last) }}
+{%- if gain is not none -%}
+, {{ "%+.2f" % gain }} against source only
 {%- endif %}</p>
 <p class="note">This is the result: the last iterate of the student, with its running statistics, on
-{{ results.get(results.last, "images") }} validation images. No iterate was chosen by validation labels. It is
-one run with one seed: differences below the spread between seeds mean nothing.
-{% if results.last != last_stage %}
+{{ results.get(last, "images") }} validation images. No iterate was chosen by validation
+labels. It is one run with one seed: differences below the spread between seeds mean nothing.
+{% if last != last_stage %}
 <strong>Not finished: {{ title(last_stage) }} has not been evaluated.</strong>
 {% endif %}</p>
 {% else %}
@@ -99,10 +109,10 @@ one run with one seed: differences below the spread between seeds mean nothing.
 </tr>
 {% endfor %}
 </tbody></table></div>
-<p class="note">mIoU in percent, over the classes that occur in the truth. <em>running</em>: the normalisation
-statistics of training, as in the result. <em>adapted</em>: statistics re-estimated on the target's training
-images (AdaBN), shown beside it. The teacher is the moving average of the student. The columns to the right of
-the networks are of the student with running statistics.</p>
+<p class="note">mIoU in percent, over the classes that occur in the truth. <em>running</em>: the
+normalisation statistics of training, as in the result. <em>adapted</em>: statistics re-estimated on
+the target's training images (AdaBN), for comparison. The teacher is the moving average of the
+student. The columns to the right of the networks are of the student with running statistics.</p>
 {% endif %}
 
 {% if results.last %}
@@ -115,13 +125,15 @@ the networks are of the student with running statistics.</p>
 <div class="class">{{ class_key(class) }}<div>
 {% for stage in results.stages if results.get(stage, "iou") %}
 {% set value = results.get(stage, "iou").get(class) %}
-<div class="bar {{ color(stage) }}" title="{{ title(stage) }}"><i style="--iou: {{ value or 0 }}"></i>
+<div class="bar {{ color(stage) }}" title="{{ title(stage) }}">
+<i style="--iou: {{ value or 0 }}"></i>
 <b>{{ "–" if value is none else "%.1f" % value }}</b></div>
 {% endfor %}
 </div></div>
 {% endfor %}
 </div>
-<p class="note">Student with running statistics, percent; – is a class in neither truth nor prediction.</p>
+<p class="note">Student with running statistics, percent; – marks a class in neither truth nor
+prediction.</p>
 {% endif %}
 
 {% if charts %}
@@ -134,7 +146,8 @@ the networks are of the student with running statistics.</p>
 <figure><figcaption>{{ chart.key }}<br>
 {% for stage, line in chart.lines.items() %}{{ key(color(stage), line[1]) }}{% endfor %}
 </figcaption>
-<svg viewBox="0 0 {{ width }} {{ height }}" role="img" aria-label="{{ chart.key }} over training steps">
+<svg viewBox="0 0 {{ width }} {{ height }}" role="img"
+aria-label="{{ chart.key }} over training steps">
 {% for y, text in chart.y %}
 <path d="M{{ left }} {{ y }}H{{ width }}"/>
 <text x="{{ left - 6 }}" y="{{ y + 4 }}" text-anchor="end">{{ text }}</text>
@@ -148,14 +161,16 @@ the networks are of the student with running statistics.</p>
 </svg></figure>
 {% endfor %}
 </div>
-<p class="note">Over training steps, one stage behind the other; the numbers are the last ones logged.
-Long logs are averaged.</p>
+<p class="note">Over training steps, the stages one after another; the numbers are the last ones
+logged. Long logs are averaged.</p>
 {% endif %}
 
 {% if consensus %}
 <h2>Consensus of the pseudo labels</h2>
-<div class="scroll"><table><thead><tr><th scope="col">round</th><th scope="col">pixels kept</th>
-<th scope="col">right among the kept</th><th scope="col">right among all</th></tr></thead><tbody>
+<div class="scroll"><table><thead><tr>
+<th scope="col">round</th><th scope="col">pixels kept</th>
+<th scope="col">accuracy of kept</th><th scope="col">accuracy of all</th>
+</tr></thead><tbody>
 {% for row in consensus %}
 <tr><th scope="row">{{ row.round }}</th>
 {% for share in (row.kept, row.accuracy, row.accuracy_offline) %}
@@ -164,9 +179,9 @@ Long logs are averaged.</p>
 </tr>
 {% endfor %}
 </tbody></table></div>
-<p class="note">At the start of each round, on the {{ consensus[0].images }} validation images, whose labels
-serve this diagnosis only: nothing in the run uses it. <em>All</em> are the pseudo labels before the consensus
-drops some.</p>
+<p class="note">At the start of each round, on the {{ consensus[0].images }} validation images,
+whose labels serve this diagnosis only: nothing in the run uses it. <em>All</em> are the pseudo
+labels before the consensus drops some.</p>
 {% endif %}
 
 {% if panels.images %}

@@ -1,6 +1,13 @@
-"""Evaluation: one confusion matrix over all ranks, every image counted once (method.md section 10)."""
+"""Evaluation: one confusion matrix over all ranks, every image counted once (method.md section 10).
 
+RUN_DIR/results.json      a row for each network and normalisation
+RUN_DIR/partial/          counts of an evaluation that was stopped
+RUN_DIR/panels/           pictures for the report
+"""
+
+import logging
 from collections.abc import Callable, Iterator
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -12,15 +19,76 @@ from diga_hpc.method.labeler import Labeler
 from diga_hpc.method.scores import ConfusionMatrix, scores
 from diga_hpc.models.base import SegmentationModel
 from diga_hpc.run.files import read_json, write_json
-from diga_hpc.training.stage import Context
+from diga_hpc.stages.adaptation import adapt_to_target
+from diga_hpc.stages.networks import has_network, trained_network
+from diga_hpc.stages.plan import Planned, trained
+from diga_hpc.stages.pseudo_labels import on_device
+from diga_hpc.training.resume import is_finished
+from diga_hpc.training.stage import STUDENT, TEACHER, Context, DataPass
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+KEY = ("stage", "round", "network", "normalization")  # what tells the rows of results.json apart
+
+
+class Evaluation(DataPass):
+    """Measures every finished network: student and teacher, with running and with adapted statistics."""
+
+    def __init__(self, context: Context):
+        self.context = context
+
+    @classmethod
+    def build(cls, context: Context, planned: Planned) -> Self:
+        return cls(context)
+
+    def is_done(self) -> bool:
+        # Networks may have been trained since: `run` skips the rows that are there.
+        return False
+
+    def run(self) -> None:
+        context, section = self.context, self.context.config.evaluation
+        if context.world.is_main:
+            write_truth_panels(context, context.validation)
+        for stage in trained(context.config):
+            assert stage.training is not None
+            if is_finished(context, stage.name, stage.training.steps):
+                self._evaluate(stage, STUDENT)
+                if section.teacher and has_network(context, stage.name, TEACHER):
+                    self._evaluate(stage, TEACHER)
+
+    def _evaluate(self, stage: Planned, network: str) -> None:
+        context = self.context
+        adapting = context.config.evaluation.adapt_normalization and context.target is not None
+        model = None
+        for normalization in ("running", "adapted") if adapting else ("running",):
+            key = {"stage": stage.kind, "round": stage.round, "network": network}
+            key |= {"normalization": normalization}
+            is_done = context.world.is_main and has_result(context, **key)
+            if context.world.broadcast(is_done):
+                continue
+            model = model or trained_network(context, stage.name, network)
+            if normalization == "adapted":
+                adapt_to_target(context, model, self._watched)
+            panel = stage.name if (network, normalization) == (STUDENT, "running") else None
+            name = f"{stage.name}_{network}_{normalization}"
+            measured = measure(context, model, context.validation, name, panel)
+            row = key | {"seed": context.config.seed} | measured
+            if context.world.is_main:
+                add_result(context, row)
+                log.info("%s %s %s: mIoU %.2f", stage.name, network, normalization, row["miou"])
+
+    def _watched(self, images: Iterator[T], what: str, count: int) -> Iterator[T]:
+        return watched(self.context, len(self.context.validation), images, what, count)
 
 
 def measure(
     context: Context, model: SegmentationModel, validation: Dataset, name: str, panel: str | None
-) -> dict:
-    """Scores of a network in evaluation mode on the validation images; with `panel` some predictions are kept.
+) -> dict[str, Any]:
+    """Scores of a network in evaluation mode on the validation images.
 
-    When it is asked to stop, what was counted so far is kept under `name`, and the next call goes on from it.
+    name: under which the counts are kept when a stop is requested; the next call resumes from them.
+    panel: kind of the pictures that are kept of the first images; None keeps none.
     """
     world, section = context.world, context.config.evaluation
     label = Labeler(
@@ -28,20 +96,19 @@ def measure(
         scales=section.scales,
         flip=section.flip,
         sliding_window=section.sliding_window,
-        bf16=context.bf16,
+        autocast=context.precision,
     )
     partial = context.run.partial_evaluation(name)
     nothing = ([0] * len(validation), None)
-    seen, counts = world.broadcast(read_json(partial, nothing) if world.is_main else None)
-    todo = [index for index, is_seen in enumerate(seen) if not is_seen]
+    earlier, counts = world.broadcast(read_json(partial, nothing) if world.is_main else None)
+    todo = [index for index, is_seen in enumerate(earlier) if not is_seen]
     mine = [todo[i] for i in world.share(len(todo))]
     # What an earlier start counted enters the sums over ranks once, by rank 0.
     matrix = ConfusionMatrix(context.space.num_classes, world.device)
-    seen = (
-        torch.tensor(seen) * world.is_main
-    )  # on the CPU: writing one number to a device would wait
     if counts is not None and world.is_main:
         matrix.counts.copy_(torch.tensor(counts))
+    # On the CPU: writing a single number to a GPU would wait for it.
+    seen = torch.tensor(earlier) * world.is_main
 
     def keep() -> int:
         total, images = world.sum(matrix.counts.clone()), world.sum(seen.to(world.device))
@@ -50,12 +117,14 @@ def measure(
         return int(images.sum())
 
     loaded = inference_images(
-        validation, mine, context.config.data.workers, pin_memory=world.device.type == "cuda"
+        validation, mine, context.config.data.workers, pin_memory=context.pin_memory
     )
     images = zip(mine, loaded, strict=True)
     for index, sample in watched(context, len(validation), images, "evaluation", len(mine), keep):
-        image, truth = (t.to(world.device, non_blocking=True) for t in (sample.image, sample.label))
-        predicted = label(image, truth.shape)
+        assert not isinstance(sample, str)
+        image, truth = on_device(sample, world.device)
+        height, width = truth.shape
+        predicted = label(image, (height, width))
         matrix.add(truth, predicted)
         seen[index] = 1
         if panel is not None and index < section.panels:
@@ -69,14 +138,15 @@ def measure(
 def watched(
     context: Context,
     validation_images: int,
-    images: Iterator,
+    images: Iterator[T],
     what: str,
     count: int,
     keep: Callable[[], int] = lambda: 0,
-) -> Iterator:
-    """`images` until a stop (StopFlag.watch); finished are the rows of results.json and what `keep` keeps."""
+) -> Iterator[T]:
+    """Iterate until a stop is requested (StopFlag.watch); progress is rows of results.json and what `keep` keeps."""
 
-    def done() -> int:  # rank 0's is what counts
+    def done() -> int:
+        # Rank 0's is what counts.
         rows = read_json(context.run.results, []) if context.world.is_main else []
         return len(rows) * validation_images + keep()
 
@@ -84,24 +154,23 @@ def watched(
 
 
 def write_truth_panels(context: Context, validation: Dataset) -> None:
-    """The validation images of the report and their labels."""
+    """Write the validation images of the report and their labels."""
     for index in range(min(context.config.evaluation.panels, len(validation))):
         sample = validation.load(index)
-        picture = to_picture(resize_image(sample.image, tuple(sample.label.shape)))
+        assert sample.label is not None, "validation images are labelled"
+        height, width = sample.label.shape
+        picture = to_picture(resize_image(sample.image, (height, width)))
         write_picture(context.run.panel(sample.name, "image", suffix=".jpg"), picture)
         write_labels(context.run.panel(sample.name, "truth"), sample.label, context.space)
 
 
-KEY = ("stage", "round", "network", "normalization")
-
-
-def add_result(context: Context, row: dict) -> None:
+def add_result(context: Context, row: dict[str, Any]) -> None:
     """Put a row into results.json, in place of one of the same stage, network and normalisation."""
     rows = [r for r in read_json(context.run.results, []) if any(r[k] != row[k] for k in KEY)]
     write_json(context.run.results, [*rows, row])
 
 
-def has_result(context: Context, **key) -> bool:
-    return any(
-        all(row[k] == v for k, v in key.items()) for row in read_json(context.run.results, [])
-    )
+def has_result(context: Context, **key: Any) -> bool:
+    """Whether results.json has a row with these values."""
+    rows = read_json(context.run.results, [])
+    return any(all(row[k] == v for k, v in key.items()) for row in rows)

@@ -1,9 +1,9 @@
 """Plan of a run: the stages of a configuration in their order. Loads no torch.
 
-STAGES                              kind -> StageKind; the only list of stages
-plan(config) -> [Planned, ...]      what the pipeline runs; read by status, report, predict, check, launch, slurm
-select(config, command, round)      what one command runs
-register(...)                       adds a stage from outside the package
+STAGES                              kind -> StageKind; the only list of stages plan(config) ->
+[Planned, ...]      what the pipeline runs; read by status, report, predict, check, launch, slurm
+select(config, command, round)      what one command runs register(...)                       adds a
+stage from outside the package
 
 source_only -> warm_up -> for each round: pseudo_labels -> self_training -> evaluation
 """
@@ -103,10 +103,12 @@ STAGES: dict[str, StageKind] = {
 def register(
     kind: str, implementation: str, section: type[TrainingSection], *, after: str, views: int = 1
 ) -> None:
-    """Add a training stage: it runs where the configuration has a section of its name, after another one.
+    """Add a training stage: it runs where the configuration has a section of its name, after
+    another one.
 
-    kind: its name, section and command. implementation: `module:Class`. after: a key of STAGES. It starts from the
-    student of the stage before it. Registering again with the same name replaces it.
+    kind: its name, section and command. implementation: `module:Class`. after: a key of STAGES. It
+    starts from the student of the stage before it. Registering again with the same name replaces
+    it.
     """
 
     def planned(config: Config, before: Sequence[Planned]) -> list[Planned]:
@@ -150,7 +152,8 @@ def commands() -> list[str]:
 def select(config: Config, command: str, round_number: int = 1) -> list[Planned]:
     """The stages that a command runs; `round_number` matters to stages that have rounds.
 
-    Raises UserError for an unknown command, and for a stage or a round that the configuration does not have.
+    Raises UserError for an unknown command, and for a stage or a round that the configuration does
+    not have.
     """
     if command not in commands():
         raise UserError(f"unknown stage {command!r}; known: {', '.join(commands())}")

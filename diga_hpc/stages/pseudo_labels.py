@@ -1,11 +1,17 @@
 """Pseudo labels and initial centroids of a self-training round (method.md sections 5 and 6).
 
-Each label file is written as soon as it is computed, under a temporary name that is then changed, so a run
-that goes on keeps the complete ones; memory does not grow with the number of images.
+Each label file is written atomically as soon as it is computed, so that a resumed run skips the
+complete ones; memory does not grow with the number of images.
+
+    RUN_DIR/pseudo_labels/round_N/NAME.png     labels of the target's training images
+    RUN_DIR/centroids/round_N.safetensors      class centroids; written last: the round is done
+    RUN_DIR/consensus.json                     how often the consensus is right on the validation images
 """
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Self, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -13,7 +19,7 @@ from safetensors.torch import save_file
 from diga_hpc import kernels
 from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.errors import UserError
-from diga_hpc.loading.dataset import Dataset
+from diga_hpc.loading.dataset import Dataset, Sample
 from diga_hpc.loading.loader import inference_images
 from diga_hpc.loading.pictures import write_labels
 from diga_hpc.method.centroids import Centroids, ClassMeans, image_class_means
@@ -21,28 +27,98 @@ from diga_hpc.method.labeler import Labeler, features_and_labels, rescale
 from diga_hpc.method.teacher import Teacher
 from diga_hpc.method.views import unit_range
 from diga_hpc.models.base import SegmentationModel
-from diga_hpc.run.files import atomic_write
+from diga_hpc.run.files import atomic_write, read_json, write_json
+from diga_hpc.stages.adaptation import adapt_to_target
+from diga_hpc.stages.networks import trained_network
+from diga_hpc.stages.plan import Planned
 from diga_hpc.training.checkpoint import read_tensors
-from diga_hpc.training.loop import forms
-from diga_hpc.training.stage import Context
+from diga_hpc.training.resume import forms
+from diga_hpc.training.stage import Context, DataPass
+
+T = TypeVar("T")
+
+
+class PseudoLabels(DataPass):
+    """Labels the target's training images with the network trained before a round."""
+
+    def __init__(self, context: Context, planned: Planned):
+        assert context.target is not None and planned.starts_from is not None
+        self.context = context
+        self.target = context.target
+        self.round = planned.round
+        self.network = planned.starts_from
+        self.folder = context.run.pseudo_labels(planned.round)
+
+    @classmethod
+    def build(cls, context: Context, planned: Planned) -> Self:
+        return cls(context, planned)
+
+    def is_done(self) -> bool:
+        # Rank 0 decides: on a network file system other ranks may see an older state.
+        done = self.context.run.centroids(self.round).is_file()
+        return bool(self.context.world.broadcast(done))
+
+    def run(self) -> None:
+        """Labels, then centroids, then the quality of their consensus."""
+        context, run = self.context, self.context.run
+        student = trained_network(context, self.network)
+        labeler = copy.deepcopy(student)
+        if context.config.pseudo_labels.adapt_normalization:
+            adapt_to_target(context, labeler, self._watched)
+        write_pseudo_labels(context, labeler, self.target, self.folder, self._watched)
+        centroids = initial_centroids(context, labeler, self.target, self._watched)
+        quality = self._consensus_quality(labeler, student, centroids)
+        if context.world.is_main:
+            rows = [row for row in read_json(run.consensus, []) if row["round"] != self.round]
+            write_json(run.consensus, [*rows, {"round": self.round} | quality])
+            save_centroids(centroids, run.centroids(self.round))
+        context.world.barrier()
+
+    def _watched(self, images: Iterator[T], what: str, count: int) -> Iterator[T]:
+        return watched(self.context, self.folder, images, what, count)
+
+    def _consensus_quality(
+        self, labeler: SegmentationModel, student: SegmentationModel, centroids: Centroids
+    ) -> dict[str, float]:
+        return consensus_quality(
+            self.context, labeler, student, centroids, self._watched, f"consensus_{self.round}"
+        )
+
+
+def watched(
+    context: Context, folder: Path, images: Iterator[T], what: str, count: int
+) -> Iterator[T]:
+    """Iterate until a stop is requested (StopFlag.watch); progress is the number of files in `folder`."""
+
+    def done() -> int:
+        # Rank 0's is what counts.
+        return len(list(folder.glob("*.png"))) if context.world.is_main else 0
+
+    stage = f"pseudo_labels_{folder.name}"
+    return context.stop.watch(images, what, count, stage=stage, done=done)
+
+
+Watch = Any
+"""(images, what is done with them, their number on this rank) -> the images until a stop."""
 
 
 def write_pseudo_labels(
-    context: Context, model: SegmentationModel, target: Dataset, folder: Path
+    context: Context, model: SegmentationModel, target: Dataset, folder: Path, watch: Watch
 ) -> None:
-    """One palette PNG for every readable target image, at the target's full size, shared out over the ranks."""
+    """Write a palette PNG for every readable target image, at the target's full size; ranks share the images."""
     if context.world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
     context.world.barrier()
     missing = [
-        i
-        for i in context.world.share(len(target))
-        if not (folder / f"{target.name(i)}.png").is_file()
+        index
+        for index in context.world.share(len(target))
+        if not (folder / f"{target.name(index)}.png").is_file()
     ]
-    label = Labeler(model, scales=context.config.pseudo_labels.scales, bf16=context.bf16)
+    scales = context.config.pseudo_labels.scales
+    label = Labeler(model, scales=scales, autocast=context.precision)
     broken = context.broken_files()
     images = broken.images(target, missing)
-    for sample in watched(context, folder, images, "pseudo labels", len(missing)):
+    for sample in watch(images, "pseudo labels", len(missing)):
         if sample is None:
             continue
         image = sample.image.to(context.world.device, non_blocking=True)
@@ -51,18 +127,9 @@ def write_pseudo_labels(
     broken.write()
 
 
-def watched(context: Context, folder: Path, images: Iterator, what: str, count: int) -> Iterator:
-    """`images` until a stop (StopFlag.watch). Finished work is what is in `folder`: the rest starts afresh."""
-
-    def done() -> int:  # rank 0's is what counts
-        return len(list(folder.glob("*.png"))) if context.world.is_main else 0
-
-    return context.stop.watch(images, what, count, stage=f"pseudo_labels_{folder.name}", done=done)
-
-
 @torch.inference_mode()
 def initial_centroids(
-    context: Context, model: SegmentationModel, target: Dataset, folder: Path
+    context: Context, model: SegmentationModel, target: Dataset, watch: Watch
 ) -> Centroids:
     """Class means of the features over the target's training images, every image weighing the same."""
     section, device = context.config.centroids, context.world.device
@@ -73,26 +140,30 @@ def initial_centroids(
     )
     mine = context.world.share(len(target))
     images = context.broken_files().images(target, mine)
-    for sample in watched(context, folder, images, "centroids", len(mine)):
+    for sample in watch(images, "centroids", len(mine)):
         if sample is None:
             continue
-        image = rescale(unit_range(sample.image[None].to(device, non_blocking=True)), section.scale)
-        features, predicted = features_and_labels(model, image)
+        image = sample.image[None].to(device, non_blocking=True)
+        features, predicted = features_and_labels(model, rescale(unit_range(image), section.scale))
         total = total + image_class_means(features, predicted, num_classes, section.minimum_pixels)
     centroids = Centroids(num_classes, model.feature_channels, section, device)
-    centroids.initialize(total, context.world)
+    centroids.initialize(total, context.world.sum)
     return centroids
 
 
 def save_centroids(centroids: Centroids, path: Path) -> None:
-    """Written whole or not at all; its existence says that the round's labels are all there too."""
+    """Write the centroids atomically."""
+    tensors = {name: t.cpu().contiguous() for name, t in centroids.state().items()}
     with atomic_write(path) as temporary:
-        save_file({name: t.cpu().contiguous() for name, t in centroids.state().items()}, temporary)
+        save_file(tensors, temporary)
 
 
-def load_centroids(context: Context, path: Path, channels: int) -> Centroids:
-    """The centroids that a round starts from, as rank 0 reads them. Raises UserError for other tensors."""
-    world = context.world
+def load_centroids(context: Context, round_number: int, channels: int) -> Centroids:
+    """The centroids that a round starts from, as rank 0 reads them.
+
+    Raises UserError for other tensors.
+    """
+    world, path = context.world, context.run.centroids(round_number)
     centroids = Centroids(
         context.space.num_classes, channels, context.config.centroids, world.device
     )
@@ -102,8 +173,8 @@ def load_centroids(context: Context, path: Path, channels: int) -> Centroids:
         tensors = read_tensors(path)
         if forms(tensors) != expected:
             raise UserError(
-                f"{path}: not centroids of this network and label space (expected {expected}); remove the file and "
-                "start the pipeline again to have it made again"
+                f"{path}: not centroids of this network and label space (expected {expected}); remove "
+                "the file and start the pipeline again to compute it again"
             )
         return tensors
 
@@ -117,35 +188,33 @@ def consensus_quality(
     labeler: SegmentationModel,
     student: SegmentationModel,
     centroids: Centroids,
-    validation: Dataset,
-    folder: Path,
+    watch: Watch,
     panel_name: str,
 ) -> dict[str, float]:
-    """How much the consensus keeps of the validation images, and how often rightly: a diagnosis, used for nothing.
+    """Share of the validation images' pixels that the consensus keeps, and how often rightly: a
+    diagnosis only.
 
-    Labels are made as the pseudo labels are, features by the teacher that self-training starts with. Returns
-    kept, accuracy (of what is kept), accuracy_offline (of the pseudo labels without consensus), images.
+    Labels are made as the pseudo labels are, features by the teacher that self-training starts
+    with. Returns kept, accuracy (of what is kept), accuracy_offline (of the pseudo labels without
+    consensus), images.
     """
-    world, config = context.world, context.config
-    teacher = Teacher(student, config)
-    label = Labeler(labeler, scales=config.pseudo_labels.scales, bf16=context.bf16)
-    counts = torch.zeros(
-        4, dtype=torch.int64, device=world.device
-    )  # labelled, kept, kept right, offline right
+    world, config, validation = context.world, context.config, context.validation
+    teacher = Teacher(student, config.teacher, context.precision)
+    label = Labeler(labeler, scales=config.pseudo_labels.scales, autocast=context.precision)
+    # Pixels: labelled, kept, kept and right, right without consensus
+    counts = torch.zeros(4, dtype=torch.int64, device=world.device)
     mine = world.share(len(validation))
-    pin_memory = world.device.type == "cuda"
-    loaded = inference_images(validation, mine, config.data.workers, pin_memory=pin_memory)
+    loaded = inference_images(validation, mine, config.data.workers, pin_memory=context.pin_memory)
     images = zip(mine, loaded, strict=True)
-    for index, sample in watched(
-        context, folder, images, "consensus on validation images", len(mine)
-    ):
-        image, truth = (t.to(world.device, non_blocking=True) for t in (sample.image, sample.label))
+    for index, sample in watch(images, "consensus on validation images", len(mine)):
+        image, truth = on_device(sample, world.device)
         offline = label(image, truth.shape)
         consensus, _ = kernels.consensus_labels(
             teacher(unit_range(image[None])).features,
             centroids.values,
             offline[None],
             seen=centroids.seen,
+            align_corners=student.align_corners,
         )
         labelled, kept = truth != IGNORE, consensus[0] != IGNORE
         right = (offline == truth) & labelled
@@ -161,3 +230,10 @@ def consensus_quality(
         "accuracy_offline": right / max(labelled, 1),
         "images": len(validation),
     }
+
+
+def on_device(sample: Sample, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image [3,H,W] and labels [H,W] of a labelled sample, copied without waiting."""
+    assert sample.label is not None, "validation images are labelled"
+    image = sample.image.to(device, non_blocking=True)
+    return image, sample.label.to(device, non_blocking=True)

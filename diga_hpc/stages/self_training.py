@@ -1,109 +1,182 @@
-"""Self-training on the target with labels that two views of the network agree on (method.md sections 6 to 8)."""
+"""Self-training on the target, with labels that two views of the network agree on (method.md sections 6 to 8)."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
 
+import numpy as np
 import torch
 
 from diga_hpc import kernels
-from diga_hpc.config import SelfTrainingSection, TranslatorSection
+from diga_hpc.config import SelfTrainingSection
 from diga_hpc.datasets.label_spaces import IGNORE
-from diga_hpc.distributed.world import World
-from diga_hpc.loading.loader import Batch
+from diga_hpc.loading.dataset import Dataset, WithPseudoLabels
+from diga_hpc.loading.loader import KEY, Batch, Domain, Draws
 from diga_hpc.method.centroids import Centroids, ClassMeans, image_class_means, labels_at_nodes
-from diga_hpc.method.losses import Segmentation
+from diga_hpc.method.losses import Segmentation, StepTotals
 from diga_hpc.method.teacher import Teacher
-from diga_hpc.method.views import color_view, target_mix, unit_range
-from diga_hpc.models.base import Prediction
-from diga_hpc.stages.warm_up import source_second_view
-from diga_hpc.training.stage import Stage, StepOutput
+from diga_hpc.method.translators import build_translator
+from diga_hpc.method.views import SecondView, color_view, target_mix, unit_range, view_keys
+from diga_hpc.models.base import Prediction, SegmentationModel
+from diga_hpc.stages import networks as run_networks
+from diga_hpc.stages.plan import Planned
+from diga_hpc.stages.pseudo_labels import load_centroids
+from diga_hpc.training.engine import Engine
+from diga_hpc.training.stage import STUDENT, Context, Prepared, StepOutput, TrainingStage
 
 
-class SelfTraining(Stage):
+@dataclass
+class ThreeViews(Prepared):
+    """Two views of the source and the target mix, what the teacher says, and labels that were agreed on."""
+
+    views: torch.Tensor  # [3B,3,H,W] in [0,1]: source, its second view, target mix
+    keys: torch.Tensor  # int64 [3B]
+    taught: Prediction  # of the 2B views of the source
+    labels: torch.Tensor  # uint8 [B,H,W] of the source
+    mixed_labels: torch.Tensor  # uint8 [B,H,W] of the target mix
+    kept: torch.Tensor  # share of the target's pixels whose label was kept
+    means: ClassMeans  # features of the teacher, for the centroids
+
+
+class SelfTraining(TrainingStage):
     """Adds to the warm-up's losses the cross-entropy on target images mixed with source classes."""
+
+    teacher: Teacher
 
     def __init__(
         self,
-        section: SelfTrainingSection,
+        context: Context,
+        planned: Planned,
+        student: SegmentationModel,
         segmentation: Segmentation,
-        translator: TranslatorSection,
         *,
-        round_number: int,
+        target: Dataset,
         centroids: Centroids,
-        world: World,
     ):
-        self.name = stage_name(round_number)
-        self.section = section
+        assert isinstance(planned.section, SelfTrainingSection)
+        self.name = planned.name
+        self.context = context
+        self.section: SelfTrainingSection = planned.section
+        self.student: SegmentationModel = student
+        self.teacher = Teacher(student, context.config.teacher, context.precision)
         self.segmentation = segmentation
-        self.translator = translator
+        self.target = target
         self.centroids = centroids
-        self.world = world
+        self.second_view = SecondView(
+            self.section.second_view,
+            self.section.color_blend,
+            build_translator(context.config.translator),
+        )
 
-    def step(
-        self, batch: Batch, student: Callable[[torch.Tensor], Prediction], teacher: Teacher
-    ) -> StepOutput:
-        """loss = CE(source) + CE(target mix) + weight * symmetric distillation on the source views."""
-        section, segmentation = self.section, self.segmentation
-        images = len(batch)
+    @classmethod
+    def build(cls, context: Context, planned: Planned) -> Self:
+        """With the pseudo labels and centroids that were made for its round."""
+        assert context.target is not None, "checked by the configuration"
+        student = run_networks.starting_network(context, planned)
+        labels = context.run.pseudo_labels(planned.round)
+        return cls(
+            context,
+            planned,
+            student,
+            run_networks.segmentation(context),
+            target=WithPseudoLabels(context.target, labels, context.space.num_classes),
+            centroids=load_centroids(context, planned.round, student.feature_channels),
+        )
+
+    def datasets(self) -> tuple[Dataset, Dataset | None]:
+        return self.context.source, self.target
+
+    def draw(
+        self,
+        rng: np.random.Generator,
+        domain: Domain,
+        image: torch.Tensor,
+        label: torch.Tensor | None,
+    ) -> Draws:
+        return self.second_view.draw(rng, domain, image, label)
+
+    def prepare(self, batch: Batch) -> ThreeViews:
+        """Views of both domains, the teacher's predictions, and the labels of the target mix."""
+        assert batch.target is not None and batch.target_labels is not None
+        align_corners, draws, labels = self.student.align_corners, batch.draws, batch.source_labels
         # Views of the source
-        source = unit_range(batch.source_images)
-        second = source_second_view(batch, source, section, self.translator)
-        # Teacher: the source views to distil from, the clean target for its features
-        target = unit_range(batch.target_images)
-        taught_source = teacher(torch.cat([source, second]))
-        taught_target = teacher(target)
+        source, target = unit_range(batch.source), unit_range(batch.target)
+        second = self.second_view(source, labels, target, draws)
+        # Teacher: the views of the source to distil from, the clean target for its features
+        taught = self.teacher(torch.cat([source, second]))
+        taught_target = self.teacher(target)
         # Labels of the target: kept where the offline label is also that of the nearest centroid
         consensus, kept = kernels.consensus_labels(
             taught_target.features,
             self.centroids.values,
             batch.target_labels,
             seen=self.centroids.seen,
+            align_corners=align_corners,
         )
-        color = color_view(target, batch.target_color, section.color_blend)
-        mixed, mixed_labels = target_mix(
-            source, batch.source_labels, color, consensus, batch.paste_table
+        # Target mix: classes of the source pasted onto the colour view of the target
+        color = color_view(target, draws["target_color"], self.section.color_blend)
+        mixed, mixed_labels = target_mix(source, labels, color, consensus, draws["paste_table"])
+        return ThreeViews(
+            self.segmentation.counts(source=labels, mixed=mixed_labels),
+            torch.cat([source, second, mixed]),
+            view_keys(draws[KEY], 3),
+            taught,
+            labels,
+            mixed_labels,
+            kept.sum() / consensus.numel(),
+            self._class_means(taught_target, consensus, taught, labels),
         )
-        # Student
-        prediction = student(torch.cat([source, second, mixed]))
-        on_source, on_mixed = prediction.logits[: 2 * images], prediction.logits[2 * images :]
+
+    def step(
+        self, prepared: ThreeViews, networks: Mapping[str, Engine], totals: StepTotals
+    ) -> StepOutput:
+        """loss = CE(source) + CE(target mix) + weight * symmetric distillation on the source views."""
+        section, segmentation = self.section, self.segmentation
+        align_corners, labels = self.student.align_corners, prepared.labels
+        # Student: views of both domains in one pass
+        logits = networks[STUDENT](prepared.views, prepared.keys).logits
+        on_source, on_mixed = logits[: 2 * len(labels)], logits[2 * len(labels) :]
         # Losses
         source_loss, distillation = kernels.warm_up_loss(
-            on_source, taught_source.logits, batch.source_labels,
-            reverse_weight=section.reverse_weight, temperature=section.temperature, normalizer="all",
+            on_source,
+            prepared.taught.logits,
+            labels,
+            reverse_weight=section.reverse_weight,
+            temperature=section.temperature,
+            normalizer="all",
             class_weights=segmentation.class_weights,
-        )  # fmt: skip
-        source_loss = source_loss * segmentation.scale(batch.source_labels)
-        mixed_loss = kernels.cross_entropy_loss(
-            on_mixed, mixed_labels, normalizer="all", class_weights=segmentation.class_weights
-        ) * segmentation.scale(mixed_labels)  # fmt: skip
+            align_corners=align_corners,
+        )
+        source_loss = source_loss * segmentation.scale("source", totals, labels)
+        mixed_loss = segmentation.cross_entropy(
+            on_mixed, prepared.mixed_labels, align_corners
+        ) * segmentation.scale("mixed", totals, prepared.mixed_labels)
         loss = source_loss + mixed_loss + section.distillation_weight * distillation
         metrics = {
             "loss/total": loss,
             "loss/segmentation": source_loss,
             "loss/target_mix": mixed_loss,
             "loss/distillation": distillation,
-            "consensus/kept": kept.sum() / consensus.numel(),
+            "consensus/kept": prepared.kept,
         }
-        statistics = self._class_means(batch, taught_target, consensus, taught_source, images)
-        return StepOutput(loss, metrics, statistics)
+        return StepOutput({STUDENT: loss}, metrics, prepared.means)
 
     def _class_means(
         self,
-        batch: Batch,
         on_target: Prediction,
         consensus: torch.Tensor,
         on_source: Prediction,
-        images: int,
+        labels: torch.Tensor,
     ) -> ClassMeans:
-        """Teacher features of target pixels where consensus and teacher agree, and of source pixels (second
-        view) where label and teacher agree."""
+        """Teacher features of pixels whose label and prediction agree: of the target and of the second view."""
+        images = len(labels)
         second = Prediction(on_source.logits[images:], on_source.features[images:])
-        return self._agreed_means(on_target, consensus) + self._agreed_means(
-            second, batch.source_labels
-        )
+        return self._agreed_means(on_target, consensus) + self._agreed_means(second, labels)
 
     def _agreed_means(self, prediction: Prediction, labels: torch.Tensor) -> ClassMeans:
         predicted = prediction.logits.argmax(1)
-        labels = labels_at_nodes(labels, predicted.shape[-2:]).long()
+        height, width = predicted.shape[-2:]
+        labels = labels_at_nodes(labels, (height, width), self.student.align_corners).long()
         agreed = torch.where(labels == predicted, labels, IGNORE)
         num_classes, minimum = len(self.centroids.values), self.centroids.section.minimum_pixels
         return image_class_means(prediction.features, agreed, num_classes, minimum)
@@ -113,15 +186,10 @@ class SelfTraining(Stage):
         total = statistics[0]
         for means in statistics[1:]:
             total = total + means
-        self.centroids.update(total, self.world)
+        self.centroids.update(total, self.context.world.sum)
 
     def state(self) -> dict[str, torch.Tensor]:
         return self.centroids.state()
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         self.centroids.load_state(state)
-
-
-def stage_name(round_number: int) -> str:
-    """The name of a round, counted from 1, in checkpoints, logs and results."""
-    return f"self_training_{round_number}"

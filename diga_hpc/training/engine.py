@@ -1,76 +1,93 @@
-"""The training engine: DeepSpeed behind what a stage needs. No other module imports deepspeed.
+"""Engine: DeepSpeed behind what a stage needs of it. The only module that imports deepspeed.
 
-engine(images) -> Prediction     forward, in the configured precision
-engine.backward(loss)            once a micro batch
-engine.step(step) -> StepResult  after the last one: update, or nothing at all if anything is not finite
-engine.gathered()                the student's parameters whole, under every ZeRO stage
-engine.optimizer_state()         per parameter and whole, so that it loads under any ZeRO stage and rank count
+    engine(images) -> Prediction     forward pass in the configured precision
+    engine.backward(loss, samples)   once a micro batch
+    engine.step(step) -> StepResult  after the last micro batch: update, or change nothing if anything is not finite
+    engine.gathered()                complete parameters on every rank, under every ZeRO stage
+    engine.optimizer_state()         complete and per parameter: loads under any ZeRO stage and rank count
+
+A stage that trains several networks has an engine for each.
 """
 
 import contextlib
 import logging
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from diga_hpc.config import Config, TrainingSection
+from diga_hpc.config import Config, OptimizerSection, TrainingSection
 from diga_hpc.distributed.world import World
-from diga_hpc.models.base import Prediction, SegmentationModel
-from diga_hpc.models.batch_norm import float_buffers
-from diga_hpc.training.optimizer import build_optimizer
+from diga_hpc.models.base import Prediction
+from diga_hpc.models.batch_norm import moving_statistics
+from diga_hpc.training.optimizer import MOMENTS, build_optimizer, rates
+from diga_hpc.training.precision import Precision
 
-# What each optimiser remembers of a parameter; both also count steps.
-MOMENTS = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
+# DeepSpeed prints its own throughput every so many steps: never.
+NEVER = 2**62
 
 
 class StepResult(NamedTuple):
-    """Whether the update was applied, and the gradient's global norm before clipping."""
+    """Outcome of a step."""
 
     applied: bool
+    """False: a loss or gradient was not finite, and nothing was changed."""
     gradient_norm: float
+    """Global norm before clipping."""
 
 
 class Engine:
-    """A student and its optimiser on this rank's device; replicated or partitioned as ZeRO says."""
+    """A network and its optimizer on this rank's device; replicated or partitioned as ZeRO says."""
 
     def __init__(
-        self, student: SegmentationModel, config: Config, section: TrainingSection, world: World
+        self,
+        network: nn.Module,
+        optimizer_section: OptimizerSection,
+        config: Config,
+        section: TrainingSection,
+        world: World,
     ):
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        # A C++ extension for ranks that share a CPU host; DeepSpeed would compile it at the first start.
+        # A C++ extension for ranks that share a CPU host; DeepSpeed would compile it at the first
+        # start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._deepspeed = deepspeed
-        self.config = config
+        self.optimizer_section = optimizer_section
         self.section = section
         self.world = world
-        self.student = student.to(world.device)
+        self.network = network.to(world.device)
+        self.autocast = Precision.of(config.engine, world.device)
         share = section.batch.share(world.size)
         self.micro_batch = min(config.engine.micro_batch or share, share)
+        # The last micro batch may be smaller than the others.
         self.accumulation = -(-share // self.micro_batch)
         self._share = share
         self._backwards = 0
         self._zero = config.engine.zero_stage
-        optimizer = build_optimizer(self.student, config)
+        optimizer = build_optimizer(self.network, optimizer_section)
         self._engine, *_ = deepspeed.initialize(
-            model=self.student,
+            model=self.network,
             optimizer=optimizer,
             config=self._deepspeed_config(),
             dist_init_required=False,
         )
         self._torch_optimizer = optimizer
-        self._moments = MOMENTS[config.optimizer.name]
+        self._moments = MOMENTS[optimizer_section.name]
         self._clear_optimizer()
-        # What forward passes change, and how it was before this step's: a step may have to be taken back.
-        self._buffers = list(self.student.buffers())
+        # Forward passes change buffers before it is known whether the step is finite: a copy takes
+        # them back.
+        self._buffers = list(self.network.buffers())
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
         self._between_steps = True
 
-    def _deepspeed_config(self) -> dict:
-        clip = self.config.optimizer.clip_norm if self._zero else 0.0  # without ZeRO `step` clips
+    def _deepspeed_config(self) -> dict[str, Any]:
+        # Without ZeRO, DeepSpeed knows nothing of steps that are not finite: `_clip_or_discard`
+        # clips as well.
+        clip = self.optimizer_section.clip_norm if self._zero else 0.0
         return {
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "gradient_accumulation_steps": self.accumulation,
@@ -78,77 +95,77 @@ class Engine:
             "zero_optimization": {"stage": self._zero},
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "steps_per_print": 2**62,
+            "steps_per_print": NEVER,
         }
 
-    def __call__(self, images: torch.Tensor) -> Prediction:
-        """images [B,3,H,W] in [0,1] -> Prediction, with gradients."""
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        """Forward pass with gradients; of a segmentation network images [N,3,H,W] in [0,1], keys -> Prediction."""
         if self._between_steps:
             self._between_steps = False
             torch._foreach_copy_(self._buffers_before, self._buffers)
         with self.autocast():
-            return Prediction(*self._engine(images))
+            output = self._engine(*inputs)
+        # DeepSpeed may rebuild a named tuple as a plain one.
+        return Prediction(*output) if isinstance(output, tuple) and len(output) == 2 else output
 
-    def autocast(self) -> torch.autocast:
-        """The configured precision of forward passes."""
-        enabled = self.config.engine.precision == "bf16"
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=enabled)
-
-    def backward(self, loss: torch.Tensor, samples: int) -> None:
+    def backward(
+        self, loss: torch.Tensor, samples: int, finite: torch.Tensor | None = None
+    ) -> None:
         """Add the gradient of `loss`, a mean over a micro batch of `samples` images of a domain.
 
-        A loss that is not finite makes the gradient NaN even where its own gradient is finite (an infinite
-        cross-entropy), so that `step` sees it on all ranks without a host synchronisation here.
+        finite: bool scalar, whether every loss of the stage is; by default whether this one is.
         """
         self._backwards += 1
-        poison = torch.where(loss.detach().isfinite(), 1.0, float("nan"))
+        finite = loss.detach().isfinite() if finite is None else finite
+        # A loss may be infinite while its gradient is finite. A NaN in the gradient lets `step` see
+        # it on all ranks without a host synchronisation here.
+        poison = torch.where(finite, 1.0, float("nan"))
+        # DeepSpeed divides by the number of micro batches, which may differ in size.
         self._engine.backward(loss * (poison * (samples * self.accumulation / self._share)))
         if self._backwards < self.accumulation:
-            self._engine.step()  # only counts the micro batch
+            # Between micro batches DeepSpeed's step only counts.
+            self._engine.step()
 
     def step(self, step: int) -> StepResult:
         """Update with the rates of step `step`, after `backward` of all micro batches.
 
-        If a loss or gradient is not finite on any rank, no rank changes anything; running statistics are then
-        those of before the forward passes. Reading the gradient's norm is the one host synchronisation of a
-        training step; by then the backward pass is all queued.
+        If a loss or gradient is not finite on any rank, no rank changes anything: running
+        statistics are restored to those of before the forward passes.
         """
-        assert self._backwards == self.accumulation, (
-            f"{self._backwards} of {self.accumulation} micro batches"
-        )
+        assert self._backwards == self.accumulation, f"{self._backwards} of {self.accumulation}"
         self._backwards = 0
         self._between_steps = True
         self._set_rates(step)
+        # Reading the gradient's norm is the one host synchronisation of a training step: all of the
+        # backward pass is queued by then.
         if self._zero:
             self._engine.step()
-            result = StepResult(
-                not self._engine.optimizer.overflow, float(self._engine.get_global_grad_norm())
-            )
+            norm = float(self._engine.get_global_grad_norm())
+            result = StepResult(not self._engine.optimizer.overflow, norm)
         else:
             result = self._clip_or_discard()
             self._engine.step()
         if result.applied:
-            self.world.mean(float_buffers(self.student))
+            self.world.mean(moving_statistics(self.network))
         else:
             torch._foreach_copy_(self._buffers, self._buffers_before)
         return result
 
     def _clip_or_discard(self) -> StepResult:
-        """What ZeRO's optimisers do themselves: clip, and skip a step whose gradient is not finite."""
-        parameters = [p for p in self.student.parameters() if p.grad is not None]
-        limit = self.config.optimizer.clip_norm or float("inf")
+        """Clip, and skip a step whose gradient is not finite, as the optimizers of ZeRO do."""
+        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        limit = self.optimizer_section.clip_norm or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
         applied = math.isfinite(norm)
         if not applied:
+            # The optimizer skips parameters without a gradient.
             for parameter in parameters:
-                parameter.grad = None  # the optimiser passes over parameters without a gradient
+                parameter.grad = None
         return StepResult(applied, norm)
 
     def rates(self, step: int) -> dict[str, float]:
-        """Learning rates of step `step`: initial * (1 - step/steps)**power."""
-        optimizer = self.config.optimizer
-        factor = self.section.lr_scale * (1 - step / self.section.steps) ** optimizer.poly_power
-        return {"backbone": optimizer.lr_backbone * factor, "head": optimizer.lr_head * factor}
+        """Learning rate of each part of the network at a step."""
+        return rates(self.optimizer_section, self.section, step)
 
     def _set_rates(self, step: int) -> None:
         rates = self.rates(step)
@@ -156,12 +173,12 @@ class Engine:
             group["lr"] = rates[group["part"]]
 
     @contextlib.contextmanager
-    def gathered(self):
-        """Within, `engine.student` has its whole parameters on every rank; they must not be changed."""
+    def gathered(self) -> Iterator[None]:
+        """Within, `network` has its complete parameters on every rank; they must not be changed."""
         if self._zero < 3:
             yield
         else:
-            with self._deepspeed.zero.GatheredParameters(list(self.student.parameters())):
+            with self._deepspeed.zero.GatheredParameters(list(self.network.parameters())):
                 yield
 
     # ------------------------------------------------------------------------ state for checkpoints
@@ -182,13 +199,15 @@ class Engine:
         self._set_step_count(state["step"])
 
     def _trainable(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, p in self.student.named_parameters() if p.requires_grad]
+        return [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
 
     def _clear_optimizer(self) -> None:
-        """Moments of zero and no step counted: what the optimisers start from, made to exist already.
+        """Moments of zero and no step counted: what the optimisers start from, made to exist
+        already.
 
-        Under ZeRO the optimiser's parameters are flat partitions. Stages 1 and 2 leave them without state and
-        link it to the model's parameters after the first step; stage 3 has taken a step with zero gradients.
+        Under ZeRO the optimiser's parameters are flat partitions. Stages 1 and 2 leave them without
+        state and link it to the model's parameters after the first step; stage 3 has taken a step
+        with zero gradients.
         """
         if self._zero < 3:
             for group in self._torch_optimizer.param_groups:
@@ -209,7 +228,7 @@ class Engine:
         return counts[0].detach().clone() if counts else torch.tensor(0.0)
 
     def _set_step_count(self, count: torch.Tensor) -> None:
-        if self.config.optimizer.name == "adamw":
+        if self.optimizer_section.name == "adamw":
             for state in self._torch_optimizer.state.values():
                 state["step"] = count.detach().clone().cpu()
 

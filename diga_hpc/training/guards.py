@@ -56,23 +56,26 @@ class Guards:
             "optimizer.lr_backbone, or set optimizer.clip_norm",
         )
 
-    def log_point(self, metrics: dict[str, float], teacher_distance: float) -> dict[str, float]:
+    def log_point(
+        self, metrics: dict[str, float], teacher_distance: float | None
+    ) -> dict[str, float]:
         """The keys guard/* of a log line. Sets `alarm` when something lasted too many log points.
 
         metrics: means since the last log point. teacher_distance: of the teacher's parameters from
-        the student's, relative to the norm of these.
+        the student's, relative to the norm of these; None for a stage without a teacher.
         """
         section = self.section
         low, high = section.consensus_kept
         # Not `>`: a comparison with NaN is false, and NaN has diverged.
-        diverged = not teacher_distance <= section.teacher_distance
+        diverged = teacher_distance is not None and not teacher_distance <= section.teacher_distance
         degenerate = KEPT in metrics and not low <= metrics[KEPT] <= high
         values = {
             "guard/gradient_norm": self._largest,
             "guard/exploding_steps": self._exploded,
-            "guard/teacher_distance": teacher_distance,
-            "guard/teacher_diverged": int(diverged),
         }
+        if teacher_distance is not None:
+            values["guard/teacher_distance"] = teacher_distance
+            values["guard/teacher_diverged"] = int(diverged)
         if KEPT in metrics:
             values["guard/consensus_degenerate"] = int(degenerate)
         self._largest, self._exploded = 0.0, 0
@@ -80,7 +83,7 @@ class Guards:
             "teacher",
             diverged,
             section.max_diverged,
-            f"the teacher's parameters differ from the student's by {teacher_distance:.3g} of "
+            f"the teacher's parameters differ from the student's by {teacher_distance or 0:.3g} of "
             f"their norm (limit {section.teacher_distance:g}); lower the learning rates or "
             "teacher.momentum",
         )

@@ -1,143 +1,85 @@
-"""The loop that all training stages share: resume, step, log, checkpoint, stop.
+"""Training loop of all stages: resume, step, log, checkpoint, stop.
 
-A stage (stages/*.py) brings its step; the loop owns the engine, the teacher and the data position:
-    batch -> stage.step -> engine.backward   once a micro batch
-    engine.step, stage.absorb                once a step
+One step, with B the images of a domain on this rank:
+
+    batch -> micro batches -> stage.prepare            views, teacher, labels; no gradients
+    counts of labels, summed over micro batches and ranks                     one all-reduce
+    stage.step, engine.backward                        once a micro batch
+    engine.step, stage.absorb                          once
+
+Between two log points nothing waits for the device but the gradient's norm (engine.py): metrics
+stay on the device.
 """
 
+import contextlib
 import logging
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from diga_hpc import __version__
 from diga_hpc import config as configuration
-from diga_hpc.config import Config
 from diga_hpc.distributed import failures
 from diga_hpc.errors import ReportedByRank0, Stopped, UserError
-from diga_hpc.loading.dataset import Dataset
 from diga_hpc.loading.loader import Batch, TrainingSamples, training_batches
 from diga_hpc.loading.sampling import sample_rng
-from diga_hpc.method.teacher import Teacher
-from diga_hpc.models.base import SegmentationModel
+from diga_hpc.method.losses import StepTotals
 from diga_hpc.run.provenance import source_commit
 from diga_hpc.training import checkpoint
 from diga_hpc.training.checkpoint import Groups
 from diga_hpc.training.checkpoint_writer import CheckpointWriter
-from diga_hpc.training.engine import MOMENTS, Engine
+from diga_hpc.training.engine import Engine
 from diga_hpc.training.guards import Guards
 from diga_hpc.training.metrics import Journal, Meter, peak_memory_gib
-from diga_hpc.training.stage import Context, Stage
+from diga_hpc.training.resume import EXTRA, optimizer_group, restore_networks, resume_point
+from diga_hpc.training.stage import STUDENT, Prepared, TrainingStage
 
 log = logging.getLogger(__name__)
 
 
-def train(
-    context: Context,
-    stage: Stage,
-    student: SegmentationModel,
-    source: Dataset,
-    target: Dataset | None,
-):
-    """Train `stage` to its last step, going on from its newest checkpoint.
+def train(stage: TrainingStage) -> None:
+    """Train a stage to its last step, resuming from its newest checkpoint.
 
-    Returns nothing: the result is the checkpoint of the last step. Raises Stopped at a step boundary when the
-    stop flag is set, and UserError when steps are not finite several times in a row or a checkpoint cannot be
-    written.
+    The result is the checkpoint of the last step. Raises Stopped at a step boundary when a stop was
+    requested on any rank, and UserError when several steps in a row are not finite, a guard ends
+    the run, or a checkpoint cannot be written.
     """
-    config, world, section = context.config, context.world, stage.section
-    found = world.on_rank0(lambda: _newest(context, stage))
+    context = stage.context
+    found = resume_point(context, stage)
     groups, state = checkpoint.load(found) if found else ({}, {"step": 0, "skipped": 0})
-    first_step = state["step"]
-    if first_step == section.steps:
+    if state["step"] == stage.section.steps:
         return
-    teacher = Teacher(student, config)
-    teacher.model.to(world.device)
-    if groups:
-        _check_fit(found, groups, student, stage, config)
-        student.load_state_dict(groups["student"])
-        teacher.model.load_state_dict(groups["teacher"])
-        stage.load_state(groups.get("extra", {}))
-    engine = Engine(student, config, section, world)
-    if groups:
-        engine.load_optimizer_state(groups["optimizer"])
-        if world.is_main:
-            log.info("%s goes on from step %d", stage.name, first_step)
-    del groups  # the files are mapped: their space is not free before
-    loop = _Loop(context, stage, engine, teacher, state)
-    loop.run(source, target)
-
-
-def _newest(context: Context, stage: Stage) -> Path | None:
-    """The checkpoint to go on from; what a killed process left is removed. Rank 0 calls it."""
-    folder = context.run.checkpoints(stage.name)
-    checkpoint.sweep(folder)
-    return _newest_of(context, stage.name, stage.section.steps)
-
-
-def _newest_of(context: Context, stage: str, steps: int) -> Path | None:
-    """The newest checkpoint of a stage of so many steps."""
-    found = checkpoint.newest(
-        context.run.checkpoints(stage), stage, configuration.identity(context.config)
-    )
-    if found and checkpoint.read_state(found)["step"] > steps:
-        raise UserError(
-            f"{found}: is behind the end of {stage}, which has {steps} steps; remove the folder to go on from the "
-            "checkpoint before it"
-        )
-    return found
-
-
-def _check_fit(
-    path: Path, groups: Groups, student: SegmentationModel, stage: Stage, config: Config
-) -> None:
-    """Raise UserError where the tensors are not those of this network, optimiser and stage."""
-    network = forms(student.state_dict())
-    trainable = forms({name: p for name, p in student.named_parameters() if p.requires_grad})
-    moments = MOMENTS[config.optimizer.name]
-    optimizer = {
-        f"{moment}/{name}": shape for moment in moments for name, shape in trainable.items()
+    modules = stage.modules()
+    for module in modules.values():
+        module.to(context.world.device)
+    if found:
+        restore_networks(stage, found, groups)
+    engines = {
+        name: Engine(modules[name], section, context.config, stage.section, context.world)
+        for name, section in stage.optimizers().items()
     }
-    expected = {
-        "student": network,
-        "teacher": network,
-        "optimizer": optimizer | {"step": ()},
-        "extra": forms(stage.state()),
-    }
-    for stem, wanted in expected.items():
-        found = forms(groups.get(stem, {}))
-        strange = sorted(
-            name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
-        )
-        if strange:
-            raise UserError(
-                f"{path}/{stem}.safetensors: not of this network and optimiser ({len(strange)} tensors differ: "
-                f"{', '.join(strange[:3])}); remove the folder to go on from the checkpoint before it"
-            )
-
-
-def forms(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What must be the same for tensors to be loaded: shapes, and how a network normalises its images."""
-    return {
-        name: (t.dtype, t.tolist()) if name.endswith("_extra_state") else tuple(t.shape)
-        for name, t in tensors.items()
-    }
+    if found:
+        for name, engine in engines.items():
+            engine.load_optimizer_state(groups[optimizer_group(name)])
+        if context.world.is_main:
+            log.info("%s resumes from step %d", stage.name, state["step"])
+    # The files are memory-mapped: their space is not free before the tensors are gone.
+    del groups
+    _Loop(stage, engines, state).run()
 
 
 class _Loop:
     """One stage being trained."""
 
-    def __init__(
-        self, context: Context, stage: Stage, engine: Engine, teacher: Teacher, state: dict
-    ):
+    def __init__(self, stage: TrainingStage, engines: dict[str, Engine], state: dict[str, Any]):
+        context = stage.context
         self.context = context
         self.stage = stage
-        self.engine = engine
-        self.teacher = teacher
-        self.done = state["step"]
-        self.skipped = state["skipped"]
+        self.engines = engines
+        self.done: int = state["step"]
+        self.skipped: int = state["skipped"]
         self.bad_in_a_row = 0
         self.gradient_norm = 0.0  # of the last step
         self.meter = Meter(context.world)
@@ -148,152 +90,221 @@ class _Loop:
             CheckpointWriter(folder, context.config.logging) if context.world.is_main else None
         )
 
-    def run(self, source: Dataset, target: Dataset | None) -> None:
-        config, world, section = self.context.config, self.context.world, self.stage.section
-        samples = TrainingSamples(config, self.stage.name, section, source, target)
-        batches = training_batches(
-            samples, first_step=self.done, rank=world.rank, world_size=world.size,
-            workers=config.data.workers, pin_memory=world.device.type == "cuda",
-        )  # fmt: skip
+    def run(self) -> None:
+        """From the next step to the last one."""
+        context, steps = self.context, self.stage.section.steps
         journal = Journal(
-            self.context.run.metrics,
-            config.logging,
-            world,
+            context.run.metrics,
+            context.config.logging,
+            context.world,
             self.stage.name,
             self.done,
-            section.steps,
+            steps,
         )
-        self.engine.student.train()
+        for engine in self.engines.values():
+            engine.network.train()
         first = self.done + 1
         clock = _Clock()
         try:
-            for batch in batches:
+            for batch in self._batches():
                 clock.data_arrived()
                 if batch.skipped:
                     self.broken_files.add(batch.skipped)
-                self._step(batch.to(world.device))
+                self._step(batch.to(context.world.device))
                 self.done += 1
                 if self.done == first:
                     self._prepare_saving()
-                if self.writer and self.writer.failed:
-                    self.context.stop.requested = (
-                        True  # all ranks stop together, and find the error in _save
-                    )
-                last, stopping = self.done == section.steps, self.context.stop.at_step_boundary()
-                alarmed = self._is_stuck() or self.guards.alarm
-                if last or stopping or alarmed or self.done % config.logging.every == 0:
-                    line = self._log_line(clock)
-                    journal.write(self.done, line)
-                    self._check(line)
-                if last or stopping or self.done % config.logging.checkpoint_every == 0:
-                    journal.sync()
-                    self._save(wait=last or stopping)
-                if stopping and not last:
-                    raise Stopped(
-                        f"{self.stage.name} stopped at step {self.done} of {section.steps}",
-                        stage=self.stage.name,
-                        done=self.done,
-                    )
+                self._after_step(journal, clock)
                 clock.step_done()
         finally:
             if self.writer:
-                # Only behind an error something is left to wait for, and then other ranks wait to be told of it.
-                self.writer.close(None if world.size == 1 else failures.FINISHING)
+                # Only after an error is a write still running here. Other ranks then wait to be
+                # told of the error, so the wait has a limit.
+                self.writer.close(None if context.world.size == 1 else failures.FINISHING)
             journal.close()
 
+    def _batches(self) -> Iterator[Batch]:
+        """This rank's batches, from the next step to the last."""
+        context, stage = self.context, self.stage
+        source, target = stage.datasets()
+        samples = TrainingSamples(
+            context.config, stage.name, stage.section, source, target, stage.draw
+        )
+        return training_batches(
+            samples,
+            first_step=self.done,
+            rank=context.world.rank,
+            world_size=context.world.size,
+            workers=context.config.data.workers,
+            pin_memory=context.pin_memory,
+        )
+
+    # ----------------------------------------------------------------------- one step
+
     def _step(self, batch: Batch) -> None:
-        step, world = self.done, self.context.world
-        # Dropout and whatever else draws from torch depends on (seed, stage, step, rank): nothing to save.
-        draw = sample_rng(self.context.config.seed, f"torch/{self.stage.name}/{world.rank}", step)
-        torch.manual_seed(int(draw.integers(2**63)))
-        with self.engine.gathered():
-            self.teacher.update(self.engine.student, step)
+        self._seed()
+        with self._gathered():
+            self.stage.before_step(self.done)
+        # Views, teacher and labels of every micro batch come first: what losses are divided by is
+        # known only then.
+        micro_batch = next(iter(self.engines.values())).micro_batch
+        micros = batch.split(micro_batch)
+        prepared = [self.stage.prepare(micro) for micro in micros]
+        totals = self._totals(prepared, len(batch))
         statistics = []
-        for micro in batch.split(self.engine.micro_batch):
-            output = self.stage.step(micro, self.engine, self.teacher)
-            self.engine.backward(output.loss, len(micro))
+        for micro in micros:
+            # Taken off the list, so that the views of a micro batch are freed after it.
+            output = self.stage.step(prepared.pop(0), self.engines, totals)
+            # A loss that is not finite discards the step of every network of the stage.
+            finite = (
+                torch.stack([loss.detach() for loss in output.losses.values()]).isfinite().all()
+            )
+            for name, loss in output.losses.items():
+                self.engines[name].backward(loss, len(micro), finite)
             self.meter.add(output.metrics, len(micro) / len(batch))
             statistics.append(output.statistics)
-        result = self.engine.step(step)
-        if result.applied:
+        results = [engine.step(self.done) for engine in self.engines.values()]
+        self.gradient_norm = max(result.gradient_norm for result in results)
+        if all(result.applied for result in results):
             self.bad_in_a_row = 0
-            self.guards.step(step, result.gradient_norm)
+            self.guards.step(self.done, self.gradient_norm)
             self.stage.absorb(statistics)
         else:
             self.skipped += 1
             self.bad_in_a_row += 1
-        self.gradient_norm = result.gradient_norm
+
+    def _seed(self) -> None:
+        # Whatever draws from torch depends on (seed, stage, step, rank) alone: no random state
+        # needs to be saved. Dropout does not: its masks depend on the sample (models/dropout.py).
+        stream = f"torch/{self.stage.name}/{self.context.world.rank}"
+        draw = sample_rng(self.context.config.seed, stream, self.done)
+        torch.manual_seed(int(draw.integers(2**63)))
+
+    def _totals(self, prepared: list[Prepared], images: int) -> StepTotals:
+        """Sum the counts of the micro batches over all ranks, in one collective."""
+        world = self.context.world
+        names = list(prepared[0].counts)
+        if not names:
+            return StepTotals({}, images * world.size)
+        counts = torch.stack([torch.stack([p.counts[name] for name in names]) for p in prepared])
+        sums = world.sum(counts.sum(0))
+        return StepTotals(dict(zip(names, sums, strict=True)), images * world.size)
+
+    @contextlib.contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """Within, every trained network has its complete parameters (ZeRO-3)."""
+        with contextlib.ExitStack() as stack:
+            for engine in self.engines.values():
+                stack.enter_context(engine.gathered())
+            yield
+
+    # ---------------------------------------------------------- after a step: log, save, stop
+
+    def _after_step(self, journal: Journal, clock: "_Clock") -> None:
+        """Log, save and stop where it is time; every rank decides the same."""
+        logging_section, stop = self.context.config.logging, self.context.stop
+        if self.writer and self.writer.failed:
+            # All ranks stop at the same step, and rank 0 finds the error in _save.
+            stop.requested = True
+        last = self.done == self.stage.section.steps
+        # Called at every step, since it is a collective.
+        stopping = stop.at_step_boundary()
+        alarmed = self._is_stuck() or self.guards.alarm
+        if last or stopping or alarmed or self.done % logging_section.every == 0:
+            line = self._log_line(clock)
+            journal.write(self.done, line)
+            self._check(line)
+        if last or stopping or self.done % logging_section.checkpoint_every == 0:
+            # Lines of the log first: a resumed run does not repeat these steps.
+            journal.sync()
+            self._save(wait=last or stopping)
+        if stopping and not last:
+            raise Stopped(
+                f"{self.stage.name} stopped at step {self.done} of {self.stage.section.steps}",
+                stage=self.stage.name,
+                done=self.done,
+            )
 
     def _is_stuck(self) -> bool:
         """Whether too many steps in a row were not finite."""
         return self.bad_in_a_row >= self.context.config.engine.max_bad_steps
 
     def _check(self, line: dict[str, float]) -> None:
-        """After a log line that says it: raise UserError for what must end the run. All ranks find the same."""
+        """Raise UserError for what must end the run, after a log line that shows it.
+
+        All ranks find the same.
+        """
         self.broken_files.write()
         if self._is_stuck():
             parts = ", ".join(
                 f"{name} = {value:.4g}" for name, value in line.items() if name.startswith("loss/")
             )
             raise UserError(
-                f"{self.stage.name}: {self.bad_in_a_row} steps in a row up to step {self.done - 1} had a loss or gradient "
-                f"that is not finite (gradient norm {self.gradient_norm:.4g}; means since the last log point: {parts}); "
-                "lower optimizer.lr_head and optimizer.lr_backbone, set optimizer.clip_norm, or use engine.precision=fp32"
+                f"{self.stage.name}: {self.bad_in_a_row} steps in a row up to step {self.done - 1} had "
+                f"a loss or gradient that is not finite (gradient norm {self.gradient_norm:.4g}; means "
+                f"since the last log point: {parts}); lower optimizer.lr_head and "
+                "optimizer.lr_backbone, set optimizer.clip_norm, or use engine.precision=fp32"
             )
         if self.guards.alarm:
             raise UserError(self.guards.alarm)
 
     def _log_line(self, clock: "_Clock") -> dict[str, float]:
-        rates = self.engine.rates(self.done - 1)
-        world = self.context.world
         means = self.meter.flush()
-        with self.engine.gathered():
-            distance = self.teacher.distance(self.engine.student)
+        rates = {}
+        for name, engine in self.engines.items():
+            prefix = "lr" if name == STUDENT else f"lr/{name}"
+            rates |= {f"{prefix}/{part}": r for part, r in engine.rates(self.done - 1).items()}
+        distance = None
+        if self.stage.teacher is not None:
+            with self._gathered():
+                distance = self.stage.teacher.distance(self.stage.student)
         return (
             means
             | self.guards.log_point(means, distance)
+            | rates
             | {
-                "lr/backbone": rates["backbone"],
-                "lr/head": rates["head"],
                 "guard/skipped_steps": self.skipped,
-                "memory/peak_gib": peak_memory_gib(world.device),
+                "memory/peak_gib": peak_memory_gib(self.context.world.device),
                 **clock.rates(self.stage.section.batch.total),
             }
         )
 
+    # ----------------------------------------------------------------------- checkpoints
+
     def _prepare_saving(self) -> None:
-        """Behind the first step of this start: ZeRO-3 has no optimiser state before."""
-        optimizer = self.engine.optimizer_state()
-        with self.engine.gathered():
+        """Allocate the writer's buffers after the first step: ZeRO-3 has no optimizer state before it."""
+        optimizers = self._optimizer_states()
+        with self._gathered():
             if self.writer:
-                self.writer.prepare(self._groups(optimizer))
+                self.writer.prepare(self._groups(optimizers))
 
     def _save(self, wait: bool) -> None:
-        """Hand a checkpoint of all ranks to rank 0's writer; with `wait` until it is on disk."""
-        optimizer = self.engine.optimizer_state()
+        """Hand a checkpoint of all ranks to rank 0's writer; with `wait`, return when it is on disk."""
+        optimizers = self._optimizer_states()
         problem = None
-        with self.engine.gathered():
+        with self._gathered():
             if self.writer:
                 try:
-                    self.writer.save(self.done, self._groups(optimizer), self._state())
+                    self.writer.save(self.done, self._groups(optimizers), self._state())
                     if wait:
                         self.writer.wait()
                 except UserError as error:
                     problem = str(error)
-        problem = self.context.world.broadcast(
-            problem
-        )  # with `wait` no rank goes on before the files are there
+        # With `wait`, no rank continues before the files are on disk.
+        problem = self.context.world.broadcast(problem)
         if problem:
             raise UserError(problem) if self.writer else ReportedByRank0
 
-    def _groups(self, optimizer: dict[str, torch.Tensor]) -> Groups:
-        groups = {
-            "student": self.engine.student.state_dict(),
-            "teacher": self.teacher.model.state_dict(),
-            "optimizer": optimizer,
+    def _optimizer_states(self) -> Groups:
+        # Every rank takes part: ZeRO gathers the partitions.
+        return {
+            optimizer_group(name): engine.optimizer_state() for name, engine in self.engines.items()
         }
+
+    def _groups(self, optimizers: Groups) -> Groups:
+        modules = {name: m.state_dict() for name, m in self.stage.modules().items()}
         extra = self.stage.state()
-        return groups | {"extra": extra} if extra else groups
+        return modules | optimizers | ({EXTRA: extra} if extra else {})
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -306,9 +317,9 @@ class _Loop:
 
 
 class _Clock:
-    """Throughput and the share of time that is spent waiting for data, between two log points."""
+    """Throughput, and the share of time that is spent waiting for data, between two log points."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._ready = time.perf_counter()
         self._since = self._ready
         self._waited = 0.0
@@ -322,6 +333,7 @@ class _Clock:
         self._ready = time.perf_counter()
 
     def rates(self, batch: int) -> dict[str, float]:
+        """Images of one domain and all ranks per second, seconds a step, percent of time without data."""
         now = time.perf_counter()
         elapsed = now - self._since
         values = {
@@ -331,21 +343,3 @@ class _Clock:
         }
         self._since, self._waited, self._steps = now, 0.0, 0
         return values
-
-
-def trained_weights(context: Context, stage: str, steps: int, network: str = "student") -> Path:
-    """The weights' file of a finished stage: `student` or `teacher`. Raises UserError if it is not finished.
-
-    All ranks call it; rank 0 verifies the checkpoint.
-    """
-
-    def find() -> Path:
-        found = _newest_of(context, stage, steps)
-        step = checkpoint.read_state(found)["step"] if found else 0
-        if step < steps:
-            raise UserError(
-                f"{context.run.path}: stage {stage} is at step {step} of {steps}; finish it first"
-            )
-        return found / f"{network}.safetensors"
-
-    return context.world.on_rank0(find)

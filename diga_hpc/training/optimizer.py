@@ -1,27 +1,44 @@
-"""To be described."""
+"""Optimizer and learning-rate schedule: parameter groups by part and weight decay, polynomial decay."""
 
 import torch
+from torch import nn
 
-from diga_hpc.config import Config
-from diga_hpc.models.base import SegmentationModel
+from diga_hpc.config import OptimizerSection, TrainingSection
+
+# Tensors that each optimizer keeps of a parameter; both also count steps.
+MOMENTS = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
+PARTS = ("backbone", "head")
 
 
-def build_optimizer(student: SegmentationModel, config: Config) -> torch.optim.Optimizer:
-    """The optimiser with each trainable tensor in exactly one of four groups: part x decayed or not.
+def build_optimizer(network: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
+    """Optimizer with each trainable tensor in exactly one group: part x decayed or not.
 
-    Biases and normalisation parameters, the tensors of one dimension, are not decayed.
+    Biases and normalisation parameters, the tensors of one dimension, are not decayed. Rates are
+    set before each step (`rates`); a network without `backbone` and `head` trains at the rate of
+    the head.
     """
-    section = config.optimizer
     groups = []
-    for part in ("backbone", "head"):
-        parameters = [p for p in getattr(student, part).parameters() if p.requires_grad]
-        for decay, members in (
+    for part, members in _parts(network).items():
+        parameters = [p for p in members.parameters() if p.requires_grad]
+        for decay, chosen in (
             (section.weight_decay, [p for p in parameters if p.ndim > 1]),
             (0.0, [p for p in parameters if p.ndim <= 1]),
         ):
-            if members:
-                groups.append({"params": members, "part": part, "weight_decay": decay})
-    # The rates are set before every step; zero here keeps ZeRO-3's step at construction from moving anything.
+            if chosen:
+                groups.append({"params": chosen, "part": part, "weight_decay": decay})
+    # A rate of 0 keeps the step that ZeRO-3 takes at construction from moving anything.
     if section.name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=section.momentum)
     return torch.optim.AdamW(groups, lr=0.0, betas=(section.momentum, 0.999))
+
+
+def _parts(network: nn.Module) -> dict[str, nn.Module]:
+    if all(hasattr(network, part) for part in PARTS):
+        return {part: getattr(network, part) for part in PARTS}
+    return {"head": network}
+
+
+def rates(optimizer: OptimizerSection, stage: TrainingSection, step: int) -> dict[str, float]:
+    """Learning rate of each part at a step: initial * lr_scale * (1 - step/steps)**poly_power."""
+    factor = stage.lr_scale * (1 - step / stage.steps) ** optimizer.poly_power
+    return {"backbone": optimizer.lr_backbone * factor, "head": optimizer.lr_head * factor}

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diga_hpc.datasets.label_spaces import STREETS_CLASSES as CLASSES
 from diga_hpc.datasets.streets import drawing
 from diga_hpc.datasets.streets.layout import compose
-from diga_hpc.datasets.streets.scenes import CLASSES, STYLES, render
+from diga_hpc.datasets.streets.scenes import STYLES, render
 
 COUNT = 60
 VISIBLE = 30  # pixels of 128x256 from which on a class counts as present

@@ -100,13 +100,13 @@ def test_other_stages_stop_at_an_image_and_resume(
 ):
     """After a signal while the nth image is loaded, the results are the same."""
     parts = Pipeline(load(tiny_yaml, tmp_path / "parts", *FEW))
-    parts.warm_up()
+    parts.run("warm-up")
     signal_at_image(monkeypatch, image)
     stops = []
     for step in (
-        lambda job: job.pseudo_labels(1),
-        lambda job: job.self_training(1),
-        lambda job: job.evaluate(),
+        lambda job: job.run("pseudo-labels", 1),
+        lambda job: job.run("self-train", 1),
+        lambda job: job.run("evaluate"),
     ):
         try:
             step(parts)
@@ -146,7 +146,7 @@ from diga_hpc.errors import Stopped
 from diga_hpc.stages.pipeline import Pipeline
 
 job = Pipeline(configuration.load(sys.argv[1], sys.argv[2:]))
-job.warm_up()
+job.run("warm-up")
 original = InferenceImages.__getitem__
 def get(self, i):
     if job.context.world.rank == 1:
@@ -154,13 +154,13 @@ def get(self, i):
     return original(self, i)
 InferenceImages.__getitem__ = get
 try:
-    job.evaluate()
+    job.run("evaluate")
 except Stopped as stopped:
     print("stopped", job.context.world.rank, stopped.stage, stopped.done)
 InferenceImages.__getitem__ = original
 job.context.stop.requested = False
 job.context.stop._pending = None
-job.evaluate()
+job.run("evaluate")
 distributed.finish()
 """
 
@@ -190,5 +190,5 @@ def test_a_signal_on_one_rank_stops_all_and_what_they_counted_is_kept(tmp_path):
     assert [s[1:] for s in stopped] == [["0", "evaluation", "4"], ["1", "evaluation", "4"]]
     two = json.loads((tmp_path / "run/results.json").read_text())
     (tmp_path / "run/results.json").unlink()
-    Pipeline(configuration.load(yaml, options)).evaluate()
+    Pipeline(configuration.load(yaml, options)).run("evaluate")
     assert json.loads((tmp_path / "run/results.json").read_text()) == two

@@ -28,3 +28,14 @@ def diga(
         env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
         cwd=cwd,
     )
+
+
+def python(*arguments: str | Path, cwd: Path, timeout: int = 300) -> subprocess.CompletedProcess:
+    """Run a Python script in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=cwd,
+    )

@@ -19,7 +19,7 @@ from diga_hpc import config as configuration
 from diga_hpc.distributed import world as distributed
 from diga_hpc.stages.pipeline import Pipeline
 for line in sys.argv[2:]:
-    Pipeline(configuration.load(sys.argv[1], line.split())).warm_up()
+    Pipeline(configuration.load(sys.argv[1], line.split())).run("warm-up")
 distributed.finish()
 """
 

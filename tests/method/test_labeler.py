@@ -1,6 +1,5 @@
 """Labels of whole images, evaluation and adapted statistics against plain computations; memory of pseudo labels."""
 
-import functools
 import subprocess
 import sys
 
@@ -10,17 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diga_hpc import config as configuration
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.distributed.world import World
-from diga_hpc.loading import dataset as datasets
-from diga_hpc.loading.loader import inference_images
-from diga_hpc.method.adabn import adapt_normalization
 from diga_hpc.method.labeler import Labeler, window_starts
 from diga_hpc.method.scores import ConfusionMatrix, scores
 from diga_hpc.method.views import unit_range
 from diga_hpc.models import build_model
-from diga_hpc.models.batch_norm import BatchNorm
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
@@ -93,41 +87,16 @@ def test_confusion_matrix_and_scores_against_loops():
     assert row["miou_2"] == pytest.approx(np.mean([iou[0], iou[1]]), abs=1e-3)
 
 
-def test_adapted_statistics_of_the_first_layer_are_those_of_all_images(tiny_yaml, model):
-    """The stem sees the same input whatever the other layers do, so its statistics have a closed form."""
-    import copy
-
-    config = configuration.load(tiny_yaml, ["data.target.images=19"])  # groups of 8, 8, 3
-    target = datasets.open_target(config)
-    adapted = copy.deepcopy(model)
-    adapt_normalization(adapted, target, ALONE, functools.partial(inference_images, workers=0))
-    stem = {}
-    hook = next(m for m in model.modules() if isinstance(m, BatchNorm)).register_forward_pre_hook(
-        lambda _, inputs: stem.setdefault("outputs", []).append(inputs[0].double())
-    )
-    images = torch.stack([unit_range(target.load(i).image) for i in range(19)])
-    with torch.no_grad():
-        model(images)
-    hook.remove()
-    # Each group counts once, as documented: the last of 3 images as much as one of 8.
-    groups = stem["outputs"][0].split(8)
-    mean = torch.stack([g.mean((0, 2, 3)) for g in groups]).mean(0)
-    second = torch.stack([g.square().mean((0, 2, 3)) for g in groups]).mean(0)
-    layer = next(m for m in adapted.modules() if isinstance(m, BatchNorm))
-    assert torch.allclose(layer.running_mean.double(), mean, atol=1e-4)
-    assert torch.allclose(layer.running_var.double(), second - mean.square(), rtol=1e-3)
-    assert not any(m.training for m in adapted.modules())
-
-
 MEMORY = """
 import resource, sys, torch
 from pathlib import Path
 from diga_hpc import config as configuration
+from diga_hpc.stages.networks import starting_network
 from diga_hpc.stages.pipeline import Pipeline
 from diga_hpc.stages.pseudo_labels import write_pseudo_labels
 job = Pipeline(configuration.load(sys.argv[1], [f"data.target.images={sys.argv[2]}", "data.target.scene_size=[192,384]"]))
-model = job._starting_model().eval()
-write_pseudo_labels(job.context, model, job.target, Path(sys.argv[3]))
+model = starting_network(job.context).eval()
+write_pseudo_labels(job.context, model, job.context.target, Path(sys.argv[3]), lambda images, *_: images)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

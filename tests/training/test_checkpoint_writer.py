@@ -79,7 +79,7 @@ def test_a_run_ends_at_the_step_after_a_write_failed(tiny_yaml, tmp_path, monkey
     with pytest.raises(
         UserError, match=r"warm_up/step_00000050: .*No space left on device.*free space"
     ):
-        Pipeline(config).warm_up()
+        Pipeline(config).run("warm-up")
     lines = (config.run_dir / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] < 100
     assert list((config.run_dir / "checkpoints/warm_up").iterdir()) == []

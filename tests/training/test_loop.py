@@ -13,12 +13,15 @@ import torch
 
 from diga_hpc.distributed.world import World
 from diga_hpc.errors import ReportedByRank0, Stopped, UserError
+from diga_hpc.method.teacher import Teacher
+from diga_hpc.stages.networks import starting_network
 from diga_hpc.stages.pipeline import Pipeline
 from diga_hpc.training import checkpoint
 from diga_hpc.training.checkpoint_writer import CheckpointWriter
 from diga_hpc.training.engine import Engine
-from diga_hpc.training.loop import train, trained_weights
-from diga_hpc.training.stage import Stage, StepOutput
+from diga_hpc.training.loop import train
+from diga_hpc.training.resume import trained_weights
+from diga_hpc.training.stage import Context, Prepared, StepOutput, TrainingStage
 from helpers.commands import diga
 from helpers.runs import STEPS, TWO_RANK_JOB, final_files, load, losses
 from helpers.slurm_cluster import until
@@ -79,7 +82,7 @@ def test_a_signal_stops_at_a_step_boundary_and_the_same_command_goes_on(tiny_yam
     ]
     assert 0 < stopped_at < 200
     again = diga(*arguments, "--stop-after", "2")
-    assert f"goes on from step {stopped_at}" in again.stderr
+    assert f"resumes from step {stopped_at}" in again.stderr
 
 
 def test_a_finished_stage_is_not_run_again(tiny_yaml, tmp_path):
@@ -102,7 +105,7 @@ def test_missing_pseudo_labels_alone_are_made_again(tiny_yaml, tmp_path):
     labels[0].unlink()
     (config.run_dir / "centroids/round_1.safetensors").unlink()
     kept = labels[1].stat().st_mtime_ns
-    Pipeline(config).pseudo_labels(1)
+    Pipeline(config).run("pseudo-labels", 1)
     assert final_files(config.run_dir) == before
     assert labels[1].stat().st_mtime_ns == kept
 
@@ -111,14 +114,14 @@ def test_a_broken_newest_checkpoint_costs_the_steps_behind_the_one_before(
     tiny_yaml, tmp_path, caplog
 ):
     whole = load(tiny_yaml, tmp_path / "whole", "logging.checkpoint_every=1")
-    Pipeline(whole).warm_up()
+    Pipeline(whole).run("warm-up")
     config = load(tiny_yaml, tmp_path / "run", "logging.checkpoint_every=1")
     with pytest.raises(Stopped):
-        Pipeline(config, stop_after=6).warm_up()  # 3 of source_only, 3 of warm_up
+        Pipeline(config, stop_after=6).run("warm-up")  # 3 of source_only, 3 of warm_up
     newest = checkpoint.newest(config.run_dir / "checkpoints/warm_up")
     student = newest / "student.safetensors"
     student.write_bytes(student.read_bytes()[:100])
-    Pipeline(config).warm_up()
+    Pipeline(config).run("warm-up")
     assert "corrupt checkpoint" in caplog.text
     assert final_files(config.run_dir) == final_files(whole.run_dir)
     assert len(losses(config.run_dir, "warm_up")) == 4  # no step is logged twice
@@ -143,7 +146,7 @@ def test_two_ranks_and_every_zero_stage_give_the_losses_of_one_process(tiny_yaml
             f"optimizer.name={optimizer}",
             *extra,
         )
-        Pipeline(alone).warm_up()
+        Pipeline(alone).run("warm-up")
     job = tmp_path / "job.py"
     job.write_text(TWO_RANK_JOB)
     lines = [
@@ -176,10 +179,10 @@ def test_two_ranks_and_every_zero_stage_give_the_losses_of_one_process(tiny_yaml
 def test_accumulated_micro_batches_give_the_same_step(tiny_yaml, tmp_path, micro_batch):
     """Also where the last micro batch is smaller (4 = 3 + 1); the loss's normaliser here is `all`."""
     options = [*STEPS, "warm_up.steps=5", "loss.normalizer=all"]
-    Pipeline(load(tiny_yaml, tmp_path / "a", *options)).warm_up()
-    Pipeline(
-        load(tiny_yaml, tmp_path / "b", *options, f"engine.micro_batch={micro_batch}")
-    ).warm_up()
+    Pipeline(load(tiny_yaml, tmp_path / "a", *options)).run("warm-up")
+    Pipeline(load(tiny_yaml, tmp_path / "b", *options, f"engine.micro_batch={micro_batch}")).run(
+        "warm-up"
+    )
     assert losses(tmp_path / "b", "warm_up") == pytest.approx(
         losses(tmp_path / "a", "warm_up"), rel=1e-5
     )
@@ -188,8 +191,8 @@ def test_accumulated_micro_batches_give_the_same_step(tiny_yaml, tmp_path, micro
 def test_bf16_keeps_parameters_and_optimiser_in_float32(tiny_yaml, tmp_path):
     options = [*STEPS, "warm_up.steps=5"]
     config = load(tiny_yaml, tmp_path / "bf16", *options, "engine.precision=bf16")
-    Pipeline(load(tiny_yaml, tmp_path / "fp32", *options)).warm_up()
-    Pipeline(config).warm_up()
+    Pipeline(load(tiny_yaml, tmp_path / "fp32", *options)).run("warm-up")
+    Pipeline(config).run("warm-up")
     groups, _ = checkpoint.load(checkpoint.newest(config.run_dir / "checkpoints/warm_up"))
     floats = [t for tensors in groups.values() for t in tensors.values() if t.is_floating_point()]
     assert all(t.dtype == torch.float32 for t in floats)
@@ -198,24 +201,35 @@ def test_bf16_keeps_parameters_and_optimiser_in_float32(tiny_yaml, tmp_path):
     )
 
 
-class Faulty(Stage):
+class Faulty(TrainingStage):
     """Loss of the mean logit, not finite at chosen steps; inf has a finite gradient, NaN has not."""
 
     name = "warm_up"
 
-    def __init__(self, section, bad: dict[int, float]):
-        self.section = section
+    def __init__(self, context: Context, bad: dict[int, float]):
+        self.context = context
+        self.section = context.config.warm_up
+        self.student = starting_network(context)
+        self.teacher = Teacher(self.student, context.config.teacher, context.precision)
         self.bad = bad
         self.calls = 0
         self.absorbed = 0
 
-    def step(self, batch, student, teacher):
-        loss = student(batch.source_images / 255).logits.square().mean()
+    @classmethod
+    def build(cls, context, planned):
+        return cls(context, {})
+
+    def prepare(self, batch):
+        self.batch = batch
+        return Prepared({})
+
+    def step(self, prepared, networks, totals):
+        loss = networks["student"](self.batch.source / 255).logits.square().mean()
         bad = self.bad.get(self.calls)
         if bad is not None:
             loss = loss * bad if bad != bad else loss + bad
         self.calls += 1
-        return StepOutput(loss, {"loss/total": loss})
+        return StepOutput({"student": loss}, {"loss/total": loss})
 
     def absorb(self, statistics):
         self.absorbed += 1
@@ -233,7 +247,9 @@ def test_a_step_that_is_not_finite_changes_nothing(tiny_yaml, tmp_path, zero, ba
         "optimizer.name=adamw",
     )
     job = Pipeline(config)
-    engine = Engine(job._starting_model(), config, config.warm_up, job.context.world)
+    engine = Engine(
+        starting_network(job.context), config.optimizer, config, config.warm_up, job.context.world
+    )
     images = torch.rand(4, 3, 32, 48)
 
     def update(step, factor):
@@ -244,7 +260,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tiny_yaml, tmp_path, zero, ba
 
     def weights():
         with engine.gathered():
-            state = {k: v.clone() for k, v in engine.student.state_dict().items()}
+            state = {k: v.clone() for k, v in engine.network.state_dict().items()}
         return state | {f"optimizer/{k}": v.clone() for k, v in engine.optimizer_state().items()}
 
     assert update(0, 1.0)
@@ -266,10 +282,10 @@ def test_bad_steps_in_a_row_end_the_run_with_step_and_losses(tiny_yaml, tmp_path
     )
     job = Pipeline(config)
     stage = Faulty(
-        config.warm_up, {1: float("nan"), 4: float("inf"), 5: float("nan"), 6: float("inf")}
+        job.context, {1: float("nan"), 4: float("inf"), 5: float("nan"), 6: float("inf")}
     )
     with pytest.raises(UserError, match=r"3 steps in a row up to step 6 .*loss/total = nan.*lower"):
-        train(job.context, stage, job._starting_model(), job.source, None)
+        train(stage)
     assert stage.absorbed == 3
     last = json.loads((config.run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert (last["step"], last["guard/skipped_steps"]) == (7, 4)
@@ -278,13 +294,7 @@ def test_bad_steps_in_a_row_end_the_run_with_step_and_losses(tiny_yaml, tmp_path
 def test_skipped_steps_are_counted(tiny_yaml, tmp_path):
     config = load(tiny_yaml, tmp_path / "run", "warm_up.steps=4")
     job = Pipeline(config)
-    train(
-        job.context,
-        Faulty(config.warm_up, {1: float("nan")}),
-        job._starting_model(),
-        job.source,
-        None,
-    )
+    train(Faulty(job.context, {1: float("nan")}))
     last = json.loads((config.run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["guard/skipped_steps"] == 1
 
@@ -312,13 +322,13 @@ def test_what_a_power_failure_leaves_in_the_log_does_not_block_the_next_start(
 ):
     config = load(tiny_yaml, tmp_path / "run", *STEPS, "warm_up.steps=4")
     with pytest.raises(Stopped):
-        Pipeline(config, stop_after=2).warm_up()
+        Pipeline(config, stop_after=2).run("warm-up")
     metrics = config.run_dir / "metrics.jsonl"
     content = metrics.read_bytes()
     metrics.write_bytes(
         content.removesuffix(b"\n") if tail == b"cut the line end" else content + tail
     )
-    Pipeline(config).warm_up()
+    Pipeline(config).run("warm-up")
     assert metrics.read_bytes().startswith(content)
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4]
 
@@ -337,15 +347,15 @@ def test_lines_are_on_disk_before_a_checkpoint_begins(tiny_yaml, tmp_path, monke
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(CheckpointWriter, "save", watched_save)
-    Pipeline(load(tiny_yaml, tmp_path / "run", *STEPS, "warm_up.steps=4")).warm_up()
+    Pipeline(load(tiny_yaml, tmp_path / "run", *STEPS, "warm_up.steps=4")).run("warm-up")
     assert synced == saved and len(saved) == 2
 
 
 def test_each_tensor_is_in_one_group_and_rates_follow_poly(tiny_yaml, tmp_path):
     config = load(tiny_yaml, tmp_path / "run", "warm_up.lr_scale=0.5")
     job = Pipeline(config)
-    student = job._starting_model()
-    engine = Engine(student, config, config.warm_up, job.context.world)
+    student = starting_network(job.context)
+    engine = Engine(student, config.optimizer, config, config.warm_up, job.context.world)
     groups = engine._torch_optimizer.param_groups
     members = [id(p) for group in groups for p in group["params"]]
     assert sorted(members) == sorted(id(p) for p in student.parameters() if p.requires_grad)

@@ -120,7 +120,7 @@ def test_a_full_disk_ends_the_run_and_with_space_it_goes_on(tiny_yaml, tmp_path,
     subprocess.run(["mount", "-o", "remount,size=600m", str(small_disk)], check=True)
     assert diga("warm-up", tiny_yaml, *options, f"run_dir={run_dir}").returncode == 0
     whole = load(tiny_yaml, tmp_path / "whole", *options)
-    Pipeline(whole).warm_up()
+    Pipeline(whole).run("warm-up")
     assert final_files(run_dir) == final_files(whole.run_dir)
 
 
@@ -173,7 +173,7 @@ def half_way(tmp_path_factory):
     folder = tmp_path_factory.mktemp("half_way")
     write_tiny_yaml(folder)
     whole = load(folder / "tiny.yaml", folder / "whole", *FROZEN)
-    Pipeline(whole).warm_up()
+    Pipeline(whole).run("warm-up")
     done = diga("warm-up", folder / "tiny.yaml", f"run_dir={folder / 'half'}", *FROZEN,
                 "engine.zero_stage=1", "--stop-after", "5", ranks=2)  # fmt: skip
     assert "stopped at step 5" in done.stderr, done.stderr[-2000:]
@@ -216,4 +216,4 @@ def test_an_interrupted_first_start_does_not_block_the_next(tiny_yaml, tmp_path)
     for name in (".lock", ".config.yaml", ".writable"):
         (config.run_dir / name).write_text("")
     with pytest.raises(Stopped):
-        Pipeline(config, stop_after=1).warm_up()
+        Pipeline(config, stop_after=1).run("warm-up")

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from diga_hpc.errors import Stopped, UserError
 from diga_hpc.models.weights import read_state_dict, resnet101_imagenet
-from diga_hpc.results import predict
+from diga_hpc.results.networks import find_checkpoint
 from diga_hpc.stages.pipeline import Pipeline
 from diga_hpc.training import checkpoint
+from diga_hpc.training.resume import trained_weights
 from helpers.runs import load
 
 IDENTITY = {"seed": 0, "warm_up.steps": 40}
@@ -275,7 +276,7 @@ def stopped(tiny_yaml, tmp_path):
     """A configuration whose warm-up stopped at step 2, and that checkpoint."""
     config = load(tiny_yaml, tmp_path / "run", "source_only=null", "warm_up.start=model")
     with pytest.raises(Stopped):
-        Pipeline(config, stop_after=2).warm_up()
+        Pipeline(config, stop_after=2).run("warm-up")
     return config, config.run_dir / "checkpoints/warm_up/step_00000002"
 
 
@@ -314,29 +315,29 @@ def test_valid_tensors_of_another_network_are_an_error_that_names_the_file(stopp
     with pytest.raises(
         UserError, match=r"step_00000002/\w+.safetensors: not of this network.*remove"
     ):
-        Pipeline(config).warm_up()
+        Pipeline(config).run("warm-up")
 
 
 def test_a_checkpoint_after_the_last_step_is_not_a_finished_stage(stopped):
     config, path = stopped
     groups, state = checkpoint.load(path)
     foreign = checkpoint.save(path.parent, 99, groups, state, keep=2)
-    for job in (Pipeline.warm_up, lambda pipeline: pipeline._network("warm_up", "student")):
-        with pytest.raises(
-            UserError, match=f"{foreign}: is behind the end of warm_up, which has 4 steps; remove"
-        ):
-            job(Pipeline(config))
+    past = f"{foreign}: is past the end of warm_up, which has 4 steps; remove"
+    with pytest.raises(UserError, match=past):
+        Pipeline(config).run("warm-up")
+    with pytest.raises(UserError, match=past):
+        trained_weights(Pipeline(config).context, "warm_up", 4)
     with pytest.raises(UserError, match="warm_up is at step 99 of 4"):
-        predict.find_checkpoint(config.run_dir)
+        find_checkpoint(config.run_dir)
 
 
 def test_with_the_only_checkpoint_corrupt_a_stage_starts_over_and_predict_refuses(stopped, caplog):
     config, path = stopped
     (path / "teacher.safetensors").write_bytes(BOMB)
-    with pytest.raises(UserError, match=r"broken checkpoint \(teacher.safetensors has"):
-        predict.find_checkpoint(path)
+    with pytest.raises(UserError, match=r"corrupt checkpoint \(teacher.safetensors has"):
+        find_checkpoint(path)
     with pytest.raises(Stopped):
-        Pipeline(config, stop_after=1).warm_up()
+        Pipeline(config, stop_after=1).run("warm-up")
     assert f"{path}: corrupt checkpoint (teacher.safetensors has" in caplog.text
 
 
@@ -388,8 +389,8 @@ def test_imagenet_weights_in_a_shared_cache_are_tensors_or_an_error(tmp_path, mo
 def test_damaged_and_foreign_centroids_are_named(tiny_yaml, tmp_path):
     """One centroid for all classes would be broadcast silently."""
     config = load(tiny_yaml, tmp_path / "run", "source_only=null", "warm_up.start=model")
-    Pipeline(config).warm_up()
-    Pipeline(config).pseudo_labels(1)
+    Pipeline(config).run("warm-up")
+    Pipeline(config).run("pseudo-labels", 1)
     file = config.run_dir / "centroids/round_1.safetensors"
     own = load_file(file)
     for foreign in ({"values": own["values"][:1], "seen": own["seen"]}, {"x": own["values"]}, {}):
@@ -397,19 +398,19 @@ def test_damaged_and_foreign_centroids_are_named(tiny_yaml, tmp_path):
         with pytest.raises(
             UserError, match=f"{file}: not centroids of this network and label space"
         ):
-            Pipeline(config).self_training(1)
+            Pipeline(config).run("self-train", 1)
     file.write_bytes(BOMB)
     with pytest.raises(
         UserError, match=r"centroids/round_1.safetensors: not a readable safetensors file"
     ):
-        Pipeline(config).self_training(1)
+        Pipeline(config).run("self-train", 1)
     save_file(own, file)
     with pytest.raises(Stopped):
-        Pipeline(config, stop_after=2).self_training(1)
+        Pipeline(config, stop_after=2).run("self-train", 1)
     newest = config.run_dir / "checkpoints/self_training_1/step_00000002"
     groups, state = checkpoint.load(newest)
     one = groups["extra"] | {"values": groups["extra"]["values"][:1].clone()}
     for foreign in (groups | {"extra": one}, {k: v for k, v in groups.items() if k != "extra"}):
         checkpoint.save(newest.parent, 2, foreign, state, keep=2)
         with pytest.raises(UserError, match="step_00000002/extra.safetensors: not of this network"):
-            Pipeline(config).self_training(1)
+            Pipeline(config).run("self-train", 1)

@@ -1,4 +1,8 @@
-"""The built-in data set `streets`: street scenes drawn by the program, with exact labels."""
+"""The built-in data set `streets`: street scenes drawn by the program, with exact labels.
+
+scenes.py renders a scene in one of two styles, layout.py places the objects, objects.py draws them
+with the tools of drawing.py.
+"""
 
 from typing import ClassVar, Literal
 
@@ -10,28 +14,31 @@ from diga_hpc.section import Size
 
 
 class Streets(GeneratedDataset):
-    """The built-in data: street scenes drawn by the program. Needs no files."""
+    """Built-in street scenes, drawn by the program with exact labels. Needs no files."""
 
     label_space: ClassVar[str] = "streets"
 
     kind: Literal["streets"]
     style: Literal["source", "target"]
-    """`source` is clean, `target` has another light, haze, blur, noise and palette."""
+    """Look of the scenes: `source` is clean; `target` has another light, haze, blur, noise and
+    palette."""
     images: PositiveInt = 200
-    """How many scenes."""
+    """Number of scenes."""
     first: NonNegativeInt = 0
-    """Number of the first scene; give validation another range than training."""
+    """Number of the first scene. Give validation another range than training."""
     scene_size: Size = (128, 256)
-    """Height and width in which the scenes are drawn."""
+    """Height and width in pixels in which the scenes are drawn."""
 
     def __len__(self) -> int:
         return self.images
 
     def name(self, index: int) -> str:
+        """Style and number of the scene."""
         return f"{self.style}_{self.first + index:06d}"
 
     def render(self, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        # Drawing takes a while to import, and a configuration is loaded without it.
+        """Draw a scene: image uint8 [H,W,3] RGB and class indices uint8 [H,W]."""
+        # Drawing is slow to import, and most uses of a configuration draw nothing.
         from diga_hpc.datasets.streets import scenes
 
         return scenes.render(self.first + index, seed=seed, style=self.style, size=self.scene_size)

@@ -1,11 +1,13 @@
-"""Where things stand in a built-in street scene: road, rows of houses, furniture, cars and people.
+"""Layout of a built-in street scene: where the road, houses, furniture, cars and people stand.
 
-All numbers here are geometry and hold for both styles.
+All numbers here are geometry and hold for both styles. The order of the random draws is part of the
+data set: another one would give other scenes for the same seed.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,23 +36,28 @@ FAR = 110.0  # end of the street, m
 DEPTHS = tuple(float(z) for z in np.geomspace(1.5, FAR, 22))
 
 
+# Something to draw: its depth in m, the function that draws it, and its arguments after the scene.
+Placed = tuple[float, Callable[..., None], tuple[float | str, ...]]
+
+
 @dataclass(frozen=True)
 class Street:
-    """Measures of one street, m."""
+    """Measures of one street in metres."""
 
     road: float  # half width of the road
     pavement: float  # width of a pavement
     crossing: tuple[float, float]  # depths between which a side street crosses; (0, 0) without one
 
     def clear(self, z: float) -> float:
-        """The depth itself, or one just behind the side street if it lies in it."""
+        """The depth itself; one that lies in the side street is moved beyond it."""
         near, far = self.crossing
         return far + 0.5 + (z - near) if near - 0.5 < z < far + 0.5 else z
 
 
 def compose(style: Style, rng: np.random.Generator, size: tuple[int, int]) -> Scene:
-    """Arrange and draw one street, back to front, on canvases for a picture of `size` [H, W] pixels."""
+    """Arrange and draw one street, far to near, for a picture of `size` [H, W] pixels."""
     h, w = size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING
+    # All at once, so that what one of them decides cannot shift the meaning of the others.
     draws = rng.random(12).tolist()
     road = 3.4 + 2.4 * draws[0]
     near = 15 + 22 * draws[1] if draws[2] < 0.4 else 0.0
@@ -74,16 +81,17 @@ def compose(style: Style, rng: np.random.Generator, size: tuple[int, int]) -> Sc
 def _backdrop(scene: Scene) -> None:
     """Sky, and at the horizon a skyline, hills and woods that close the view."""
     style, horizon = scene.style, scene.camera.v0
+    left, right = 0.0, float(scene.width)
     steps = 24
     for i in range(steps):
         t = i / (steps - 1)
-        tone = tuple(
+        red, green, blue = (
             (1 - t) * a + t * b for a, b in zip(style.sky_top, style.sky_horizon, strict=True)
         )
         top, bottom = horizon * i / steps, horizon * (i + 1) / steps
-        scene.detail(
-            [(0, top), (scene.width, top), (scene.width, bottom + 2), (0, bottom + 2)], tone
-        )
+        # Two sub-pixels of overlap: no gap between the strips where a row is rounded.
+        strip = [(left, top), (right, top), (right, bottom + 2), (left, bottom + 2)]
+        scene.detail(strip, (red, green, blue))
     k, step = scene.camera.focal / FAR, scene.width / 12
     for i in range(13):
         u0, u1, top = (i - 0.5) * step, (i + 0.3) * step, horizon - k * scene.uniform(4, 20)
@@ -93,7 +101,8 @@ def _backdrop(scene: Scene) -> None:
         u, wide = i * step + scene.uniform(-0.3, 0.3) * step, step * scene.uniform(0.4, 0.9)
         high, leaf = k * scene.uniform(3, 9), shade(scene.pick(style.leaves), 0.8)
         scene.ellipse(u, horizon, wide, high, leaf, VEGETATION, FAR)
-    lawn = [(0, horizon), (scene.width, horizon), (scene.width, scene.height), (0, scene.height)]
+    low = float(scene.height)
+    lawn = [(left, horizon), (right, horizon), (right, low), (left, low)]
     scene.paint(lawn, style.grass, VEGETATION, 0)
 
 
@@ -141,6 +150,7 @@ def _rows(scene: Scene, street: Street) -> None:
         setback = scene.uniform(0.0, 0.6)
         while z < FAR - 15:
             end = z + scene.uniform(8, 20)
+            # No house stands in the side street: one before it ends there, the next begins after.
             if near and z < near - 1 < end:
                 end = near - 1
             elif near and near - 1 <= z < far + 1:
@@ -169,13 +179,15 @@ def _furniture(scene: Scene, street: Street) -> None:
     """Everything on the road and the pavements, far to near."""
     things = [*_planted(scene, street), *_traffic(scene, street), *_walkers(scene, street)]
     for z, paint, arguments in sorted(things, key=lambda thing: -thing[0]):
-        if z > 5.5:  # what is nearer would fill the picture
+        # What is nearer would fill the picture.
+        if z > 5.5:
             paint(scene, *arguments)
 
 
-def _planted(scene: Scene, street: Street) -> list:
-    """Trees, bushes, lamps and signs along the kerbs as (z, function, arguments)."""
-    things, clear = [], street.clear
+def _planted(scene: Scene, street: Street) -> list[Placed]:
+    """Trees, bushes, lamps and signs along the kerbs."""
+    things: list[Placed] = []
+    clear = street.clear
     for side in (-1, 1):
         kerb = side * (street.road + 0.5)
         if scene.chance(0.6):
@@ -190,15 +202,15 @@ def _planted(scene: Scene, street: Street) -> list:
             things.append((z, objects.draw_sign, (kerb, z)))
         for _ in range(int(scene.rng.random() * 3)):
             z = clear(scene.uniform(9, 30))
-            things.append(
-                (z, objects.draw_hedge, (side * (street.road + street.pavement - 0.5), z))
-            )
+            back = side * (street.road + street.pavement - 0.5)
+            things.append((z, objects.draw_hedge, (back, z)))
     return things
 
 
-def _traffic(scene: Scene, street: Street) -> list:
-    """Parked, driving and crossing cars as (z, function, arguments)."""
-    things, r = [], street.road
+def _traffic(scene: Scene, street: Street) -> list[Placed]:
+    """Parked, driving and crossing cars."""
+    things: list[Placed] = []
+    r = street.road
     for side in (-1, 1):
         if scene.chance(0.55):
             z = scene.uniform(8, 16)
@@ -211,17 +223,15 @@ def _traffic(scene: Scene, street: Street) -> list:
             z, heading = scene.uniform(10, 45), "away" if side > 0 else "oncoming"
             things.append((z, objects.draw_car, (side * scene.uniform(0.25, 0.45) * r, z, heading)))
     if street.crossing[0] and scene.chance(0.7):
-        z, heading = (
-            street.crossing[0] + scene.uniform(1, 4),
-            "left" if scene.chance(0.5) else "right",
-        )
+        z = street.crossing[0] + scene.uniform(1, 4)
+        heading = "left" if scene.chance(0.5) else "right"
         things.append((z, objects.draw_car, (scene.uniform(-1.6, 1.6) * r, z, heading)))
     return things
 
 
-def _walkers(scene: Scene, street: Street) -> list:
-    """Pedestrians, most of them on the pavements, as (z, function, arguments)."""
-    things = []
+def _walkers(scene: Scene, street: Street) -> list[Placed]:
+    """Pedestrians, most of them on the pavements."""
+    things: list[Placed] = []
     for _ in range(4 + int(scene.rng.random() * 6)):
         if scene.chance(0.8):
             side = 1 if scene.chance(0.5) else -1

@@ -1,7 +1,8 @@
 """Objects of the built-in street scenes: houses, plants, posts, people, cars.
 
-Coordinates as in `_streets_drawing.py`: `s` to the right of the middle of the road, `y` up, `z` ahead, in
-metres; `u`, `v` and radii of ellipses are sub-pixels; `k` is sub-pixels a metre at the object.
+Coordinates as in drawing.py: `s` to the right of the middle of the road, `y` up, `z` ahead, in
+metres; `u`, `v` (column, row) and the radii of ellipses are sub-pixels; `k` is sub-pixels per metre
+at the object. Each function makes the same random draws whatever the style.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ KERB = 0.14  # height of the pavement over the road, m
 
 
 def draw_building(scene: Scene, side: int, line: float, z0: float, z1: float) -> None:
-    """A house: facade along |s| = `line` from z0 to z1 on one side of the street, near end wall, roof."""
+    """Draw a house on one side of the street: its facade along |s| = `line` from z0 to z1, roof,
+    and the end wall that faces the camera."""
     style, s, project = scene.style, side * line, scene.camera.project
     floors, storey = 2 + int(scene.rng.random() * 3), scene.uniform(2.8, 3.4)
     height, wall, roof = floors * storey + 0.5, scene.pick(style.walls), scene.pick(style.roofs)
@@ -52,11 +54,12 @@ def draw_building(scene: Scene, side: int, line: float, z0: float, z1: float) ->
 
 
 def _facade(scene: Scene, where: Segment, floors: int, storey: float, wall: Colour) -> None:
-    """The street side of a house: bays with windows above shops and doors, cornices."""
+    """Draw the street side of a house: bays with windows above shops and doors, cornices."""
     s, z0, _, z1 = where
     bays, height = max(1, round((z1 - z0) / scene.uniform(2.6, 3.6))), floors * storey + 0.5
     bay, margin, sill = (z1 - z0) / bays, scene.uniform(0.12, 0.37), scene.uniform(0.5, 1.2)
-    for i in reversed(range(bays)):  # a bay at a time, so that haze grows along the facade
+    # One bay at a time: each has a depth of its own, so that haze grows along the facade.
+    for i in reversed(range(bays)):
         a, b = z0 + i * bay, z0 + (i + 1) * bay
         scene.paint(scene.upright(s, a, s, b, 0, height), wall, BUILDING, (a + b) / 2)
         for floor in range(1, floors):
@@ -65,39 +68,38 @@ def _facade(scene: Scene, where: Segment, floors: int, storey: float, wall: Colo
         shop = (s, a + 0.1 * bay, s, b - 0.1 * bay)
         if i % 3 == 1:
             hinge = a + 0.3 * bay
-            scene.detail(
-                scene.upright(s, hinge, s, hinge + 1.3, KERB, 2.3), scene.pick(scene.style.doors)
-            )
+            door = scene.upright(s, hinge, s, hinge + 1.3, KERB, 2.3)
+            scene.detail(door, scene.pick(scene.style.doors))
         else:
             _window(scene, shop, 0.7, storey - 0.7, wall)
-            scene.detail(
-                scene.upright(*shop, storey - 0.75, storey - 0.4), scene.pick(scene.style.doors)
-            )
+            awning = scene.upright(*shop, storey - 0.75, storey - 0.4)
+            scene.detail(awning, scene.pick(scene.style.doors))
     for y, tone in ((height - 0.35, 1.15), (storey - 0.15, 0.8)):
         scene.detail(scene.upright(s, z0, s, z1, y, y + 0.3), shade(wall, tone))
 
 
 def _window(scene: Scene, where: Segment, y0: float, y1: float, wall: Colour) -> None:
-    """One window: frame and pane, lit or dark."""
+    """Draw one window: frame and pane, lit or dark."""
     lit, corners = scene.chance(scene.style.lit_windows), scene.upright(*where, y0, y1)
     pane = scene.pick(scene.style.lit_glass if lit else scene.style.glass)
     columns = [u for u, _ in corners]
+    # After the draws, which must not depend on what is visible.
     if max(columns) < 0 or min(columns) > scene.width or max(columns) - min(columns) < 1.5:
         return
     scene.detail(corners, shade(wall, 0.62))
     (u0, v0), (u1, v1), (u2, v2), (u3, v3) = corners
     du, dv = (u1 - u0) * 0.12, (v2 - v1) * 0.1
-    scene.detail(
-        [(u0 + du, v0 + dv), (u1 - du, v1 + dv), (u2 - du, v2 - dv), (u3 + du, v3 - dv)], pane
-    )
+    inner = [(u0 + du, v0 + dv), (u1 - du, v1 + dv), (u2 - du, v2 - dv), (u3 + du, v3 - dv)]
+    scene.detail(inner, pane)
 
 
 def draw_foliage(scene: Scene, u: float, v: float, ru: float, rv: float, z: float) -> None:
-    """A clump of leaves around (u, v) with radii (ru, rv): dark lobes first, light ones towards the sun."""
+    """Draw a clump of leaves around (u, v) with radii (ru, rv), lighter towards the sun."""
     leaf, lobes = scene.pick(scene.style.leaves), 20
     scene.ellipse(u, v, ru * 0.75, rv * 0.75, shade(leaf, 0.7), VEGETATION, z)
     angle, reach, size, tone = scene.rng.random((4, lobes))
     across, up = np.cos(angle * 2 * np.pi), np.sin(angle * 2 * np.pi)
+    # Later lobes cover earlier ones, so the light ones come last.
     light = (
         0.64 + 0.25 * np.arange(lobes) / lobes + 0.12 * up + 0.1 * across * scene.sun + 0.15 * tone
     )
@@ -107,7 +109,7 @@ def draw_foliage(scene: Scene, u: float, v: float, ru: float, rv: float, z: floa
 
 
 def draw_tree(scene: Scene, s: float, z: float) -> None:
-    """A street tree; the trunk counts as vegetation, as in Cityscapes."""
+    """Draw a street tree; the trunk counts as vegetation, as in Cityscapes."""
     k, (u, v) = scene.camera.focal / z, scene.camera.project(s, KERB, z)
     stem, radius, thick = scene.uniform(1.9, 2.8), scene.uniform(1.0, 1.9), scene.uniform(0.1, 0.18)
     trunk, top = scene.pick(scene.style.trunks), v - k * (stem + 0.4)
@@ -121,30 +123,24 @@ def draw_tree(scene: Scene, s: float, z: float) -> None:
 
 
 def draw_hedge(scene: Scene, s: float, z: float) -> None:
-    """A bush, wider than high."""
+    """Draw a bush, wider than high."""
     k, (u, v) = scene.camera.focal / z, scene.camera.project(s, KERB, z)
     height = scene.uniform(0.5, 1.1)
-    draw_foliage(
-        scene, u, v - k * height * 0.7, k * height * scene.uniform(1.1, 1.8), k * height, z
-    )
+    wide = k * height * scene.uniform(1.1, 1.8)
+    draw_foliage(scene, u, v - k * height * 0.7, wide, k * height, z)
 
 
 def _mast(
     scene: Scene, s: float, z: float, height: float, width: float
 ) -> tuple[float, float, Colour]:
-    """A post, never thinner than a pixel so that it can be learned; returns its top (u, v) and colour."""
+    """Draw a post; returns its top (u, v) and its colour."""
     k, (u, v) = scene.camera.focal / z, scene.camera.project(s, KERB, z)
-    colour, half, top = (
-        scene.pick(scene.style.poles),
-        max(k * width / 2, SUPERSAMPLING / 2),
-        v - k * height,
-    )
-    scene.paint(
-        [(u - half, v), (u + half, v), (u + half * 0.8, top), (u - half * 0.8, top)],
-        colour,
-        POLE,
-        z,
-    )
+    colour = scene.pick(scene.style.poles)
+    # Never thinner than a pixel, else far posts would have labels but hardly any colour.
+    half = max(k * width / 2, SUPERSAMPLING / 2)
+    top = v - k * height
+    post = [(u - half, v), (u + half, v), (u + half * 0.8, top), (u - half * 0.8, top)]
+    scene.paint(post, colour, POLE, z)
     lit = u + half * 0.8 * scene.sun
     scene.detail([(u, v), (lit, v), (lit, top), (u, top)], shade(colour, 1.25))
     scene.cast(s - scene.sun * 2.5, s, z, z + 0.15)
@@ -152,7 +148,7 @@ def _mast(
 
 
 def draw_lamp(scene: Scene, s: float, z: float) -> None:
-    """A street lamp whose arm reaches over the road."""
+    """Draw a street lamp whose arm reaches over the road."""
     u, v, colour = _mast(scene, s, z, scene.uniform(4.0, 6.5), scene.uniform(0.18, 0.28))
     k, inward = scene.camera.focal / z, -1 if s > 0 else 1
     end, rise, thick = u + scene.uniform(0.7, 1.8) * inward * k, v - 0.3 * k, max(0.05 * k, 1.0)
@@ -165,26 +161,18 @@ def draw_lamp(scene: Scene, s: float, z: float) -> None:
     scene.detail([head[0], head[1], (u, v)], scene.style.lamp)
 
 
-# Outlines of traffic signs, in radii: triangle, board, diamond, octagon.
+# Outlines of traffic signs, in radii: triangle, board, diamond, octagon. Kept as a table.
 SIGN_SHAPES = (
     ((0.0, -1.0), (1.0, 0.8), (-1.0, 0.8)),
     ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)),
     ((0.0, -1.2), (1.2, 0.0), (0.0, 1.2), (-1.2, 0.0)),
-    (
-        (0.4, -1.0),
-        (1.0, -0.4),
-        (1.0, 0.4),
-        (0.4, 1.0),
-        (-0.4, 1.0),
-        (-1.0, 0.4),
-        (-1.0, -0.4),
-        (-0.4, -1.0),
-    ),
-)
+    ((0.4, -1.0), (1.0, -0.4), (1.0, 0.4), (0.4, 1.0),
+     (-0.4, 1.0), (-1.0, 0.4), (-1.0, -0.4), (-0.4, -1.0)),
+)  # fmt: skip
 
 
 def draw_sign(scene: Scene, s: float, z: float) -> None:
-    """A traffic sign on a post: a disc or one of `SIGN_SHAPES`, with a rim and a mark."""
+    """Draw a traffic sign on a post: a disc or one of `SIGN_SHAPES`, with a rim and a mark."""
     height, r = scene.uniform(2.0, 2.7), scene.uniform(0.36, 0.52) * scene.camera.focal / z
     u, v, _ = _mast(scene, s, z, height, 0.12)
     rim, face, mark = scene.style.signs[int(scene.rng.random() * len(scene.style.signs))]
@@ -196,40 +184,31 @@ def draw_sign(scene: Scene, s: float, z: float) -> None:
             scene.paint([(u + a * q, v + b * q) for a, b in SIGN_SHAPES[shape]], colour, SIGN, z)
     wide, tall = (0.4 * r, 0.12 * r) if scene.chance(0.5) else (0.12 * r, 0.38 * r)
     v += 0.15 * r
-    scene.detail(
-        [(u - wide, v - tall), (u + wide, v - tall), (u + wide, v + tall), (u - wide, v + tall)],
-        mark,
-    )
+    left, right, top, low = u - wide, u + wide, v - tall, v + tall
+    scene.detail([(left, top), (right, top), (right, low), (left, low)], mark)
 
 
 def draw_person(scene: Scene, s: float, z: float, y: float) -> None:
-    """A pedestrian, standing or walking, whose feet are at height `y`."""
+    """Draw a pedestrian, standing or walking, whose feet are at height `y`."""
     k, (u, v) = scene.camera.focal / z * scene.uniform(0.86, 1.08), scene.camera.project(s, y, z)
     style = scene.style
     coat, trousers = scene.pick(style.clothes), scene.pick(style.clothes)
     skin, hair = scene.pick(style.skins), scene.pick(style.trunks)
-    stride, wide, sway = (
-        scene.uniform(0.02, 0.34),
-        scene.uniform(0.23, 0.31),
-        scene.uniform(-0.2, 0.2),
-    )
+    stride, wide = scene.uniform(0.02, 0.34), scene.uniform(0.23, 0.31)
+    sway = scene.uniform(-0.2, 0.2)
 
     def body(points: tuple[Point, ...], colour: Colour) -> None:
         scene.paint([(u + a * k, v - b * k) for a, b in points], colour, PERSON, z)
 
     for foot, tone in ((-stride, 0.75), (stride, 0.95)):
-        body(
-            ((-0.16, 0.9), (0.16, 0.9), (foot + 0.12, 0.0), (foot - 0.1, 0.0)),
-            shade(trousers, tone),
-        )
+        leg = ((-0.16, 0.9), (0.16, 0.9), (foot + 0.12, 0.0), (foot - 0.1, 0.0))
+        body(leg, shade(trousers, tone))
     for arm, tone in ((-1, 0.7), (1, 0.85)):
         shoulder, hand = arm * wide, arm * (wide + 0.05) + sway
         sleeve = ((shoulder * 0.7, 1.42), (shoulder, 1.36), (hand + 0.05, 0.8), (hand - 0.06, 0.8))
         body(sleeve, shade(coat, tone))
-    body(
-        ((-wide * 0.7, 0.8), (wide * 0.7, 0.8), (wide, 1.4), (0.1, 1.5), (-0.1, 1.5), (-wide, 1.4)),
-        coat,
-    )
+    collar = ((wide, 1.4), (0.1, 1.5), (-0.1, 1.5), (-wide, 1.4))
+    body(((-wide * 0.7, 0.8), (wide * 0.7, 0.8), *collar), coat)
     hem, lit = v - 0.8 * k, u + scene.sun * wide * 0.7 * k
     scene.detail([(u, hem), (lit, hem), (u, v - 1.45 * k)], shade(coat, 1.2))
     scene.ellipse(u, v - 1.64 * k, 0.13 * k, 0.16 * k, skin, PERSON, z)
@@ -237,40 +216,16 @@ def draw_person(scene: Scene, s: float, z: float, y: float) -> None:
     scene.cast(s - scene.sun * 1.3, s + 0.1, z - 0.15, z + 0.25)
 
 
-# Side views of cars from rear to front, (m along, m up): corners of rear panel, boot lid, rear window, roof,
-# windscreen, bonnet and front panel, in this order.
+# Side views of cars from rear to front, (m along, m up): corners of rear panel, boot lid, rear
+# window, roof, windscreen, bonnet and front panel, in this order. Kept as a table.
 CAR_PROFILES = (
-    (
-        (0.0, 0.3),
-        (0.0, 0.85),
-        (0.55, 0.95),
-        (1.1, 1.4),
-        (2.5, 1.4),
-        (3.2, 0.95),
-        (4.2, 0.8),
-        (4.25, 0.3),
-    ),
-    (
-        (0.0, 0.28),
-        (0.0, 0.9),
-        (0.1, 0.98),
-        (0.45, 1.48),
-        (2.3, 1.5),
-        (2.95, 0.98),
-        (3.75, 0.85),
-        (3.8, 0.28),
-    ),
-    (
-        (0.0, 0.3),
-        (0.0, 1.0),
-        (0.05, 1.1),
-        (0.15, 1.9),
-        (3.2, 1.9),
-        (3.9, 1.1),
-        (4.5, 0.95),
-        (4.6, 0.3),
-    ),
-)
+    ((0.0, 0.3), (0.0, 0.85), (0.55, 0.95), (1.1, 1.4),
+     (2.5, 1.4), (3.2, 0.95), (4.2, 0.8), (4.25, 0.3)),
+    ((0.0, 0.28), (0.0, 0.9), (0.1, 0.98), (0.45, 1.48),
+     (2.3, 1.5), (2.95, 0.98), (3.75, 0.85), (3.8, 0.28)),
+    ((0.0, 0.3), (0.0, 1.0), (0.05, 1.1), (0.15, 1.9),
+     (3.2, 1.9), (3.9, 1.1), (4.5, 0.95), (4.6, 0.3)),
+)  # fmt: skip
 CAR_WIDTH = 1.75
 # Brightness of the strips across a car: what faces the sky is lighter.
 STRIP_TONES = (0.9, 1.1, 1.0, 1.15, 1.0, 1.1, 0.9)
@@ -279,34 +234,34 @@ TYRE, RIM, UNDERBODY, PLATE = (20, 20, 22), (120, 120, 122), (22, 22, 24), (215,
 
 
 class _Car:
-    """A profile swept across the width of the car, painted far to near."""
+    """A car: its profile swept across its width, painted far to near."""
 
     def __init__(self, scene: Scene, s: float, z: float, heading: str):
         self.scene, self.s, self.z = scene, s, z
         self.profile = CAR_PROFILES[int(scene.rng.random() * len(CAR_PROFILES))]
         self.length = self.profile[-1][0]
         self.lacquer, self.glass = scene.pick(scene.style.cars), scene.pick(scene.style.glass)
-        self.across = heading in ("left", "right")  # of the street, so seen from the side
+        self.across = heading in ("left", "right")  # seen from the side
         self.front_is_near = heading in ("oncoming", "left")
 
     def place(self, a: float, y: float, b: float) -> Point:
-        """Sub-pixel of a point `a` metres from the rear, `y` up, at the fraction `b` of the width."""
+        """Sub-pixel of a point: `a` metres from the rear, `y` up, at fraction `b` of the width."""
         a = self.length - a if self.front_is_near else a
-        narrow = 0.14 * max(0.0, y - 0.98) * (1 - 2 * b)  # the cabin is narrower at the top
+        # The cabin is narrower at the top.
+        narrow = 0.14 * max(0.0, y - 0.98) * (1 - 2 * b)
         b = (b + narrow) * CAR_WIDTH
         if self.across:
             return self.scene.camera.project(self.s + a - self.length / 2, y, self.z + b)
         return self.scene.camera.project(self.s + b - CAR_WIDTH / 2, y, self.z + a)
 
     def draw(self) -> None:
-        """Shadow, the strips behind the visible flank, the flank, the strips before it."""
+        """Draw shadow, the strips beyond the visible flank, the flank, the strips before it."""
         scene, s, z = self.scene, self.s, self.z
         camera = scene.camera
         strips = list(range(7)) if self.front_is_near else list(range(6, -1, -1))
         if self.across:
-            scene.cast(
-                s - self.length / 2 - 0.1, s + self.length / 2 + 0.1, z - 0.25, z + CAR_WIDTH
-            )
+            reach = self.length / 2
+            scene.cast(s - reach - 0.1, s + reach + 0.1, z - 0.25, z + CAR_WIDTH)
             for strip in strips:
                 self.strip(strip)
             self.flank(0.0, scene.style.shading[1])
@@ -323,7 +278,7 @@ class _Car:
             self.strip(strip)
 
     def strip(self, index: int) -> None:
-        """One strip across the car: panel, glass, roof or bonnet; lights and a number plate on the panels."""
+        """Draw one strip across the car: panel with lights and plate, glass, roof or bonnet."""
         (a0, y0), (a1, y1) = self.profile[index], self.profile[index + 1]
         corners = [
             self.place(a0, y0, 0),
@@ -350,7 +305,7 @@ class _Car:
             patch(0.36, 0.64, 0.4, 0.62, PLATE)
 
     def flank(self, b: float, light: float) -> None:
-        """One side of the car: body, side windows with a pillar between them, two wheels."""
+        """Draw one side of the car: body, side windows with a pillar between them, two wheels."""
         outline = [self.place(a, y, b) for a, y in self.profile]
         self.scene.paint(outline, shade(self.lacquer, light), CAR, self.z)
         _, _, (r0, low), (r1, top), (f1, _), (f0, _), *_ = self.profile
@@ -366,5 +321,8 @@ class _Car:
 
 
 def draw_car(scene: Scene, s: float, z: float, heading: str) -> None:
-    """A car with its middle at `s`, its near end at `z`; heading "away", "oncoming", "left" or "right"."""
+    """Draw a car with its middle at `s` and its near end at `z`.
+
+    heading: "away", "oncoming", "left" or "right".
+    """
     _Car(scene, s, z, heading).draw()

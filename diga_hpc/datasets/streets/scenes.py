@@ -1,8 +1,8 @@
-"""The built-in data set "streets": street scenes drawn by the program, with exact labels, in two styles.
+"""Styles and rendering of the built-in street scenes: from a drawing to a picture.
 
-`source` looks like a render of a video game: bright noon, crisp, saturated. `target` looks like an old camera
-at dusk: warm cast, low gain, haze, blur, noise, dark corners, other materials. Both draw their streets from
-one distribution; only the look differs. Pictures are computed when asked for: no download, no files.
+`source` looks like a render of a video game: bright noon, crisp, saturated. `target` looks like an
+old camera at dusk: warm cast, low gain, haze, blur, noise, dark corners, other materials. Both draw
+their streets from one distribution; only the look differs. Pictures are computed on demand.
 
     image, label = render(7, seed=0, style="target")
 """
@@ -19,26 +19,15 @@ from diga_hpc.datasets.streets import drawing as draw
 from diga_hpc.datasets.streets.drawing import SUPERSAMPLING, Camera, Colour, Scene
 from diga_hpc.datasets.streets.layout import compose
 
-CLASSES = (
-    "road",
-    "sidewalk",
-    "building",
-    "pole",
-    "traffic sign",
-    "vegetation",
-    "sky",
-    "person",
-    "car",
-)
-
 
 @dataclass(frozen=True)
 class Style:
     """Everything that a style decides: the look, never the geometry.
 
-    Colours are RGB 0..255 before light and lens. Where a field is a range (low, high), each picture draws its
-    own value. The size of the domain gap is tuned in `TARGET`: first `gain`, `cast`, `gamma`, `haze`, which
-    colour transfer can mostly undo, then the palettes, `grain`, `blur` and `noise`, which it cannot.
+    Colours are RGB 0..255 before light and lens. Where a field is a range (low, high), each picture
+    draws its own value. To change the size of the domain gap, change `TARGET`: `gain`, `cast`,
+    `gamma` and `haze` are mostly undone by colour transfer; the palettes, `grain`, `blur` and
+    `noise` are not.
     """
 
     # Materials. An object picks one colour of its palette.
@@ -70,9 +59,7 @@ class Style:
     # Light.
     shading: tuple[float, float, float]  # brightness of walls facing the sun, the camera, neither
     shadow: float  # brightness of the ground in shadow, 1 = no shadows
-    grain: tuple[
-        float, ...
-    ]  # contrast of the surface texture, one value a class in the order of CLASSES
+    grain: tuple[float, ...]  # contrast of the surface texture of each class
     # Air.
     haze: tuple[float, float]  # extinction, 1/m: 0.01 hides 63 % of what is 100 m away
     haze_colour: Colour
@@ -227,23 +214,25 @@ STYLES = {"source": SOURCE, "target": TARGET}
 def render(
     index: int, *, seed: int, style: str, size: tuple[int, int] = (128, 256)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Picture `index` of a style: image uint8 [H,W,3] RGB and label uint8 [H,W] with ids into `CLASSES`.
+    """Render picture `index` of a style: image uint8 [H,W,3] RGB and label uint8 [H,W].
 
-    A function of its arguments alone, in any process and order. The same index in the other style is another
-    street: the two sets are unpaired, as real ones are. Another `size` (H, W) shows the same street.
-    Raises ValueError for an unknown style and for a negative index or seed.
+    Labels are indices into label_spaces.STREETS_CLASSES. The result depends on the arguments alone,
+    in any process and order. The same index in the other style is another street: the two sets are
+    unpaired, as real ones are. Another `size` (H, W) shows the same street. Raises ValueError for
+    an unknown style and for a negative index or seed.
     """
     if style not in STYLES:
         raise ValueError(f"style {style!r} is unknown: use one of {', '.join(STYLES)}")
     if index < 0 or seed < 0:
         raise ValueError(f"index {index} and seed {seed} must both be 0 or more")
+    # Two generators: the street must not change with the number of draws of the camera's noise.
     streams = np.random.SeedSequence([seed, index, zlib.crc32(style.encode())]).spawn(2)
     street, sensor = (np.random.Generator(np.random.Philox(s)) for s in streams)
     return _photograph(compose(STYLES[style], street, size), sensor)
 
 
 def _photograph(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Surface texture, clouds, shadows, haze, lens and sensor: from the drawing to the picture."""
+    """Picture of a drawing: surface texture, shadows, clouds, haze, lens and sensor."""
     style, camera = scene.style, scene.camera
     info = np.asarray(scene.info)[1::SUPERSAMPLING, 1::SUPERSAMPLING]
     label, depth = (info & 255).astype(np.uint8), (info >> 8).astype(np.float32) / 10
@@ -254,18 +243,17 @@ def _photograph(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.
 
     # Surfaces: grain (in perspective on the ground), shadows on the ground, clouds in the sky.
     texture = 0.6 * (_value_noise(rng, h, w, h // 64 + 1) + _value_noise(rng, h, w, h // 20 + 1))
-    texture = np.where(
-        label == draw.ROAD, asphalt, np.where(label == draw.SIDEWALK, slabs, texture)
-    )
+    texture = np.where(label == draw.SIDEWALK, slabs, texture)
+    texture = np.where(label == draw.ROAD, asphalt, texture)
     light *= (1 + np.asarray(style.grain, dtype=np.float32)[label] * texture)[..., None]
     soft = scene.shadow.reduce(SUPERSAMPLING).filter(ImageFilter.BoxBlur(h / 128))
     on_ground = (label == draw.ROAD) | (label == draw.SIDEWALK)
-    light *= (1 - (1 - style.shadow) * on_ground * np.asarray(soft, dtype=np.float32) / 255)[
-        ..., None
-    ]
+    shadow = (1 - style.shadow) * on_ground * np.asarray(soft, dtype=np.float32) / 255
+    light *= (1 - shadow)[..., None]
     light += _clouds(style, rng, label)[..., None] * (_unit(style.cloud) - light)
 
-    # Air: what is far takes the colour of the haze; the sky has it already.
+    # Air: what is far takes the colour of the haze, which the sky has already. Depths are rounded
+    # to metres and looked up, since an exponential per pixel is slow.
     distance = np.arange(256, dtype=np.float64)
     veil = (1 - np.exp(-_within(rng, style.haze) * distance)).astype(np.float32)
     veil = veil[np.minimum(depth, 255).astype(np.uint8)] * (label != draw.SKY)
@@ -274,20 +262,17 @@ def _photograph(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.
 
 
 def _expose(light: np.ndarray, style: Style, rng: np.random.Generator) -> np.ndarray:
-    """Lens and sensor: float [H,W,3] light to uint8 [H,W,3]."""
+    """Lens and sensor: light float32 [H,W,3] to picture uint8 [H,W,3]."""
     h, w, _ = light.shape
     grey = 0.3 * light[..., 0:1] + 0.59 * light[..., 1:2] + 0.11 * light[..., 2:3]
     light = grey + np.float32(style.saturation) * (light - grey)
     light *= np.float32(_within(rng, style.gain)) * np.asarray(style.cast, dtype=np.float32)
-    y, x = (
-        np.linspace(-1, 1, h, dtype=np.float32)[:, None],
-        np.linspace(-1, 1, w, dtype=np.float32)[None],
-    )
+    y = np.linspace(-1, 1, h, dtype=np.float32)[:, None]
+    x = np.linspace(-1, 1, w, dtype=np.float32)[None]
     light *= (1 - np.float32(style.vignette / 2) * (x * x + y * y))[..., None]
-    # A table instead of a power a pixel: faster, and not at the mercy of a platform's vectorised `pow`.
-    curve = (style.black + (1 - style.black) * np.linspace(0, 1, 1024) ** style.gamma).astype(
-        np.float32
-    )
+    # A table instead of a power per pixel: faster, and vectorised powers differ between platforms.
+    levels = np.linspace(0, 1, 1024) ** style.gamma
+    curve = (style.black + (1 - style.black) * levels).astype(np.float32)
     light = curve[(np.clip(light, 0, 1) * 1023).astype(np.int16)]
     if style.blur:
         sharp = Image.fromarray((light * 255).astype(np.uint8))
@@ -300,16 +285,13 @@ def _expose(light: np.ndarray, style: Style, rng: np.random.Generator) -> np.nda
 def _ground_texture(
     camera: Camera, rng: np.random.Generator, h: int, w: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Depth of the ground (m), asphalt and paving slabs (about -1..1), each float32 [H,W], in perspective."""
+    """Depth of the ground in m, textures of asphalt and of slabs, about -1..1: float32 [H,W]."""
     rows = (np.arange(h, dtype=np.float32)[:, None] + 0.5) * SUPERSAMPLING - np.float32(camera.v0)
     columns = (np.arange(w, dtype=np.float32)[None] + 0.5) * SUPERSAMPLING - np.float32(camera.u0)
     z = np.float32(camera.focal * camera.height) / np.maximum(rows, 1)
-    s = (
-        columns * (z / np.float32(camera.focal))
-        + np.float32(camera.x)
-        - np.float32(camera.curvature) * z * z
-    )
-    # Beyond some metres a pixel holds many grains: they average out.
+    bend = np.float32(camera.curvature) * z * z
+    s = columns * (z / np.float32(camera.focal)) + np.float32(camera.x) - bend
+    # From some metres on, a pixel holds many grains, which average out.
     fine, coarse = np.minimum(1, 9 / z), np.minimum(1, 25 / z)
     table = rng.random((64, 64), dtype=np.float32) * 2 - 1
 
@@ -325,22 +307,24 @@ def _ground_texture(
 def _clouds(style: Style, rng: np.random.Generator, label: np.ndarray) -> np.ndarray:
     """Opacity of the clouds, float32 [H,W], 0 outside the sky."""
     h, w = label.shape
-    field = _value_noise(rng, h, w, h // 5 + 1, wide=3) + 0.5 * _value_noise(
-        rng, h, w, h // 12 + 1, wide=3
-    )
+    field = _value_noise(rng, h, w, h // 5 + 1, wide=3)
+    field = field + 0.5 * _value_noise(rng, h, w, h // 12 + 1, wide=3)
     field += 0.25 * _value_noise(rng, h, w, h // 28 + 1, wide=2)
     cover = np.float32(_within(rng, style.cloud_cover))
     return np.clip((field + 2 * cover - 1) * 1.6, 0, 0.9) * (label == draw.SKY)
 
 
 def _value_noise(rng: np.random.Generator, h: int, w: int, cell: int, wide: int = 1) -> np.ndarray:
-    """Smooth noise in -1..1, float32 [H,W]; one random value every `cell` rows and `wide * cell` columns."""
+    """Smooth noise, about -1..1, float32 [H,W].
+
+    Interpolates one random value every `cell` rows and `wide * cell` columns.
+    """
     grid = rng.random((h // cell + 3, w // (cell * wide) + 3), dtype=np.float32) * 2 - 1
     return np.asarray(Image.fromarray(grid).resize((w, h), Image.Resampling.BICUBIC))
 
 
 def _within(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
-    """One number between two bounds."""
+    """One random number between two bounds."""
     return bounds[0] + (bounds[1] - bounds[0]) * rng.random()
 
 

@@ -1,0 +1,70 @@
+"""Sections of the data: source, target and validation images, and the classes of a label space."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import NonNegativeInt, PlainValidator, PositiveFloat, SerializeAsAny
+
+from diga_hpc.config.choices import SAMPLERS
+from diga_hpc.config.validation import problem_at, validate_as
+from diga_hpc.datasets import DATASETS
+from diga_hpc.datasets.base import DatasetSection
+from diga_hpc.section import KeyOf, Section, key_of
+
+_is_kind = KeyOf(DATASETS)
+
+
+def _dataset(value: Any) -> DatasetSection:
+    """Validate a data set as the section class that its `kind` chooses."""
+    if isinstance(value, DatasetSection):
+        return value
+    if not isinstance(value, dict) or "kind" not in value:
+        raise ValueError(f"expected a mapping with `kind`, one of {', '.join(DATASETS)}")
+    kind = value["kind"]
+    try:
+        chosen = DATASETS[_is_kind(kind)]
+    except ValueError as error:
+        wrong = {"msg": str(error), "input": kind}
+        raise problem_at(DatasetSection, "kind", "value_error", **wrong) from error
+    section = validate_as(chosen, value)
+    assert isinstance(section, DatasetSection), f"DATASETS[{kind!r}] is no DatasetSection"
+    return section
+
+
+Dataset = Annotated[SerializeAsAny[DatasetSection], PlainValidator(_dataset)]
+
+
+class DataSection(Section):
+    """Images to train and to measure on, and how they are loaded."""
+
+    root: Path | None = None
+    """Folder of the data sets below that have no `root` of their own."""
+    source: Dataset
+    """Labelled images to learn from. `kind` chooses the data set and its keys."""
+    target: Dataset | None = None
+    """Images to adapt to; their labels, if any, are never read. Empty for domain generalisation
+    and for training on the source alone."""
+    validation: Dataset
+    """Labelled images to measure results on; never trained on."""
+    workers: NonNegativeInt = 2
+    """Data loader processes per rank; 0 loads in the training process. Any number gives the same
+    batches."""
+    skip_errors: NonNegativeInt = 0
+    """Unreadable files of source and target that a run may skip, counted over all ranks and
+    restarts and listed in RUN_DIR/skipped_data.json. One more ends the run."""
+    flip: bool = True
+    """Mirror each training image left to right with probability 1/2."""
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.0)
+    """Lowest and highest random factor by which the height and the width of a training image are
+    resized, each drawn on its own. The result is never smaller than the crop."""
+    sampler: Annotated[str, key_of(SAMPLERS)] = "shuffled"
+    """Order of the training images. `shuffled`: a new random permutation every epoch."""
+
+
+class CustomClass(Section):
+    """One class of `label_space: custom`."""
+
+    name: str
+    """Name in tables and reports."""
+    color: tuple[int, int, int]
+    """Colour in label pictures and masks: red, green, blue, 0 to 255."""

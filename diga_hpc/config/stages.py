@@ -1,0 +1,145 @@
+"""Sections of the stages: what each one trains, computes or measures.
+
+A stage of an extension has a section of its own, a subclass of `TrainingSection`, under the name
+that `stages.plan.register` gave it.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from diga_hpc.errors import UserError
+from diga_hpc.section import Fraction, NonNegativeFloat, Section, Size
+
+
+class BatchSection(Section):
+    """Images of one domain in an optimiser step, over all ranks together."""
+
+    full: NonNegativeInt = 4
+    """Crops from images at their full size."""
+    half: NonNegativeInt = 0
+    """Crops from images at their half size."""
+
+    @property
+    def total(self) -> int:
+        """Images of one domain in an optimiser step, over all ranks."""
+        return self.full + self.half
+
+    def share(self, ranks: int) -> int:
+        """Images that each of `ranks` gets. Raises UserError if they do not divide evenly."""
+        if self.total % ranks:
+            raise UserError(
+                f"a batch of {self.total} images does not divide by {ranks} ranks; set batch.full "
+                f"and batch.half to a sum that is a multiple of {ranks}, or start another number "
+                "of ranks"
+            )
+        return self.total // ranks
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "BatchSection":
+        if self.total == 0:
+            raise ValueError("full + half is 0; at least one image is needed")
+        return self
+
+
+class TrainingSection(Section):
+    """Keys of every training stage."""
+
+    steps: PositiveInt
+    """Optimiser steps of the stage."""
+    batch: BatchSection = BatchSection()
+    """Images of one domain in a step."""
+    crop: Size
+    """Height and width in pixels of the training crops."""
+    lr_scale: PositiveFloat = 1.0
+    """Factor on `optimizer.lr_head` and `optimizer.lr_backbone` in this stage."""
+
+
+class SourceOnlySection(TrainingSection):
+    """The baseline: cross-entropy on the labelled source, nothing else."""
+
+
+class DistillationSection(TrainingSection):
+    """Keys of the stages that distil between two views of the source."""
+
+    reverse_weight: NonNegativeFloat = 0.5
+    """Factor on the direction "teacher on view 2 teaches the student on view 1"; the other
+    direction has the factor 1. Published: 0.5, and 0.25 for SYNTHIA."""
+    temperature: PositiveFloat = 1.0
+    """The logits of student and teacher are divided by it before the softmax."""
+    second_view: Literal["crdomix", "color"] = "crdomix"
+    """View 2 of a source image. `crdomix`: classes of its colour-changed version pasted onto its
+    version in the style of the target (needs `data.target`). `color`: the colour-changed version,
+    which never looks at the target."""
+
+
+class WarmUpSection(DistillationSection):
+    """Cross-entropy and symmetric distillation between two views of the source."""
+
+    start: Literal["model", "source_only"] = "model"
+    """Network to start from: `model.weights`, or the result of the stage `source_only`."""
+    distillation_weight: NonNegativeFloat = 0.5
+    """Factor on the distillation loss, the sum of both directions; 0 turns it off. Published: 0.5,
+    and 0.25 for SYNTHIA."""
+    color_blend: Fraction = 0.4
+    """Weight of the colour-changed image in its blend with the original; 0 changes no colour."""
+
+
+class SelfTrainingSection(DistillationSection):
+    """Training on the target with the pseudo labels that its features agree with, and the warm-up's
+    losses on the source."""
+
+    rounds: PositiveInt = 1
+    """How often pseudo labels, centroids and training follow one another."""
+    distillation_weight: NonNegativeFloat = 0.25
+    """Factor on the distillation loss, the sum of both directions; 0 turns it off."""
+    color_blend: Fraction = 0.3
+    """Weight of the colour-changed image in its blend with the original, of source and target; 0
+    changes no colour."""
+
+
+class PseudoLabelSection(Section):
+    """Labels that the network gives the target's training images before each self-training
+    round."""
+
+    scales: tuple[PositiveFloat, ...] = (1.0, 0.5)
+    """Factors of the full size at which an image is predicted; a pixel takes the class of the
+    highest logit over all of them."""
+    adapt_normalization: bool = False
+    """Re-estimate the statistics of batch normalisation on the target's training images before they
+    are labelled (AdaBN). Helps runs too short for the running statistics to settle."""
+
+
+class CentroidSection(Section):
+    """Class centroids: the mean feature of each class, which pseudo labels must agree with."""
+
+    scale: PositiveFloat = 0.5
+    """Factor of the full size at which the target's images are seen for the initial centroids."""
+    minimum_pixels: PositiveInt = 5
+    """Minimum pixels, at the network's output resolution, for a class to count in an image."""
+    momentum: Annotated[float, Field(ge=0.0, lt=0.1)] = 1e-4
+    """Weight of the mean of one image where training updates the centroids."""
+
+
+class EvaluationSection(Section):
+    """How the networks are measured on the validation images."""
+
+    scales: tuple[PositiveFloat, ...] = (1.0, 0.5)
+    """Factors of the full size at which an image is predicted; a pixel takes the class of the
+    highest logit over all of them."""
+    flip: bool = False
+    """Predict the mirrored images too."""
+    sliding_window: Size | None = None
+    """Height and width in pixels of windows that are predicted one by one; they overlap by at least
+    a third. Empty predicts the image at once."""
+    adapt_normalization: bool = True
+    """Measure every network a second time, with the statistics of batch normalisation re-estimated
+    on the target's training images (AdaBN)."""
+    teacher: bool = True
+    """Measure the teachers too, not only the students."""
+    panels: NonNegativeInt = 6
+    """Validation images that the report shows."""
+
+
+# Sections of the stages that extensions registered, by name; filled by stages.plan.register.
+STAGE_SECTIONS: dict[str, type[TrainingSection]] = {}

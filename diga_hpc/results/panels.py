@@ -1,0 +1,56 @@
+"""Pictures of a report: the validation images and their labels, reduced in size and embedded."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from diga_hpc.results.stage_order import StageOrder
+
+PANEL_WIDTH = 480  # pixels
+# Characters of embedded pictures, so that a browser opens the report at once. Further images are
+# only in RUN_DIR/panels.
+PANEL_BUDGET = 4_000_000
+JPEG_QUALITY = 80
+
+
+def read_panels(folder: Path, order: StageOrder) -> dict[str, Any]:
+    """Read the pictures of RUN_DIR/panels, image by image until PANEL_BUDGET is used up.
+
+    Returns images: name -> kind -> data URI (empty for a corrupt file); kinds: the columns;
+    left_out: number of images beyond the budget.
+    """
+    images: dict[str, dict[str, str]] = {}
+    used, found = 0, sorted(path for path in folder.glob("*") if path.is_dir())
+    for path in found:
+        files = {file.stem: file for file in path.iterdir() if file.suffix in (".png", ".jpg")}
+        uris = {kind: _data_uri(files[kind]) for kind in order.pictures(files)}
+        used += sum(len(uri) for uri in uris.values())
+        if used > PANEL_BUDGET:
+            break
+        images[path.name] = uris
+    kinds = order.pictures(kind for uris in images.values() for kind in uris)
+    return {"images": images, "kinds": kinds, "left_out": len(found) - len(images)}
+
+
+def _data_uri(path: Path) -> str:
+    """Encode a picture at most PANEL_WIDTH wide; empty where the file is corrupt."""
+    stream = io.BytesIO()
+    options: dict[str, Any] = {"optimize": True}
+    kind = "png"
+    if path.suffix == ".jpg":
+        kind, options = "jpeg", {"quality": JPEG_QUALITY}
+    try:
+        with Image.open(path) as opened:
+            picture: Image.Image = opened
+            height = max(1, round(picture.height * PANEL_WIDTH / picture.width))
+            if picture.width > PANEL_WIDTH:
+                # Pillow resizes palette pictures to the nearest pixel whatever filter is named, so
+                # class indices stay class indices.
+                picture = picture.resize((PANEL_WIDTH, height), Image.Resampling.LANCZOS)
+            picture.save(stream, kind, **options)
+    except (OSError, SyntaxError, ValueError):
+        return ""
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -1,0 +1,53 @@
+"""Adapting a network's normalisation statistics to the target's training images (AdaBN), over all ranks."""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+
+from diga_hpc.loading.dataset import Dataset, Sample
+from diga_hpc.method.adabn import GROUP, adapt_normalization
+from diga_hpc.models.base import SegmentationModel
+from diga_hpc.training.stage import Context
+
+Group = list[torch.Tensor]  # batches uint8 [n,3,H,W], one for each run of equal sizes
+WatchGroups = Callable[[Iterator[Group], str, int], Iterator[Group]]
+
+
+def adapt_to_target(context: Context, model: SegmentationModel, watch: WatchGroups) -> None:
+    """Give a network the target's statistics; files that cannot be read are skipped and listed.
+
+    watch: raises Stopped where a stop was requested (StopFlag.watch); the model is unchanged then.
+    """
+    assert context.target is not None
+    world = context.world
+    broken = context.broken_files()
+    groups = _groups(context.target, context)
+    images = broken.images(context.target, [i for group in groups for i in group])
+    batches = _batches(images, groups, world.device)
+    watched = watch(batches, "adapting normalisation statistics", len(groups))
+    adapt_normalization(model, watched, world.sum)
+    broken.write()
+
+
+def _groups(dataset: Dataset, context: Context) -> list[range]:
+    """This rank's groups of consecutive images."""
+    count = -(-len(dataset) // GROUP)
+    return [
+        range(g * GROUP, min((g + 1) * GROUP, len(dataset))) for g in context.world.share(count)
+    ]
+
+
+def _batches(
+    samples: Iterator[Sample | None], groups: list[range], device: torch.device
+) -> Iterator[Group]:
+    """Each group on the device, in parts where the size changes."""
+    for group in groups:
+        # One by one: a stack would not be in pinned memory, and its copy would wait.
+        images = [
+            sample.image.to(device, non_blocking=True)
+            for _ in group
+            if (sample := next(samples)) is not None
+        ]
+        by_size = itertools.groupby(images, key=lambda image: image.shape)
+        yield [torch.stack(list(same)) for _, same in by_size]

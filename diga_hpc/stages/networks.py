@@ -1,0 +1,52 @@
+"""Networks of a run: the one that training starts from, and those that stages have trained."""
+
+import torch
+
+from diga_hpc import models
+from diga_hpc.method.losses import Segmentation, class_weights
+from diga_hpc.models.base import SegmentationModel
+from diga_hpc.stages.plan import Planned, trained
+from diga_hpc.training.resume import has_weights, trained_weights
+from diga_hpc.training.stage import STUDENT, Context
+
+
+def starting_network(context: Context, planned: Planned | None = None) -> SegmentationModel:
+    """The student that a stage starts from; without a stage, or where it says so, the starting
+    weights.
+
+    Raises UserError for weights that do not fit, and for a stage before it that is not finished.
+    """
+    if planned is not None and planned.starts_from is not None:
+        return trained_network(context, planned.starts_from)
+    torch.manual_seed(context.config.seed)
+    return models.build(context.config.model, context.space.num_classes)
+
+
+def trained_network(context: Context, stage: str, network: str = STUDENT) -> SegmentationModel:
+    """A network of a finished stage, in evaluation mode on the device.
+
+    All ranks call it together.
+    """
+    weights = trained_weights(context, stage, _steps(context, stage), network)
+    model = models.build(context.config.model, context.space.num_classes, weights=weights)
+    return model.to(context.world.device).eval()
+
+
+def has_network(context: Context, stage: str, network: str) -> bool:
+    """Whether a finished stage has this network: not every stage has a teacher."""
+    return has_weights(context, stage, _steps(context, stage), network)
+
+
+def segmentation(context: Context) -> Segmentation:
+    """Class weights and the normaliser of the cross-entropy, as the configuration says."""
+    section = context.config.loss
+    weights = class_weights(section, context.source, context.space.num_classes, context.config.seed)
+    return Segmentation(section, weights, context.world.device)
+
+
+def _steps(context: Context, stage: str) -> int:
+    return next(
+        planned.training.steps
+        for planned in trained(context.config)
+        if planned.name == stage and planned.training
+    )

@@ -1,0 +1,23 @@
+"""Precision of forward passes: float32, or bfloat16 by autocast. Decided here and nowhere else."""
+
+from dataclasses import dataclass
+
+import torch
+
+from diga_hpc.config import EngineSection
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Called, it gives the autocast context of one forward pass; parameters and gradients stay float32."""
+
+    device_type: str
+    bf16: bool
+
+    @classmethod
+    def of(cls, engine: EngineSection, device: torch.device) -> "Precision":
+        """The precision that a configuration asks for."""
+        return cls(device.type, engine.precision == "bf16")
+
+    def __call__(self) -> torch.autocast:
+        return torch.autocast(self.device_type, torch.bfloat16, enabled=self.bf16)

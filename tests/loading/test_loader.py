@@ -1,0 +1,66 @@
+"""Batches of a training stage: the same stream with any number of workers and ranks."""
+
+import tracemalloc
+
+import pytest
+import torch
+
+from diga_hpc import config as configuration
+from diga_hpc.errors import UserError
+from diga_hpc.loading import dataset as datasets
+from diga_hpc.loading.loader import TrainingSamples, training_batches
+
+
+def samples_of(config, stage="warm_up"):
+    return TrainingSamples(
+        config,
+        stage,
+        getattr(config, stage),
+        datasets.open_source(config),
+        datasets.open_target(config),
+    )
+
+
+def batches_of(samples, rank=0, world_size=1, workers=0, first_step=0):
+    options = {"first_step": first_step, "rank": rank, "world_size": world_size, "workers": workers}
+    return list(training_batches(samples, pin_memory=False, **options))
+
+
+def same(a, b) -> bool:
+    return all(
+        torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+        for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
+    )
+
+
+def test_stream_does_not_depend_on_workers_ranks_or_the_first_step(tiny_yaml):
+    samples = samples_of(configuration.load(tiny_yaml))
+    alone = batches_of(samples)
+    assert len(alone) == 4
+    assert all(map(same, alone, batches_of(samples, workers=2)))
+    assert all(map(same, alone[2:], batches_of(samples, first_step=2)))
+    two = [batches_of(samples, rank=rank, world_size=2) for rank in (0, 1)]
+    for whole, first, second in zip(alone, *two, strict=True):
+        parts = whole.split(2)
+        assert same(parts[0], first) and same(parts[1], second)
+
+
+def test_a_long_training_does_not_list_its_samples(tiny_yaml):
+    samples = samples_of(configuration.load(tiny_yaml, ["warm_up.steps=250000"]))
+    options = {"first_step": 1, "rank": 1, "world_size": 2, "workers": 0, "pin_memory": False}
+    tracemalloc.start()
+    batches = training_batches(samples, **options)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20 and len(batches) == 249_999
+
+
+def test_seed_changes_the_stream(tiny_yaml):
+    first = batches_of(samples_of(configuration.load(tiny_yaml)))
+    other = batches_of(samples_of(configuration.load(tiny_yaml, ["seed=1"])))
+    assert not same(first[0], other[0])
+
+
+def test_batch_that_does_not_divide_is_an_error(tiny_yaml):
+    with pytest.raises(UserError, match="a batch of 4 images does not divide by 3 ranks"):
+        batches_of(samples_of(configuration.load(tiny_yaml)), world_size=3)

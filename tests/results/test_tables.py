@@ -1,0 +1,64 @@
+"""The table of results: percentages, empty columns left out, gain over the baseline."""
+
+import pytest
+
+from diga_hpc import config as configuration
+from diga_hpc.errors import UserError
+from diga_hpc.results.stage_order import StageOrder, stage_name
+from diga_hpc.results.tables import Results, read_rows
+from helpers.finished_run import NAMES, SCORES, result_rows, write_config
+
+CLASSES = ("road", "sky")
+
+
+@pytest.fixture
+def config(tmp_path):
+    return configuration.load(write_config(tmp_path / "run") / "config.yaml")
+
+
+def table(config, rows):
+    return Results(rows, StageOrder(config, map(stage_name, rows)))
+
+
+def test_one_line_a_stage(config):
+    results = table(config, result_rows(CLASSES, miou_13=55.5)[::-1])
+    assert results.stages == list(NAMES) and results.last == "self_training_2"
+    assert results.heads == [
+        "stage", "student\nrunning", "student\nadapted", "teacher\nrunning", "teacher\nadapted",
+        "mIoU\n13", "pixel\nacc.", "vs source\nonly",
+    ]  # fmt: skip
+    assert results.lines["source_only"][0] == "31.25" and results.lines["source_only"][-1] == "–"
+    assert results.lines["self_training_2"] == [
+        "51.75", "52.75", "53.75", "54.75", "55.50", "80.50", "+20.50",
+    ]  # fmt: skip
+
+
+def test_columns_without_a_value_are_left_out(config):
+    rows = [row for row in result_rows(CLASSES) if row["network"] == "student"]
+    rows = [row for row in rows if row["stage"] == "warm_up" and row["normalization"] == "running"]
+    results = table(config, rows)
+    assert results.heads == ["stage", "student\nrunning", "pixel\nacc."]
+    assert results.gain("warm_up") is None
+
+
+def test_the_gain_is_the_difference_of_the_numbers_shown(config):
+    scores = (("source_only", 0, 10.004), ("warm_up", 0, 20.005001))
+    results = table(config, result_rows(CLASSES, scores))
+    assert results.lines["warm_up"][0] == "20.01" and results.lines["warm_up"][-1] == "+10.01"
+
+
+def test_a_stage_outside_the_plan_is_shown_last_and_is_not_the_result(config):
+    results = table(config, result_rows(CLASSES, (("old", 3, 99.0), *SCORES[:2])))
+    assert results.stages == ["source_only", "warm_up", "old_3"]
+    assert results.lines["old_3"][0] == "99.00" and results.last == "warm_up"
+
+
+def test_no_rows(config, tmp_path):
+    results = table(config, read_rows(tmp_path / "run"))
+    assert results.stages == [] and results.last is None and results.heads == ["stage"]
+
+
+def test_a_corrupt_file_is_named(tmp_path):
+    (tmp_path / "results.json").write_text("[{")
+    with pytest.raises(UserError, match=r"results\.json: not readable as JSON"):
+        read_rows(tmp_path)

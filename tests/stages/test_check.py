@@ -1,0 +1,117 @@
+"""The check before training: every stage of the plan, every file, crops, memory estimates."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diga_hpc import config as configuration
+from diga_hpc import models
+from diga_hpc.errors import UserError
+from diga_hpc.stages.check import activation_bytes, check, check_crops, open_all
+from helpers.configurations import write_tiny_yaml
+from helpers.finished_run import TOY, registered_stage
+
+FOLDERS = """
+run_dir: unused
+label_space: camvid
+data:
+  root: {root}
+  source: {{kind: folder, images: images, labels: labels}}
+  target: {{kind: folder, images: images, labels: labels}}
+  validation: {{kind: folder, images: images, labels: labels}}
+model: {{weights: random}}
+warm_up: {{steps: 2, crop: [32, 48], batch: {{full: 2}}}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def files_yaml(tmp_path):
+    """Three images of 48x64 with labels of four classes, which stand for all three data sets."""
+    generator = np.random.default_rng(0)
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    for number in range(3):
+        image = generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / f"images/{number}.png")
+        label = generator.integers(0, 4, (48, 64), dtype=np.uint8)
+        Image.fromarray(label).save(tmp_path / f"labels/{number}.png")
+    path = tmp_path / "files.yaml"
+    path.write_text(FOLDERS.format(root=tmp_path))
+    return path
+
+
+def stage_rows(text: str) -> dict[str, list[str]]:
+    """Cells of the table of stages, by kind."""
+    table = text[text.index("parameters") :]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines()]
+    return {row[0]: row[1:] for row in rows if row}
+
+
+def test_every_stage_of_the_plan_is_listed(tiny_yaml, capsys):
+    check(configuration.load(tiny_yaml, ["self_training.rounds=2"]))
+    text = capsys.readouterr().out
+    rows = stage_rows(text)
+    assert list(rows) == ["source_only", "warm_up", "self_training"]
+    assert rows["source_only"][:4] == ["3", "4", "32x48", "1.0"]
+    assert rows["self_training"][0] == "4 x 2" and "no problems found" in text
+
+
+def test_a_registered_stage_is_one_of_them(tmp_path, capsys):
+    with registered_stage(after="warm_up", views=4):
+        path = write_tiny_yaml(tmp_path)
+        with path.open("a") as stream:
+            stream.write("polish: {steps: 5, crop: [40, 64], batch: {full: 2}}\n")
+        check(configuration.load(path))
+        rows = stage_rows(capsys.readouterr().out)
+        assert list(rows) == ["source_only", "warm_up", TOY, "self_training"]
+        assert rows[TOY][:3] == ["5", "2", "40x64"]
+        config = configuration.load(path, ["polish.crop=[64,64]"])
+        with pytest.raises(UserError, match=r"`polish.crop` \[64, 64\] is larger"):
+            check_crops(config, open_all(config))
+
+
+def test_files_are_counted_and_measured(files_yaml, capsys):
+    check(configuration.load(files_yaml))
+    text = capsys.readouterr().out
+    assert "48x64" in text and "4 of 11" in text and "(labels not used)" in text
+
+
+def test_a_limit_reads_fewer_images(files_yaml, tmp_path):
+    Image.fromarray(np.full((48, 64), 40, np.uint8)).save(tmp_path / "labels/1.png")
+    config = configuration.load(files_yaml)
+    with pytest.raises(UserError, match=r"labels/1.png: unknown label id 40"):
+        check(config)
+    check(config, limit=1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["warm_up.crop=[64,64]"], r"the full-size image \[48, 64\] of `data.source`: lower it"),
+        (["warm_up.batch={full: 1, half: 1}"], r"the half-size image \[24, 32\] of `data.source`"),
+        (["data.target.size=[24,64]"], r"the full-size image \[24, 64\] of `data.target`"),
+    ],
+)
+def test_crops_larger_than_the_images(files_yaml, overrides, message):
+    config = configuration.load(files_yaml, overrides)
+    with pytest.raises(UserError, match=message):
+        check_crops(config, open_all(config))
+
+
+def test_half_size_images_matter_only_where_they_are_used(files_yaml):
+    config = configuration.load(files_yaml, ["warm_up.batch={full: 2, half: 0}"])
+    check_crops(config, open_all(config))
+
+
+def test_memory_of_activations_grows_with_crop_and_precision(tiny_yaml):
+    config = configuration.load(tiny_yaml)
+    bf16 = configuration.load(tiny_yaml, ["engine.precision=bf16"])
+    model = models.build(config.model, config.space.num_classes, weights="random")
+    small, large = (activation_bytes(config, model, crop) for crop in ((32, 32), (64, 64)))
+    assert 3.5 < large / small < 4.5
+    assert activation_bytes(bf16, model, (32, 32)) == small // 2
