@@ -105,7 +105,8 @@ class Watchdog:
         self._who: dict[int, Process] = {}
         self._contact = time.monotonic()  # the last answer of the store
         # rank -> its heartbeat, and when that last changed, by this host's clock.
-        self._seen: dict[int, tuple[str, float]] = dict.fromkeys(self._watched, ("", self._contact))
+        unseen = (b"", self._contact)
+        self._seen: dict[int, tuple[bytes, float]] = dict.fromkeys(self._watched, unseen)
         self._lost: str | None = None  # why the store cannot be reached any more
         self._failure: RankFailure | None = None  # the first failure of the job
         # Written by `publish`, on the main thread or _judge:

@@ -120,6 +120,14 @@ def host_group() -> dist.ProcessGroup | None:
     return _host_group
 
 
+def new_gloo_group() -> dist.ProcessGroup:
+    """A gloo group of all ranks, beside the default group. All ranks call it together."""
+    group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+    # new_group has another value for processes that are not members.
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
 def start(config: Config) -> World:
     """Join the ranks that torchrun or srun started, or run alone.
 
@@ -203,7 +211,7 @@ def _join(me: Ranks, device: torch.device, config: Config) -> None:
         # For what ranks may do at very different times: a timeout of NCCL aborts the process
         # without a message, one of gloo raises.
         global _host_group
-        _host_group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        _host_group = new_gloo_group()
 
 
 def finish() -> None:

@@ -135,6 +135,7 @@ def test_a_file_counts_once_until_its_entry_is_removed(corrupt_yaml, tmp_path):
     BrokenFiles(run.config, run, world).add(["day 1: rain/b.png: cut short"])
 
 
+@pytest.mark.slow
 def test_the_replacement_of_a_corrupt_file_is_the_same_after_a_resume(corrupt_yaml, tmp_path):
     uninterrupted = with_files(corrupt_yaml, tmp_path, "run", "data.skip_errors=2")
     Pipeline(uninterrupted).run("warm-up")
@@ -159,6 +160,7 @@ def test_data_without_corrupt_files_are_not_changed_by_the_option(tiny_yaml, tmp
     assert not (b.run_dir / "skipped_data.json").exists()
 
 
+@pytest.mark.slow
 def test_a_corrupt_target_image_is_skipped_by_every_pass(corrupt_yaml, tmp_path):
     """By statistics, pseudo labels, centroids and self-training; it is listed once."""
     target = folder("data.target", tmp_path / "data")

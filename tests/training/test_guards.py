@@ -108,6 +108,7 @@ class Exploding(TrainingStage):
         return StepOutput({"student": loss}, {"loss/total": loss})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 20])
 def test_an_exploding_run_stops_and_the_report_says_why(tiny_yaml, tmp_path, every):
     """Also with the last log point long ago."""
