@@ -54,6 +54,12 @@ class World:
         """Whether this is rank 0."""
         return self.rank == 0
 
+    @property
+    def accelerator(self) -> str:
+        """CUDA version and name of the GPU, as a line of env.txt."""
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+        return f"cuda {torch.version.cuda}, device {device}"
+
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Replace `tensor` by its sum over all ranks, in place, and return it."""
         if self.size > 1:

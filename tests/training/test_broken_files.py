@@ -96,6 +96,7 @@ def test_a_failure_of_the_machine_is_not_a_corrupt_file(
     assert "5.png" not in (config.run_dir / "skipped_data.json").read_text()
 
 
+@pytest.mark.slow
 def test_one_file_too_many_ends_the_run(corrupt_yaml, tmp_path):
     config = with_files(corrupt_yaml, tmp_path, "run", "data.skip_errors=1")
     with pytest.raises(
