@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that --help is instant.
 
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -24,7 +25,8 @@ from diga_hpc.errors import (
 from diga_hpc.terminal import find_ranks, log_to_terminal
 
 app = typer.Typer(
-    help="Adapt a segmentation network from labelled source images to unlabelled target images (DiGA, CVPR 2023).",
+    help="Adapt a segmentation network from labelled source images to unlabelled target images "
+    "(DiGA, CVPR 2023).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -44,7 +46,8 @@ Overrides = Annotated[
 StopAfter = Annotated[
     Optional[int],
     typer.Option(
-        help="Stop cleanly after this many training steps, as a signal would; the same command goes on."
+        help="Stop cleanly after this many training steps, as a signal would; the same command "
+        "resumes."
     ),
 ]
 Round = Annotated[int, typer.Option("--round", min=1, help="Which round of self-training.")]
@@ -69,7 +72,7 @@ def warm_up(config: ConfigPath, overrides: Overrides = None, stop_after: StopAft
 
 @app.command("pseudo-labels")
 def pseudo_labels(config: ConfigPath, overrides: Overrides = None, round_number: Round = 1) -> None:
-    """Label the target's training images with the network trained before a round, and compute class centroids."""
+    """Label the target's images with the network trained before a round; compute centroids."""
     _run("pseudo-labels", config, overrides, round_number=round_number)
 
 
@@ -86,7 +89,7 @@ def self_train(
 
 @app.command()
 def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Measure every network trained so far on the validation images; writes results.json and report.html."""
+    """Measure every trained network on the validation images: results.json and report.html."""
     _run("evaluate", config, overrides)
 
 
@@ -141,7 +144,7 @@ def check(
         bool, typer.Option(help="Look at 20 images of each data set instead of all.")
     ] = False,
 ) -> None:
-    """Check configuration and data without training: files, pairs, sizes, label ids; say what would run."""
+    """Check configuration and data without training: files, pairs, sizes, label ids, stages."""
     from diga_hpc.stages.check import check as run_check
 
     log_to_terminal()
@@ -179,7 +182,7 @@ def inspect(
         bool, typer.Option("--config", help="Show the whole configuration it is of.")
     ] = False,
 ) -> None:
-    """Say what a checkpoint holds, from which configuration, commit and step, and whether it is whole."""
+    """Say what a checkpoint holds, from which configuration and step, and whether it is corrupt."""
     from diga_hpc.results.inspection import describe
 
     text, whole = describe(path, config)
@@ -311,21 +314,29 @@ def status(
         reading.show(directory, lines)
 
 
-def _run(stage: str, config: Path, overrides: list[str] | None, **options: int | None) -> None:
+def _run(
+    command: str,
+    config: Path,
+    overrides: list[str] | None,
+    *,
+    round_number: int = 1,
+    stop_after: int | None = None,
+) -> None:
     from diga_hpc import job
 
     log_to_terminal()
-    job.run(stage, config, overrides or [], **options)
+    job.run(command, config, overrides or [], round_number=round_number, stop_after=stop_after)
 
 
 def main() -> None:
-    """Entry point: user errors are one line and exit code 2, a requested stop is exit code 75.
+    """Entry point: a user error is one line and exit code 2, a requested stop exit code 75.
 
-    Among several ranks the last line says rank, host and cause, and nothing is waited for after it.
+    Among several ranks the last line says rank, host and cause.
     """
     me = find_ranks()
     where = f"rank {me.rank} on {processes.host()}: " if me.size > 1 else ""
-    end = failures.leave if me.size > 1 else sys.exit
+    # Among several ranks libraries may wait for ranks that are gone: nothing is waited for.
+    end: Callable[[int], object] = failures.leave if me.size > 1 else sys.exit
     try:
         app()
     except ReportedByRank0:
@@ -337,7 +348,8 @@ def main() -> None:
         print(f"diga-hpc: {failed}", file=sys.stderr)
         sys.exit(1)
     except Stopped as stopped:
-        if not me.rank:  # all ranks have agreed on it
+        # All ranks have agreed on it.
+        if not me.rank:
             print(f"diga-hpc: {stopped}; {stopped.remedy}", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
     except Exception as error:

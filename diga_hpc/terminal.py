@@ -18,7 +18,8 @@ def log_to_terminal() -> None:
 
 
 def find_ranks() -> Ranks:
-    """This process's rank; rank 0 of 1 where variables make no sense, which whoever joins the ranks reports."""
+    """Rank of this process; rank 0 of 1 where the variables make no sense."""
+    # Joining the ranks reports it: here it would hide what the command has to say.
     try:
         return ranks.find()
     except UserError:

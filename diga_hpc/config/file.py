@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ EXECUTION_KEYS = (
 )
 
 
-def load(path: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `key=value` overrides, import its extensions and validate.
 
     Raises UserError naming the file, the key, the value and what was expected.

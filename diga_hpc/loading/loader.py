@@ -147,7 +147,10 @@ class TrainingSamples(torch.utils.data.Dataset[Batch]):
         )
 
     def _load(self, domain: Domain, n: int, skipped: list[str]) -> Sample:
-        """The image of sample n; a broken file is replaced by one that depends on (seed, stream, n) alone."""
+        """The image of sample n, or for a corrupt file another one.
+
+        The other one depends on (seed, stream, n) alone.
+        """
         dataset = self.datasets[domain]
         index = self.samplers[domain].index(n)
         stream = f"replacement/{self.stage}/{domain}"

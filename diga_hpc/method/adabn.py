@@ -39,6 +39,7 @@ def adapt_normalization(
     sum_over_ranks(count)
     for layer in layers:
         mean, second = sum_over_ranks(moments[layer]) / count
+        assert layer.running_mean is not None and layer.running_var is not None
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(second - mean.square())
 

@@ -1,5 +1,4 @@
-"""Class centroids: the mean feature of each class, every image weighing the same (method.md section
-6).
+"""Class centroids: the mean feature of each class, all images weighing the same (docs/method.md, 6).
 
 Everything is sums and counts of per-image means: the result depends neither on the number of ranks
 nor on the order of images, and nothing synchronises with the host.
@@ -17,7 +16,7 @@ SumOverRanks = Callable[[torch.Tensor], torch.Tensor]  # in place, and returned
 
 @dataclass
 class ClassMeans:
-    """Sum of the per-image mean features of each class [K,D], and in how many images it was seen [K]."""
+    """Sum of per-image mean features of each class [K,D], and the images that show it [K]."""
 
     sums: torch.Tensor
     images: torch.Tensor
@@ -64,7 +63,10 @@ class Centroids:
         self.seen = images > 0
 
     def update(self, means: ClassMeans, sum_over_ranks: SumOverRanks) -> None:
-        """Move by n new per-image means: C <- (1 - m*n)*C + m*sum; a class without centroid takes their mean."""
+        """Move by n new per-image means: C <- (1 - m*n)*C + m*sum.
+
+        A class without centroid takes the mean of the new ones.
+        """
         # The published update takes one image after another; both agree to order m^2.
         sums, images = sum_over_ranks(means.sums), sum_over_ranks(means.images)
         weight = (self.section.momentum * images)[:, None]
@@ -86,7 +88,7 @@ class Centroids:
 def labels_at_nodes(
     labels: torch.Tensor, size: tuple[int, int], align_corners: bool = True
 ) -> torch.Tensor:
-    """Labels [B,H,W] at the positions of low-resolution nodes: [B,h,w], the nearest pixel of each."""
+    """Labels [B,H,W] at the positions of low-resolution nodes [B,h,w]: of the nearest pixel."""
     rows, columns = (
         _node_pixels(full, low, align_corners, labels.device)
         for full, low in zip(labels.shape[-2:], size, strict=True)

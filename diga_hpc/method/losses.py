@@ -1,4 +1,4 @@
-"""Segmentation loss: class weights, and a normaliser over the whole step and all ranks (method.md section 3)."""
+"""Segmentation loss: class weights, normaliser over a step and all ranks (docs/method.md, 3)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ RAREST = 1e-6  # frequency below which a class is not weighted any higher
 
 @dataclass(frozen=True)
 class StepTotals:
-    """Sums over all micro batches and ranks of one step, known before any loss is divided by them."""
+    """Sums over the micro batches and ranks of a step, known before a loss is divided by them."""
 
     counts: Mapping[str, torch.Tensor]
     """By name, what `Segmentation.counts` gave for each micro batch."""
@@ -46,7 +46,7 @@ class Segmentation:
         self._weight_of_label = table
 
     def counts(self, **labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Labelled pixels of label maps uint8 [B,H,W], weighted as their classes are: a scalar each."""
+        """Labelled pixels of label maps uint8 [B,H,W], weighted by class: a scalar each."""
         if not self.by_valid:
             return {}
         return {name: self._weight_of_label[map_.long()].sum() for name, map_ in labels.items()}
@@ -65,7 +65,7 @@ class Segmentation:
     def cross_entropy(
         self, logits: torch.Tensor, labels: torch.Tensor, align_corners: bool
     ) -> torch.Tensor:
-        """Mean over all pixels of the weighted cross-entropy: logits [B,K,h,w], labels uint8 [B,H,W]."""
+        """Weighted cross-entropy, mean over all pixels: logits [B,K,h,w], labels uint8 [B,H,W]."""
         return kernels.cross_entropy_loss(
             logits,
             labels,

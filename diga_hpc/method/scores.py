@@ -1,6 +1,7 @@
-"""Scores: confusion matrix, IoU per class and their means (method.md section 10)."""
+"""Scores: confusion matrix, IoU per class and their means (docs/method.md, 10)."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -8,7 +9,7 @@ from diga_hpc.datasets.label_spaces import LabelSpace
 
 
 class ConfusionMatrix:
-    """Counts [K,K] of (truth, prediction) on the device; nothing synchronises until `counts` is read."""
+    """Counts [K,K] of (truth, prediction), on the device until `counts` is read."""
 
     def __init__(self, num_classes: int, device: torch.device):
         self.num_classes = num_classes
@@ -26,7 +27,7 @@ class ConfusionMatrix:
         return self._cells[:-1].view(self.num_classes, self.num_classes)
 
 
-def scores(counts: torch.Tensor, space: LabelSpace) -> dict:
+def scores(counts: torch.Tensor, space: LabelSpace) -> dict[str, Any]:
     """mIoU over the classes present in the truth, pixel accuracy and IoU per class, in percent.
 
     A class that is absent from truth and prediction has no IoU (None); one that is only predicted
@@ -42,7 +43,7 @@ def scores(counts: torch.Tensor, space: LabelSpace) -> dict:
     present = counts.sum(1) > 0
 
     def mean_over(members: Iterable[int]) -> float:
-        values = [iou[space.classes[i]] for i in members if present[i]]
+        values = [iou[space.classes[i]] or 0.0 for i in members if present[i]]
         return round(sum(values) / max(len(values), 1), 3)
 
     result = {

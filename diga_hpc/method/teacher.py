@@ -1,4 +1,4 @@
-"""Teacher: an exponential moving average (EMA) of the student, in float32 (method.md section 4)."""
+"""Teacher: an exponential moving average (EMA) of the student, in float32 (docs/method.md, 4)."""
 
 import copy
 from collections.abc import Callable

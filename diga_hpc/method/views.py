@@ -1,5 +1,4 @@
-"""Views of an image on which the network is to agree: colour view, CrDoMix, target mix (method.md
-section 1).
+"""Views on which the network is to agree: colour view, CrDoMix, target mix (docs/method.md, 1).
 
 Random numbers are drawn on the CPU, per sample, by the loader's workers (`draw` functions); pixels
 are changed on the device, a batch at a time, without host synchronisation.
@@ -42,7 +41,10 @@ def draw_color_change(rng: np.random.Generator) -> torch.Tensor:
 
 
 def draw_class_table(rng: np.random.Generator, label: torch.Tensor) -> torch.Tensor:
-    """bool [256]: floor(|L|/2) of the label values L present (255 counts as one), and 255 itself."""
+    """Choose half of the label values present: bool [256].
+
+    floor(|L|/2) of the values L (255 counts as one), and 255 itself.
+    """
     present = np.flatnonzero(np.bincount(label.numpy().ravel(), minlength=256))
     table = torch.zeros(256, dtype=torch.bool)
     table[rng.choice(present, len(present) // 2, replace=False)] = True
@@ -56,13 +58,16 @@ def unit_range(images: torch.Tensor) -> torch.Tensor:
 
 
 def view_keys(keys: torch.Tensor, views: int) -> torch.Tensor:
-    """Keys int64 [views*B] of several views of the same samples: each view draws for itself in the network."""
+    """Keys int64 [views*B] of several views of B samples: each view has a dropout of its own."""
     # Keys are hashed before use, so neighbouring ones are as different as any.
     return torch.cat([keys + view for view in range(views)])
 
 
 def color_view(images: torch.Tensor, change: torch.Tensor, blend: float) -> torch.Tensor:
-    """`blend * aug(x) + (1 - blend) * x`; images [B,3,H,W] in [0,1] RGB, change [B,7] of draw_color_change."""
+    """Colour view: blend * aug(x) + (1 - blend) * x.
+
+    images [B,3,H,W] in [0,1] RGB; change [B,7], see draw_color_change.
+    """
     import kornia
 
     enhance = kornia.enhance

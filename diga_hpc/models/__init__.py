@@ -1,11 +1,12 @@
-"""Segmentation networks: one architecture a file. This module loads no torch until a network is built.
+"""Segmentation networks, one architecture per file. Loads no torch until a network is built.
 
-    MODELS                                  name -> implementation; `model.name` is checked against its keys
-    build(config.model, num_classes)        a `base.SegmentationModel` as a configuration describes it
-    build_model(name, num_classes, ...)     the same with keywords
+    MODELS                              name -> "module:Class"; `model.name` must be one of its keys
+    build(config.model, num_classes)    the network that a configuration describes
+    build_model(name, num_classes)      the same from keywords, for use without a configuration
 
-`base.py` is what networks share, `weights.py` reads starting weights. A network outside the package registers
-itself with `MODELS["name"] = "module:Class"` in a module that the configuration names under `extensions`.
+To add a network, write a subclass of `base.SegmentationModel` and register it with one line:
+`MODELS["name"] = "module:Class"`, here or in a module outside the package that the configuration
+lists under `extensions`. `weights.py` reads starting weights.
 """
 
 from pathlib import Path
@@ -24,21 +25,32 @@ MODELS = {
 
 
 class ModelSettings(Protocol):
-    """What `build` reads of the section `model` of a configuration."""
+    """The keys of section `model` of a configuration that `build` reads."""
 
-    name: str
-    weights: str
-    dropout: float
-    batch_norm: str
-    normalization: str | None
+    @property
+    def name(self) -> str: ...
+    @property
+    def weights(self) -> str: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def batch_norm(self) -> str: ...
+    @property
+    def normalization(self) -> str | None: ...
 
 
 def build(
     settings: ModelSettings, num_classes: int, *, weights: str | Path | None = None
 ) -> "SegmentationModel":
-    """Build the network of a configuration, with other starting weights where `weights` is given.
+    """Build the network that section `model` of a configuration describes; see `build_model`.
 
-    Raises UserError for weights that are absent, unreadable or do not fit.
+    Args:
+        settings: the section.
+        num_classes: K, the number of logits.
+        weights: starting weights to use in place of the section's, e.g. those of a trained stage.
+
+    Raises:
+        UserError: weights that are absent, unreadable or do not fit; other values that do not fit.
     """
     try:
         return build_model(
@@ -50,7 +62,7 @@ def build(
             normalization=settings.normalization,
         )
     except ValueError as error:
-        raise UserError(f"`model.weights`: {error}") from error
+        raise UserError(f"`model`: {error}") from error
 
 
 def build_model(
@@ -65,18 +77,22 @@ def build_model(
     """Build a network with its starting weights, on the CPU in float32, in training mode.
 
     Args:
-        name: "deeplabv2_resnet101" (the reference's network) or "lite" (small, for CPUs and tests).
+        name: a key of MODELS: "deeplabv2_resnet101" (the reference's network), "lite" (for CPUs and
+            tests) or the name of a network of yours.
         num_classes: K, the number of logits.
-        weights: "random" (reproducible after `torch.manual_seed`), "imagenet" (encoder only) or the path of
-            a .safetensors, .pth or .pt file in our layout or a published one. Never falls back to random.
+        weights: "random" (reproducible after `torch.manual_seed`), "imagenet" (encoder only) or the
+            path of a .safetensors, .pth or .pt file in our layout or a published one. Never falls
+            back to random.
         dropout: probability that a feature channel is zeroed in training, in [0, 1).
-        batch_norm: "train" (batch statistics in training) or "frozen" (running statistics, never updated).
-        normalization: "imagenet", "caffe" or "inception" (see `ImageNormalization`). None takes what the
-            weights were trained with: what our own files record, "caffe" for published DeepLab files, else
-            the model's default.
+        batch_norm: "train" (batch statistics in training) or "frozen" (running statistics, never
+            updated).
+        normalization: "imagenet", "caffe" or "inception" (see `ImageNormalization`). None: what the
+            weights were trained with, as recorded in our files, "caffe" for published DeepLab
+            files, else the network's default.
 
     Raises:
-        ValueError: an argument outside those named above; weights that are absent, unreadable or do not fit.
+        ValueError: an argument outside those named above; weights that are absent, unreadable or do
+            not fit.
     """
     if name not in MODELS:
         raise ValueError(
@@ -89,7 +105,7 @@ def build_model(
     from diga_hpc.models.weights import load_starting_weights, read_starting_weights
 
     model_class = load_choice(MODELS, name)
-    # Read before building: the file decides the normalisation, and a wrong path fails within a second.
+    # Before the network: the file decides the normalisation, and a wrong path fails at once.
     start = None if weights == "random" else read_starting_weights(model_class, weights)
     if normalization is None:
         normalization = (start and start.normalization) or model_class.default_normalization

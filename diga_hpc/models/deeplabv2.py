@@ -1,26 +1,30 @@
 """DeepLabV2 with a ResNet-101 encoder: the reference's network, 65 063 568 parameters at K = 19.
 
-It differs from a stock ResNet-101: the stride sits in a bottleneck's first 1x1 convolution, the pooling
-rounds up, and the last two stages are dilated in place of strided. Sources: Chen et al., DeepLab, TPAMI
-2018 (atrous branches); He et al., CVPR 2016 (encoder); Hu et al., CVPR 2018 (squeeze-excite). The widths
-and norms are the reference's.
+Differences from a stock ResNet-101: the first 1x1 convolution of a bottleneck has the stride, the
+pooling rounds up, and the last two stages are dilated instead of strided. Sources: Chen et al.,
+DeepLab, TPAMI 2018 (atrous branches); He et al., CVPR 2016 (encoder); Hu et al., CVPR 2018
+(squeeze-excite). Widths and norms are those of the reference.
 
-Shape letters: B images, K classes, D = 256 feature channels, H W image size, h w = H/8, W/8 rounded up twice.
+Shape letters: B images, K classes, D = 256 feature channels, H W image size, h w output size: 1/8,
+rounded up by each of the three strided layers.
 """
+
+import pickle
 
 import torch
 from torch import Tensor, nn
 
-from .base import SegmentationModel, init_convolutions
-from .weights import rename, resnet101_imagenet
+from diga_hpc.models.base import SegmentationModel, init_convolutions
+from diga_hpc.models.dropout import SampleDropout2d
+from diga_hpc.models.weights import first_line, rename
 
 STAGE_DEPTHS = (3, 4, 23, 3)
 BRANCH_DILATIONS = (6, 12, 18, 24)
 HEAD_CHANNELS = 256
 
-# Prefix in a published file -> prefix here. `layer0` and `final` are what the reference's trained checkpoints
-# call the stem and the head; a classification network's `fc` has no use here.
-PUBLISHED_NAMES = {
+# Prefix in a published file -> prefix here; None: dropped (a classification network's `fc`).
+# `layer0` and `final` are the stem and the head in the reference's trained checkpoints.
+PUBLISHED_NAMES: dict[str, str | None] = {
     "conv1.": "backbone.conv1.",
     "bn1.": "backbone.bn1.",
     "layer0.0.": "backbone.conv1.",
@@ -45,15 +49,17 @@ PUBLISHED_NAMES = {
 class DeepLabV2ResNet101(SegmentationModel):
     """The reference's network: 512x896 images give 65x113 logits and 256 feature channels.
 
-    The scale and shift of the encoder's batch normalisation never train (requires_grad is False), as in the
-    reference; whether its statistics move is `batch_norm`'s matter.
+    The scale and shift of the encoder's batch normalisation never train (requires_grad is False),
+    as in the reference; `batch_norm` decides about its running statistics.
     """
 
-    default_normalization = "imagenet"
     feature_channels = HEAD_CHANNELS
     stride = 8
+    default_normalization = "imagenet"
 
-    def __init__(self, num_classes: int, *, dropout: float, batch_norm: str, normalization: str):
+    def __init__(
+        self, num_classes: int, *, dropout: float, batch_norm: str, normalization: str
+    ) -> None:
         super().__init__(
             ResNet101(),
             AtrousHead(num_classes, dropout),
@@ -64,19 +70,46 @@ class DeepLabV2ResNet101(SegmentationModel):
 
     @classmethod
     def imagenet_state(cls) -> tuple[dict[str, Tensor], str]:
-        return resnet101_imagenet()
+        """torchvision's ResNet-101 from the torch.hub cache or downloaded into it, and its address.
+
+        There a bottleneck's 3x3 has the stride, here its first 1x1; the shapes are the same.
+
+        Raises:
+            ValueError: neither cached nor can it be downloaded.
+        """
+        try:
+            from torchvision.models import ResNet101_Weights
+
+            # V1, the plain recipe: published DeepLabV2 results start from weights of this kind.
+            published = ResNet101_Weights.IMAGENET1K_V1
+            # weights_only: the hash is checked after a download only, and a cached file may be
+            # another user's.
+            state = published.get_state_dict(progress=False, check_hash=True, weights_only=True)
+            return state, published.url
+        # No torchvision, no network, a corrupt or foreign file.
+        except (ImportError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                "weights: 'imagenet' for deeplabv2_resnet101 needs torchvision's ResNet-101, which "
+                f"is missing or corrupt in {torch.hub.get_dir()}/checkpoints and cannot be "
+                f"downloaded ({first_line(error)}). Put resnet101-63fe2227.pth there, or give the "
+                "path of a weight file"
+            ) from error
 
     @classmethod
     def import_state(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
+        """Rename published tensors; the reference's layouts imply the "caffe" normalisation."""
         # Every published file with this head was trained on the reference's BGR input.
         published = any(key.startswith(("layer5.", "final.")) for key in state)
         return rename(state, PUBLISHED_NAMES), "caffe" if published else None
 
 
 class Bottleneck(nn.Module):
-    """1x1 (strided), 3x3 (dilated), 1x1 to 4 x width channels, added to the input or to a 1x1 of it."""
+    """1x1 (strided), 3x3 (dilated), 1x1, added to the input or to a 1x1 convolution of it.
 
-    def __init__(self, in_channels: int, width: int, *, stride: int, dilation: int):
+    [B, in_channels, h, w] -> [B, 4 * width, h / stride, w / stride].
+    """
+
+    def __init__(self, in_channels: int, width: int, *, stride: int, dilation: int) -> None:
         super().__init__()
         out_channels = 4 * width
         self.conv1 = nn.Conv2d(in_channels, width, 1, stride=stride, bias=False)
@@ -86,7 +119,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
+        self.downsample: nn.Module | None = None
         if in_channels != out_channels:
             fit = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
             self.downsample = nn.Sequential(fit, nn.BatchNorm2d(out_channels))
@@ -95,13 +128,15 @@ class Bottleneck(nn.Module):
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        output: Tensor = self.relu(y + shortcut)
+        return output
 
 
 class ResNet101(nn.Module):
     """The encoder: [B, 3, H, W] to a list of one map, [B, 2048, h, w] at stride 8."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -132,9 +167,9 @@ def _stage(
 
 
 class SqueezeExcite(nn.Module):
-    """Weighs each channel in (0, 1) by what the whole image holds."""
+    """Scale each channel of [B, C, h, w] by a factor in (0, 1) computed from all channel means."""
 
-    def __init__(self, channels: int, squeezed: int):
+    def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
         self.squeeze = nn.Linear(channels, squeezed)
         self.excite = nn.Linear(squeezed, channels)
@@ -145,12 +180,13 @@ class SqueezeExcite(nn.Module):
 
 
 class AtrousHead(nn.Module):
-    """Five parallel views of [B, 2048, h, w] (1x1 and four dilations), weighed, projected to D, classified.
+    """Five parallel branches (1x1, four dilations), squeeze-excite, projection to D, classifier.
 
-    Group normalisation throughout: the head depends neither on the batch size nor on its mix of domains.
+    Maps a list that ends in [B, 2048, h, w] to (logits [B, K, h, w], features [B, D, h, w]). Group
+    normalisation throughout: the head depends neither on the batch size nor on its mix of domains.
     """
 
-    def __init__(self, num_classes: int, dropout: float):
+    def __init__(self, num_classes: int, dropout: float) -> None:
         super().__init__()
         in_channels, channels = 2048, HEAD_CHANNELS
         convolutions = [nn.Conv2d(in_channels, channels, 1)]
@@ -165,12 +201,12 @@ class AtrousHead(nn.Module):
         self.excitation = SqueezeExcite(joined, joined // 16)
         self.project = nn.Conv2d(joined, channels, 3, padding=1)
         self.project_norm = nn.GroupNorm(32, channels)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = SampleDropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1, bias=False)
         init_convolutions(self, self.classifier)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        views = torch.cat([branch(maps[-1]) for branch in self.branches], dim=1)
+        joined = torch.cat([branch(maps[-1]) for branch in self.branches], dim=1)
         # No ReLU after the last norm: the centroids are means of features of either sign.
-        features_BDhw = self.dropout(self.project_norm(self.project(self.excitation(views))))
+        features_BDhw = self.dropout(self.project_norm(self.project(self.excitation(joined))))
         return self.classifier(features_BDhw), features_BDhw

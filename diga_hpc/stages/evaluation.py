@@ -1,4 +1,4 @@
-"""Evaluation: one confusion matrix over all ranks, every image counted once (method.md section 10).
+"""Evaluation: one confusion matrix over all ranks, every image counted once (docs/method.md, 10).
 
 RUN_DIR/results.json      a row for each network and normalisation
 RUN_DIR/partial/          counts of an evaluation that was stopped
@@ -33,7 +33,7 @@ KEY = ("stage", "round", "network", "normalization")  # what tells the rows of r
 
 
 class Evaluation(DataPass):
-    """Measures every finished network: student and teacher, with running and with adapted statistics."""
+    """Measures every finished network: student and teacher, running and adapted statistics."""
 
     def __init__(self, context: Context):
         self.context = context
@@ -143,7 +143,10 @@ def watched(
     count: int,
     keep: Callable[[], int] = lambda: 0,
 ) -> Iterator[T]:
-    """Iterate until a stop is requested (StopFlag.watch); progress is rows of results.json and what `keep` keeps."""
+    """Iterate until a stop is requested (StopFlag.watch).
+
+    Progress is the rows of results.json, and what `keep` keeps.
+    """
 
     def done() -> int:
         # Rank 0's is what counts.

@@ -116,6 +116,11 @@ def register(
         start = last_trained(before)
         return [Planned(kind, kind, own, starts_from=start, views=views)] if own else []
 
+    if after not in STAGES or kind in Config.model_fields:
+        raise UserError(
+            f"stage {kind!r} after {after!r}: expected a name that is no key of the configuration, "
+            f"after one of {', '.join(STAGES)}; correct the call of register"
+        )
     STAGE_SECTIONS[kind] = section
     STAGES.pop(kind, None)
     ordered = list(STAGES.items())
@@ -175,7 +180,7 @@ def select(config: Config, command: str, round_number: int = 1) -> list[Planned]
     rounds = max(stage.round for stage in chosen)
     if rounds and not 1 <= round_number <= rounds:
         raise UserError(
-            f"round {round_number} of {command}: `self_training.rounds` is {rounds}; choose a round "
-            f"from 1 to {rounds}, or set more"
+            f"round {round_number} of {command}: `self_training.rounds` is {rounds}; choose a "
+            f"round from 1 to {rounds}, or set more"
         )
     return [stage for stage in chosen if stage.round in (0, round_number)]

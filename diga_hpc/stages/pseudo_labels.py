@@ -1,11 +1,11 @@
-"""Pseudo labels and initial centroids of a self-training round (method.md sections 5 and 6).
+"""Pseudo labels and initial centroids of a self-training round (docs/method.md, 5 and 6).
 
 Each label file is written atomically as soon as it is computed, so that a resumed run skips the
 complete ones; memory does not grow with the number of images.
 
-    RUN_DIR/pseudo_labels/round_N/NAME.png     labels of the target's training images
-    RUN_DIR/centroids/round_N.safetensors      class centroids; written last: the round is done
-    RUN_DIR/consensus.json                     how often the consensus is right on the validation images
+    RUN_DIR/pseudo_labels/round_N/NAME.png    labels of the target's training images
+    RUN_DIR/centroids/round_N.safetensors     class centroids; written last: the round is done
+    RUN_DIR/consensus.json                    how often the consensus is right on validation images
 """
 
 import copy
@@ -88,7 +88,7 @@ class PseudoLabels(DataPass):
 def watched(
     context: Context, folder: Path, images: Iterator[T], what: str, count: int
 ) -> Iterator[T]:
-    """Iterate until a stop is requested (StopFlag.watch); progress is the number of files in `folder`."""
+    """Iterate until a stop is requested (StopFlag.watch); progress is the files in `folder`."""
 
     def done() -> int:
         # Rank 0's is what counts.
@@ -105,7 +105,10 @@ Watch = Any
 def write_pseudo_labels(
     context: Context, model: SegmentationModel, target: Dataset, folder: Path, watch: Watch
 ) -> None:
-    """Write a palette PNG for every readable target image, at the target's full size; ranks share the images."""
+    """Write a palette PNG for every readable target image, at the target's full size.
+
+    Ranks share the images.
+    """
     if context.world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
     context.world.barrier()
@@ -131,7 +134,7 @@ def write_pseudo_labels(
 def initial_centroids(
     context: Context, model: SegmentationModel, target: Dataset, watch: Watch
 ) -> Centroids:
-    """Class means of the features over the target's training images, every image weighing the same."""
+    """Class means of features over the target's training images, all images weighing the same."""
     section, device = context.config.centroids, context.world.device
     num_classes = context.space.num_classes
     total = ClassMeans(
@@ -173,8 +176,8 @@ def load_centroids(context: Context, round_number: int, channels: int) -> Centro
         tensors = read_tensors(path)
         if forms(tensors) != expected:
             raise UserError(
-                f"{path}: not centroids of this network and label space (expected {expected}); remove "
-                "the file and start the pipeline again to compute it again"
+                f"{path}: not centroids of this network and label space (expected {expected}); "
+                "remove the file and start the pipeline again to compute it again"
             )
         return tensors
 
@@ -208,7 +211,8 @@ def consensus_quality(
     images = zip(mine, loaded, strict=True)
     for index, sample in watch(images, "consensus on validation images", len(mine)):
         image, truth = on_device(sample, world.device)
-        offline = label(image, truth.shape)
+        height, width = truth.shape
+        offline = label(image, (height, width))
         consensus, _ = kernels.consensus_labels(
             teacher(unit_range(image[None])).features,
             centroids.values,

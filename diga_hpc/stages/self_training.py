@@ -1,4 +1,4 @@
-"""Self-training on the target, with labels that two views of the network agree on (method.md sections 6 to 8)."""
+"""Self-training on target labels that two views agree on (docs/method.md, 6 to 8)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from diga_hpc.training.stage import STUDENT, Context, Prepared, StepOutput, Trai
 
 @dataclass
 class ThreeViews(Prepared):
-    """Two views of the source and the target mix, what the teacher says, and labels that were agreed on."""
+    """Two views of the source and the target mix, the teacher's predictions, and the labels."""
 
     views: torch.Tensor  # [3B,3,H,W] in [0,1]: source, its second view, target mix
     keys: torch.Tensor  # int64 [3B]
@@ -130,7 +130,7 @@ class SelfTraining(TrainingStage):
     def step(
         self, prepared: ThreeViews, networks: Mapping[str, Engine], totals: StepTotals
     ) -> StepOutput:
-        """loss = CE(source) + CE(target mix) + weight * symmetric distillation on the source views."""
+        """loss = CE(source) + CE(target mix) + weight * distillation between the source views."""
         section, segmentation = self.section, self.segmentation
         align_corners, labels = self.student.align_corners, prepared.labels
         # Student: views of both domains in one pass
@@ -168,7 +168,7 @@ class SelfTraining(TrainingStage):
         on_source: Prediction,
         labels: torch.Tensor,
     ) -> ClassMeans:
-        """Teacher features of pixels whose label and prediction agree: of the target and of the second view."""
+        """Teacher features where label and prediction agree: of the target, of the second view."""
         images = len(labels)
         second = Prediction(on_source.logits[images:], on_source.features[images:])
         return self._agreed_means(on_target, consensus) + self._agreed_means(second, labels)

@@ -1,4 +1,4 @@
-"""Warm-up: symmetric knowledge distillation between two views of the source (method.md sections 1 to 3)."""
+"""Warm-up: symmetric distillation between two views of the source (docs/method.md, 1 to 3)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from diga_hpc.training.stage import STUDENT, Context, Prepared, StepOutput, Trai
 
 @dataclass
 class TwoViews(Prepared):
-    """Both views of the source [2B,3,H,W] in [0,1], what the teacher says of them, labels [B,H,W], keys [2B]."""
+    """Both views of the source [2B,3,H,W] in [0,1], keys [2B], the teacher's predictions, labels."""
 
     views: torch.Tensor
     taught: Prediction
@@ -89,7 +89,7 @@ class WarmUp(TrainingStage):
     def step(
         self, prepared: TwoViews, networks: Mapping[str, Engine], totals: StepTotals
     ) -> StepOutput:
-        """loss = cross-entropy on the clean view + weight * symmetric distillation between the views."""
+        """loss = cross-entropy on the clean view + weight * distillation between the views."""
         section, labels = self.section, prepared.labels
         # Student
         prediction = networks[STUDENT](prepared.views, prepared.keys)

@@ -2,9 +2,9 @@
 
     engine(images) -> Prediction     forward pass in the configured precision
     engine.backward(loss, samples)   once a micro batch
-    engine.step(step) -> StepResult  after the last micro batch: update, or change nothing if anything is not finite
+    engine.step(step) -> StepResult  after the last one: update, or nothing if not all is finite
     engine.gathered()                complete parameters on every rank, under every ZeRO stage
-    engine.optimizer_state()         complete and per parameter: loads under any ZeRO stage and rank count
+    engine.optimizer_state()         complete, per parameter: loads under any ZeRO stage and ranks
 
 A stage that trains several networks has an engine for each.
 """
@@ -99,7 +99,10 @@ class Engine:
         }
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
-        """Forward pass with gradients; of a segmentation network images [N,3,H,W] in [0,1], keys -> Prediction."""
+        """Forward pass with gradients.
+
+        A segmentation network takes images [N,3,H,W] in [0,1] and keys [N], and gives a Prediction.
+        """
         if self._between_steps:
             self._between_steps = False
             torch._foreach_copy_(self._buffers_before, self._buffers)

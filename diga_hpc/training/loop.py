@@ -240,17 +240,18 @@ class _Loop:
                 f"{name} = {value:.4g}" for name, value in line.items() if name.startswith("loss/")
             )
             raise UserError(
-                f"{self.stage.name}: {self.bad_in_a_row} steps in a row up to step {self.done - 1} had "
-                f"a loss or gradient that is not finite (gradient norm {self.gradient_norm:.4g}; means "
-                f"since the last log point: {parts}); lower optimizer.lr_head and "
-                "optimizer.lr_backbone, set optimizer.clip_norm, or use engine.precision=fp32"
+                f"{self.stage.name}: {self.bad_in_a_row} steps in a row up to step {self.done - 1} "
+                "had a loss or gradient that is not finite (gradient norm "
+                f"{self.gradient_norm:.4g}; means since the last log point: {parts}); lower "
+                "optimizer.lr_head and optimizer.lr_backbone, set optimizer.clip_norm, or use "
+                "engine.precision=fp32"
             )
         if self.guards.alarm:
             raise UserError(self.guards.alarm)
 
     def _log_line(self, clock: "_Clock") -> dict[str, float]:
         means = self.meter.flush()
-        rates = {}
+        rates: dict[str, float] = {}
         for name, engine in self.engines.items():
             prefix = "lr" if name == STUDENT else f"lr/{name}"
             rates |= {f"{prefix}/{part}": r for part, r in engine.rates(self.done - 1).items()}
@@ -272,14 +273,15 @@ class _Loop:
     # ----------------------------------------------------------------------- checkpoints
 
     def _prepare_saving(self) -> None:
-        """Allocate the writer's buffers after the first step: ZeRO-3 has no optimizer state before it."""
+        """Allocate the writer's buffers, after the first step."""
+        # ZeRO-3 has no optimizer state before it.
         optimizers = self._optimizer_states()
         with self._gathered():
             if self.writer:
                 self.writer.prepare(self._groups(optimizers))
 
     def _save(self, wait: bool) -> None:
-        """Hand a checkpoint of all ranks to rank 0's writer; with `wait`, return when it is on disk."""
+        """Hand a checkpoint to rank 0's writer; with `wait`, return when it is on disk."""
         optimizers = self._optimizer_states()
         problem = None
         with self._gathered():
@@ -333,7 +335,7 @@ class _Clock:
         self._ready = time.perf_counter()
 
     def rates(self, batch: int) -> dict[str, float]:
-        """Images of one domain and all ranks per second, seconds a step, percent of time without data."""
+        """Images of a domain per second over all ranks, seconds a step, percent without data."""
         now = time.perf_counter()
         elapsed = now - self._since
         values = {

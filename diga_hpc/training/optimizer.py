@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule: parameter groups by part and weight decay, polynomial decay."""
+"""Optimizer and schedule: parameter groups by part and weight decay, polynomial rates."""
 
 import torch
 from torch import nn

@@ -9,7 +9,7 @@ from diga_hpc.config import EngineSection
 
 @dataclass(frozen=True)
 class Precision:
-    """Called, it gives the autocast context of one forward pass; parameters and gradients stay float32."""
+    """Autocast of forward passes: call it for a context. Parameters and gradients stay float32."""
 
     device_type: str
     bf16: bool

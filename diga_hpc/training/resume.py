@@ -1,4 +1,4 @@
-"""Resume: the checkpoint that a stage continues from, and the weights of a stage that is finished."""
+"""Resume: the checkpoint that a stage continues from, the weights of a finished stage."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def newest_checkpoint(context: Context, stage: str, steps: int) -> Path | None:
 
 
 def resume_point(context: Context, stage: TrainingStage) -> Path | None:
-    """The checkpoint to resume a stage from, on all ranks; leftovers of a killed process are removed."""
+    """The checkpoint to resume from, on all ranks; removes leftovers of a killed process."""
 
     def find() -> Path | None:
         checkpoint.sweep(context.run.checkpoints(stage.name))
@@ -119,14 +119,14 @@ def _check_fit(stage: TrainingStage, path: Path, groups: Groups) -> None:
         )
         if strange:
             raise UserError(
-                f"{path}/{stem}.safetensors: not of this network and optimizer ({len(strange)} tensors "
-                f"differ: {', '.join(strange[:3])}); remove the folder to resume from the checkpoint "
-                "before it"
+                f"{path}/{stem}.safetensors: not of this network and optimizer ({len(strange)} "
+                f"tensors differ: {', '.join(strange[:3])}); remove the folder to resume from the "
+                "checkpoint before it"
             )
 
 
 def forms(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What must be equal for tensors to be loaded: shapes, and how a network normalises its images."""
+    """Shapes of tensors, and how a network normalises images: equal where tensors fit."""
     return {
         name: (t.dtype, t.tolist()) if name.endswith("_extra_state") else tuple(t.shape)
         for name, t in tensors.items()

@@ -108,7 +108,7 @@ class StepOutput:
 
 
 class TrainingStage(Stage):
-    """A stage that trains. The defaults are those of a student with an optional teacher, and nothing else."""
+    """A stage that trains. The defaults are those of a student with an optional teacher."""
 
     name: str
     """Of its checkpoints, log lines and results."""

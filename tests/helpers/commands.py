@@ -13,13 +13,18 @@ def diga(
     cwd: Path | None = None,
     environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess:
-    """Run the command line in a process of its own, or with torchrun in several; `environment` adds variables."""
+    """Run the command line in a process, or with torchrun in several."""
     command = [sys.executable, "-m", "diga_hpc"]
     if ranks > 1:
         command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-            "-m", "diga_hpc",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+            "-m",
+            "diga_hpc",
+        ]
     return subprocess.run(
         [*command, *map(str, arguments)],
         capture_output=True,

@@ -30,7 +30,7 @@ WAITING = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "bincoun
 
 
 class Watch(TorchDispatchMode):
-    """Shapes of the float tensors that operations return, the names of those that wait, and tensors from numbers."""
+    """Shapes of float tensors that operations give, operations that wait, tensors from numbers."""
 
     def __init__(self):
         super().__init__()
@@ -101,7 +101,7 @@ def build_stage(kind: str, config: configuration.Config, world: World = ALONE) -
 
 
 def step_losses(stage: TrainingStage, batch, micro_batch: int | None = None):
-    """Losses, and their gradients in the student, of a step on one rank; the networks stand for engines."""
+    """Losses of a step on one rank, and gradients in the student; networks stand for engines."""
     parts = batch.split(micro_batch or len(batch))
     prepared = [stage.prepare(part) for part in parts]
     names = prepared[0].counts

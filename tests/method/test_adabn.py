@@ -20,7 +20,7 @@ def model():
 
 
 def test_adapted_statistics_of_the_first_layer_are_those_of_all_images(tiny_yaml, model):
-    """The stem sees the same input whatever the other layers do, so its statistics have a closed form."""
+    """The stem sees the same input whatever other layers do: a closed form."""
     config = configuration.load(tiny_yaml, ["data.target.images=19"])  # groups of 8, 8, 3
     target = datasets.open_target(config)
     adapted = copy.deepcopy(model)

@@ -1,4 +1,4 @@
-"""Centroids against plain loops (method.md section 6)."""
+"""Centroids against plain loops (docs/method.md, 6)."""
 
 import numpy as np
 import pytest
@@ -80,7 +80,7 @@ def test_labels_at_nodes_are_those_under_the_aligned_corners():
     ("full", "low"), [((9, 12), (3, 4)), ((15, 28), (5, 4)), ((16, 32), (4, 8))]
 )
 def test_labels_at_nodes_are_the_nearest_pixels_in_either_convention(full, low, align_corners):
-    """Positions of nodes from interpolation itself: the coordinates of pixels, seen at the nodes."""
+    """Positions of pixels among the nodes come from interpolation itself."""
     labels = torch.arange(full[0] * full[1]).view(1, *full)
     got = labels_at_nodes(labels, low, align_corners)[0]
     for axis in (0, 1):

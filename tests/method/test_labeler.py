@@ -1,4 +1,4 @@
-"""Labels of whole images, evaluation and adapted statistics against plain computations; memory of pseudo labels."""
+"""Labels of complete images and scores against plain computations; memory of pseudo labels."""
 
 import subprocess
 import sys
@@ -94,15 +94,17 @@ from diga_hpc import config as configuration
 from diga_hpc.stages.networks import starting_network
 from diga_hpc.stages.pipeline import Pipeline
 from diga_hpc.stages.pseudo_labels import write_pseudo_labels
-job = Pipeline(configuration.load(sys.argv[1], [f"data.target.images={sys.argv[2]}", "data.target.scene_size=[192,384]"]))
+overrides = [f"data.target.images={sys.argv[2]}", "data.target.scene_size=[192,384]"]
+job = Pipeline(configuration.load(sys.argv[1], overrides))
 model = starting_network(job.context).eval()
-write_pseudo_labels(job.context, model, job.context.target, Path(sys.argv[3]), lambda images, *_: images)
+target, folder = job.context.target, Path(sys.argv[3])
+write_pseudo_labels(job.context, model, target, folder, lambda images, *_: images)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
 def test_memory_of_pseudo_labels_does_not_grow_with_the_number_of_images(tiny_yaml, tmp_path):
-    """60 more images of 192x384: their logits alone would be 150 MB at full size, their labels 4.4 MB."""
+    """60 more images of 192x384: 150 MB of logits at full size, 4.4 MB of labels."""
 
     def peak(images):
         arguments = [tiny_yaml, images, tmp_path / f"labels{images}"]

@@ -1,4 +1,4 @@
-"""The segmentation loss against torch, and its normaliser over micro batches and ranks (method.md section 3)."""
+"""The segmentation loss against torch, and its normaliser over micro batches."""
 
 import pytest
 import torch

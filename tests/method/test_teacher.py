@@ -1,4 +1,4 @@
-"""The EMA teacher against its formula in float64 (method.md section 4)."""
+"""The EMA teacher against its formula in float64 (docs/method.md, 4)."""
 
 import contextlib
 

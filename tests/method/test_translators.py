@@ -1,4 +1,4 @@
-"""Translators against kornia and full Fourier transforms (method.md section 9)."""
+"""Translators against kornia and full Fourier transforms (docs/method.md, 9)."""
 
 import numpy as np
 import pytest

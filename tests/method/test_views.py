@@ -1,4 +1,4 @@
-"""Views against plain loops in float64 (method.md section 1)."""
+"""Views against plain loops in float64 (docs/method.md, 1)."""
 
 import numpy as np
 import torch

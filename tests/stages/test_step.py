@@ -1,4 +1,4 @@
-"""What a training step allocates and whether it waits for the device, seen from the operations it calls."""
+"""What a training step allocates and whether it waits, seen from the operations it calls."""
 
 from dataclasses import replace
 

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diga_hpc.errors import Stopped, UserError
-from diga_hpc.models.weights import read_state_dict, resnet101_imagenet
+from diga_hpc.models.deeplabv2 import DeepLabV2ResNet101
+from diga_hpc.models.weights import read_state_dict
 from diga_hpc.results.networks import find_checkpoint
 from diga_hpc.stages.pipeline import Pipeline
 from diga_hpc.training import checkpoint
@@ -125,8 +126,8 @@ def test_imagenet_weights_in_a_shared_cache_are_tensors_or_an_error(tmp_path, mo
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     WEIGHTS[name](tmp_path / "hub/checkpoints/resnet101-63fe2227.pth")
-    with pytest.raises(ValueError, match=f"neither whole in {tmp_path}/hub/checkpoints"):
-        resnet101_imagenet()
+    with pytest.raises(ValueError, match=f"missing or corrupt in {tmp_path}/hub/checkpoints"):
+        DeepLabV2ResNet101.imagenet_state()
 
 
 @pytest.mark.slow

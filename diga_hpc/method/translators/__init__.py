@@ -1,8 +1,8 @@
-"""Translators: source images to the style of the target (method.md section 9). One kind a file.
+"""Translators: source images to the style of the target (docs/method.md, 9). One kind a file.
 
 A translator is built from the section `translator` of the configuration, and has two methods:
 
-    draw(domain, image) -> Draws                what it needs to know of a whole image, found by the loader
+    draw(domain, image) -> tensors              statistics of a complete image, for the loader
     __call__(source, target, draws) -> Tensor   the source's content in the target's style
 
 The style of image i is that of the target image i of the batch. The table is
@@ -23,7 +23,7 @@ class Translator(Protocol):
     """What a translator must offer; it is built with the section `translator`."""
 
     def draw(self, domain: str, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Statistics of a whole image uint8 [3,H,W] of `source` or `target`, by name; on the CPU."""
+        """Statistics of an image uint8 [3,H,W] of `source` or `target`, by name; on the CPU."""
 
     def __call__(
         self, source: torch.Tensor, target: torch.Tensor, draws: Mapping[str, torch.Tensor]

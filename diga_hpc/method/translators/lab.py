@@ -20,7 +20,7 @@ WHITE = (0.95047, 1.0, 1.08883)
 
 
 def rgb_to_lab(image: torch.Tensor) -> torch.Tensor:
-    """Convert sRGB in [0,1] to CIE Lab, [...,3,H,W] (IEC 61966-2-1, CIE 15), as kornia computes it."""
+    """Convert sRGB in [0,1] to CIE Lab, [...,3,H,W] (IEC 61966-2-1, CIE 15), as kornia does."""
     # Constants are Python numbers here and in lab_to_rgb: kornia makes tensors of them in every
     # call, and copying one to a GPU waits for the device.
     linear = torch.where(
