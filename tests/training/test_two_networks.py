@@ -29,6 +29,7 @@ class Adversarial(TrainingStage):
         classes = context.space.num_classes
         self.critic = nn.Sequential(nn.Conv2d(classes, 4, 1), nn.ReLU(), nn.Conv2d(4, 1, 1))
         self.bad_gradients = frozenset[int]()
+        self.bad_loss: int | None = None
         self.absorbed: list[int] = []
         self.calls = 0
 
@@ -53,6 +54,8 @@ class Adversarial(TrainingStage):
         if self.calls in self.bad_gradients:
             # The loss is finite, its gradient is not: d sqrt(x)/dx at 0 is infinite.
             critic = critic + (0 * critic).sqrt()
+        if self.calls == self.bad_loss:
+            critic = critic * float("nan")
         self.calls += 1
         loss = logits.square().mean()
         return StepOutput({"student": loss, CRITIC: critic}, {"loss/total": loss + critic.detach()})
@@ -96,3 +99,15 @@ def test_a_gradient_that_is_not_finite_in_one_network_is_a_bad_step(tiny_yaml, t
     assert checkpoint.read_state(found)["skipped"] == 1
     groups, _ = checkpoint.load(found)
     assert all(t.isfinite().all() for tensors in groups.values() for t in tensors.values())
+
+
+def test_a_loss_that_is_not_finite_discards_the_step_of_both_networks(tiny_yaml, tmp_path):
+    options = ["logging.checkpoint_every=1", "logging.keep=9", "model.dropout=0"]
+    stage = Adversarial(Pipeline(load(tiny_yaml, tmp_path / "run", *options)).context)
+    stage.bad_loss = 2
+    train(stage)
+    folder = tmp_path / "run/checkpoints/warm_up"
+    before, after, later = (checkpoint.load(folder / f"step_{n:08d}")[0] for n in (2, 3, 4))
+    for network in ("student", CRITIC):
+        assert all(torch.equal(before[network][k], v) for k, v in after[network].items())
+        assert not all(torch.equal(after[network][k], v) for k, v in later[network].items())
