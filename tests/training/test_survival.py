@@ -71,7 +71,7 @@ def test_torchrun_sees_a_killed_rank_and_its_name_is_in_the_last_lines(tiny_yaml
     os.kill(ranks[-1], signal.SIGKILL)
     _, errors = job.communicate(timeout=60)
     assert job.returncode != 0
-    assert f"because of rank 1 on {os.uname().nodename}: process {ranks[-1]} is gone" in errors
+    assert f"because of rank 1 on {os.uname().nodename}: process {ranks[-1]} died" in errors
     assert not (tmp_path / "run/.lock").exists()
 
 
