@@ -109,9 +109,7 @@ class Engine:
         """
         if self._between_steps:
             self._between_steps = False
-            # torch refuses an empty list: a network need not have buffers.
-            if self._buffers:
-                torch._foreach_copy_(self._buffers_before, self._buffers)
+            _copy(self._buffers, to=self._buffers_before)
         with self.autocast():
             output = self._engine(*inputs)
         # DeepSpeed may rebuild a named tuple as a plain one.
@@ -159,8 +157,8 @@ class Engine:
         if result.applied:
             # Each rank updated them from its own part of the batch.
             self.world.mean(moving_statistics(self.network))
-        elif self._buffers:
-            torch._foreach_copy_(self._buffers, self._buffers_before)
+        else:
+            _copy(self._buffers_before, to=self._buffers)
         return result
 
     def _clip_or_discard(self) -> StepResult:
@@ -178,7 +176,9 @@ class Engine:
 
     def rates(self, step: int) -> dict[str, float]:
         """Learning rate of each part of the network at a step."""
-        return rates(self.optimizer_section, self.section, step)
+        parts = {group["part"] for group in self._torch_optimizer.param_groups}
+        all_rates = rates(self.optimizer_section, self.section, step)
+        return {part: rate for part, rate in all_rates.items() if part in parts}
 
     def _set_rates(self, step: int) -> None:
         rates = self.rates(step)
@@ -261,3 +261,9 @@ class Engine:
             self._deepspeed.utils.safe_set_full_optimizer_state(parameter, value, moment)
         else:
             self._torch_optimizer.state[parameter][moment].copy_(value)
+
+
+def _copy(tensors: list[torch.Tensor], *, to: list[torch.Tensor]) -> None:
+    """Copy all tensors in one operation; there may be none."""
+    if tensors:
+        torch._foreach_copy_(to, tensors)
