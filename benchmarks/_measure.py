@@ -1,4 +1,4 @@
-"""How the benchmarks measure: interleaved contenders, device events, flushed and warm caches, CUDA graphs.
+"""Time and memory of a call: device events, interleaved contenders, cold and warm caches, graphs.
 
 On a CPU the clock is `time.perf_counter`, and memory is what torch's allocator was asked for.
 """
@@ -11,27 +11,31 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# The profiler that counts a CPU's allocations would announce each of its starts.
+# The profiler that counts allocations on a CPU would log each of its starts.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 import triton
 
-SLEEP_CYCLES = 10_000_000  # about 5 ms, longer than the launches of any contender take
-FLUSH_BYTES = 256 << 20  # several times the second-level cache of any GPU so far
+# About 5 ms, longer than the host needs to queue the launches of any contender.
+SLEEP_CYCLES = 10_000_000
+# Several times the second-level cache of any GPU so far.
+FLUSH_BYTES = 256 << 20
+# Exponentials per clock and multiprocessor of an NVIDIA GPU.
+EXPONENTIALS_PER_CLOCK = 16
 
 
 def environment() -> dict[str, str]:
-    """What a row must say about where it was measured."""
+    """Device, driver, versions and commit, for every row of a benchmark."""
     here = Path(__file__).parent
-    gpu = torch.cuda.is_available()
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+        driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    else:
+        device, driver = f"{_cpu_name()}, {torch.get_num_threads()} threads", ""
     return {
-        "device": torch.cuda.get_device_name()
-        if gpu
-        else f"{_cpu_name()}, {torch.get_num_threads()} threads",
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        if gpu
-        else "",
+        "device": device,
+        "driver": driver,
         "torch": torch.__version__,
         "triton": triton.__version__,
         "commit": _output("git", "-C", str(here), "describe", "--always", "--dirty"),
@@ -45,19 +49,16 @@ def _cpu_name() -> str:
 
 
 def exponentials_per_second() -> float | None:
-    """The limit of the exponential units of an NVIDIA GPU: 16 per clock and multiprocessor, at the top clock."""
-    clock = _output("nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits")
-    if not torch.cuda.is_available() or not clock:
+    """The limit of an NVIDIA GPU's exponential units at its maximum clock; None elsewhere."""
+    megahertz = _output("nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits")
+    if not torch.cuda.is_available() or not megahertz:
         return None
-    return (
-        16
-        * torch.cuda.get_device_properties(0).multi_processor_count
-        * float(clock.split()[0])
-        * 1e6
-    )
+    multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+    return EXPONENTIALS_PER_CLOCK * multiprocessors * float(megahertz.split()[0]) * 1e6
 
 
 def _output(*command: str) -> str:
+    """The first line that a command prints; empty if there is none or the command fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -67,7 +68,7 @@ def _output(*command: str) -> str:
 
 
 def first_call_seconds(function: Callable[[], object]) -> float:
-    """Compile time, kept apart from the timings; so of a function that nobody has called yet."""
+    """Seconds of a call: compile time, if the function has not been called before."""
     start = time.perf_counter()
     function()
     _wait()
@@ -79,8 +80,9 @@ def times_us(
 ) -> dict[str, list[float]]:
     """Microseconds of every repetition, one contender after the other within each repetition.
 
-    The device sleeps while the launches of a call are queued, so that the host's time does not show. With `flush` the
-    caches are overwritten before each call.
+    Interleaving exposes all contenders to the same drift of the clock. On a GPU the device sleeps
+    while the launches of a call are queued, so that the host's time is not measured. With `flush`
+    the caches are overwritten before each call.
     """
     for function in contenders.values():
         for _ in range(warm_ups):
@@ -121,7 +123,7 @@ def _one_clock(function: Callable[[], object]) -> float:
 
 
 def captured(function: Callable[[], object]) -> Callable[[], object] | None:
-    """`function` as a CUDA graph; None where it cannot be captured."""
+    """`function` as a CUDA graph; None if it cannot be captured."""
     if not torch.cuda.is_available():
         return None
     graph = torch.cuda.CUDAGraph()
@@ -135,7 +137,7 @@ def captured(function: Callable[[], object]) -> Callable[[], object] | None:
 
 
 def extra_peak_bytes(function: Callable[[], object]) -> int:
-    """What a call holds at its peak beyond what was held before, its result included."""
+    """Bytes that a call holds at its peak beyond those held before, its result included."""
     if not torch.cuda.is_available():
         return _cpu_extra_peak_bytes(function)
     torch.cuda.synchronize()
@@ -147,7 +149,7 @@ def extra_peak_bytes(function: Callable[[], object]) -> int:
 
 
 def _cpu_extra_peak_bytes(function: Callable[[], object]) -> int:
-    """The highest sum of the allocations and releases that torch's profiler saw, in their order."""
+    """Peak of the allocations minus the releases that torch's profiler records."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:

@@ -1,11 +1,12 @@
-"""The operations that are measured: their inputs, how plain PyTorch writes them, and when a result is right.
+"""The measured operations: inputs, plain PyTorch and other contenders, check against float64.
 
-Every operation takes the same tensors in every contender. Losses are differentiated with respect to the student's
-logits; labels have no gradient.
+An operation takes the same tensors in every contender. Losses are differentiated with respect to
+the student's logits; labels have no gradient.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,49 +15,53 @@ from torch import Tensor
 from diga_hpc import kernels
 
 Inputs = dict[str, Tensor]
+# Computes a case from its inputs: a loss (scalar) or labels.
+Contender = Callable[["Case", Inputs], Tensor]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table: an operation on maps of one size. `images` are views for the losses."""
+    """An operation on maps of one size. For the losses `images` counts both views of a picture."""
 
     operation: str
     images: int
     K: int
-    small: tuple[int, int]
-    large: tuple[int, int]
-    second: tuple[int, int] | None = None  # nodes of a second scale
+    small: tuple[int, int]  # (h, w), nodes
+    large: tuple[int, int]  # (H, W), pixels
+    second: tuple[int, int] | None = None  # (h, w) of a second scale
     D: int = 0  # channels of the features
 
     def __str__(self) -> str:
         nodes = "+".join(f"{h}x{w}" for h, w in filter(None, (self.small, self.second)))
         channels = f" D={self.D}" if self.D else ""
-        return f"{self.operation} {self.images}x{self.K}{channels} {nodes} -> {self.large[0]}x{self.large[1]}"
+        pixels = f"{self.large[0]}x{self.large[1]}"
+        return f"{self.operation} {self.images}x{self.K}{channels} {nodes} -> {pixels}"
 
     @property
     def has_gradient(self) -> bool:
         return self.operation not in ("argmax_labels", "consensus_labels")
 
     def exponentials(self) -> int:
-        """At full resolution; the time they take alone is the floor of the losses."""
+        """Exponentials at full resolution; their time alone is the lower bound for a loss."""
+        # How often the operation scans `images` images.
         scanned = {
             "cross_entropy_loss": 1,
             "symmetric_kl_loss": 2,
             "warm_up_loss": 2,
             "self_training_step": 2.5,
         }
-        return int(
-            scanned.get(self.operation, 0) * self.images * self.K * self.large[0] * self.large[1]
-        )
+        pixels = self.large[0] * self.large[1]
+        return int(scanned.get(self.operation, 0) * self.images * self.K * pixels)
 
 
-# ------------------------------------------------------------------------------------------------------ inputs
+# ------------------------------------------------------------------------------------------- inputs
 
 
 def inputs(case: Case, device: str) -> Inputs:
     """The tensors of a case, from one seed.
 
-    The images of a `self_training_step` are its two source views; the mixed target images are half as many more.
+    In a `self_training_step`, `images` are its two source views; the student also sees half as many
+    mixed target images.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -70,6 +75,7 @@ def inputs(case: Case, device: str) -> Inputs:
 
     N, K, nodes = case.images, case.K, case.small
     if case.operation == "argmax_labels":
+        assert case.second is not None
         return {"full": random(N, K, *nodes), "half": random(N, K, *case.second)}
     if case.operation == "consensus_labels":
         return {
@@ -90,11 +96,11 @@ def inputs(case: Case, device: str) -> Inputs:
     return made | {"student": (3 * random(rows, K, *nodes)).requires_grad_()}
 
 
-# ------------------------------------------------------------------------------------------- in plain PyTorch
+# --------------------------------------------------------------------------------- in plain PyTorch
 
 
-def eager(case: Case, given: Inputs):
-    """The operation as a training script without this package writes it; in the dtype of its inputs."""
+def eager(case: Case, given: Inputs) -> Tensor:
+    """The operation in plain PyTorch, as training scripts write it, in the dtype of the inputs."""
     return EAGER[case.operation](case, given)
 
 
@@ -109,7 +115,7 @@ def _eager_cross_entropy(case: Case, given: Inputs) -> Tensor:
 
 
 def _eager_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """Of upsampled logits of two views."""
+    """Symmetric KL divergence of upsampled logits of two views."""
     B = len(student) // 2
     log_p, taught = student.log_softmax(1), teacher.log_softmax(1)
     first, second = (
@@ -130,11 +136,8 @@ def _eager_warm_up(case: Case, given: Inputs) -> Tensor:
 
 
 def _eager_argmax(case: Case, given: Inputs) -> Tensor:
-    return (
-        torch.maximum(_upsampled(given["full"], case), _upsampled(given["half"], case))
-        .argmax(1)
-        .to(torch.uint8)
-    )
+    full, half = _upsampled(given["full"], case), _upsampled(given["half"], case)
+    return torch.maximum(full, half).argmax(1).to(torch.uint8)
 
 
 def _eager_consensus(case: Case, given: Inputs) -> Tensor:
@@ -155,7 +158,7 @@ def _eager_step(case: Case, given: Inputs) -> Tensor:
     return source + target + _eager_kl(student[:images], _upsampled(given["teacher"], case))
 
 
-EAGER: dict[str, Callable] = {
+EAGER: dict[str, Contender] = {
     "warm_up_loss": _eager_warm_up,
     "symmetric_kl_loss": _eager_symmetric_kl,
     "cross_entropy_loss": _eager_cross_entropy,
@@ -165,11 +168,11 @@ EAGER: dict[str, Callable] = {
 }
 
 
-# -------------------------------------------------------------------------------------------- other contenders
+# --------------------------------------------------------------------------------- other contenders
 
 
-def fused(case: Case, given: Inputs, module=kernels):
-    """The operation of this package; `module` may be its reference."""
+def fused(case: Case, given: Inputs, module: Any = kernels) -> Tensor:
+    """The operation of this package; `module` is `kernels` or `kernels.reference`."""
     if case.operation == "argmax_labels":
         return module.argmax_labels([given["full"], given["half"]], case.large)
     if case.operation == "consensus_labels":
@@ -180,7 +183,8 @@ def fused(case: Case, given: Inputs, module=kernels):
         return module.symmetric_kl_loss(given["student"], given["teacher"], case.large)
     if case.operation == "warm_up_loss":
         return sum(module.warm_up_loss(given["student"], given["teacher"], given["labels"]))
-    consensus = given.get("consensus")  # of `check`
+    # `check` gives the exact consensus, for a comparison of the loss alone.
+    consensus = given.get("consensus")
     if consensus is None:
         consensus, _ = module.consensus_labels(
             given["features"], given["centroids"], given["offline"]
@@ -192,7 +196,7 @@ def fused(case: Case, given: Inputs, module=kernels):
 
 
 def liger_kl(case: Case, given: Inputs) -> Tensor:
-    """Liger's KL divergence on permuted copies; only the loss itself is theirs."""
+    """Liger's KL divergence on permuted copies; softmax and upsampling are PyTorch's."""
     from liger_kernel.transformers import LigerKLDIVLoss
 
     loss = LigerKLDIVLoss(reduction="batchmean", log_target=True)
@@ -203,14 +207,14 @@ def liger_kl(case: Case, given: Inputs) -> Tensor:
     return loss(log_p[1], taught[0]) + 0.5 * loss(log_p[0], taught[1])
 
 
-# ------------------------------------------------------------------------------------------------- correctness
+# -------------------------------------------------------------------------------------- correctness
 
 
-def check(case: Case, device: str, contenders: dict[str, Callable]) -> None:
-    """Every contender against float64. Exits with the name of one that is wrong.
+def check(case: Case, device: str, contenders: dict[str, Contender]) -> None:
+    """Compare every contender with float64; exit with the name of one that is wrong.
 
-    Ours must keep the promise of `kernels/reference.py`; others, whose sums are float32, ten times that. Labels may
-    differ in 1 of 10,000 pixels: near-ties, as rounding decides them.
+    Ours must keep the accuracy of `kernels/README.md`; others, whose sums are float32, ten times
+    that. Labels may differ in 1 of 10,000 pixels: near-ties that rounding decides.
     """
     given = inputs(case, device)
     exact = {name: t.detach().double() if t.is_floating_point() else t for name, t in given.items()}
@@ -218,8 +222,8 @@ def check(case: Case, device: str, contenders: dict[str, Callable]) -> None:
         _check_labels(case, given, eager(case, exact), contenders)
         return
     if case.operation == "self_training_step":
-        # One label that rounding decides moves the gradient by up to 10 %: labels are compared apart, and the loss
-        # is that of the exact ones.
+        # One label that rounding decides changes the gradient by up to 10 %: labels are compared
+        # separately, and the loss is computed with the exact ones.
         labels = replace(case, operation="consensus_labels")
         truth = eager(labels, exact)
         _check_labels(labels, given, truth, contenders)
@@ -235,12 +239,13 @@ def check(case: Case, device: str, contenders: dict[str, Callable]) -> None:
         error = ((gradient - true_gradient).abs().max() / true_gradient.abs().max()).item()
         if not (loss_error <= 1e-6 * allowed and error <= 3e-6 * allowed):
             raise SystemExit(
-                f"{case}: {name} is wrong: loss off by {loss_error:.1e}, gradient by {error:.1e} of its maximum"
+                f"{case}: {name} is wrong: relative error of the loss {loss_error:.1e}, of the "
+                f"gradient {error:.1e} of its maximum"
             )
 
 
 def _check_labels(
-    case: Case, given: Inputs, truth: Tensor, contenders: dict[str, Callable]
+    case: Case, given: Inputs, truth: Tensor, contenders: dict[str, Contender]
 ) -> None:
     for name, function in contenders.items():
         wrong = (function(case, given) != truth).float().mean().item()

@@ -1,8 +1,11 @@
-"""What saving costs a step loop: python benchmarks/bench_checkpoint.py [--million 65] [--saves 5]
+"""Cost of a checkpoint for the training loop: stall at a save, steps while it is written.
 
-Student, teacher and momentum of a network of that many parameters (3x3 convolutions), on the CPU or a GPU.
-Compares the stall of the loop at a save with writing the same checkpoint synchronously, and step times with and
-without a save in flight. Appends a row to benchmarks/results/checkpoint.jsonl.
+    python benchmarks/bench_checkpoint.py [--million 65] [--saves 5]
+
+Saves student, teacher and momentum of a network of that many million parameters (3x3 convolutions),
+on a CPU or a GPU. Compares the stall of the loop with writing the same checkpoint synchronously,
+and step times with and without a save in flight. Appends a row to
+benchmarks/results/checkpoint.jsonl.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,9 +31,9 @@ CHANNELS = 512
 
 
 class Loop:
-    """A step as a stage takes it: forward, backward, SGD with momentum, average of the teacher."""
+    """A training step: forward, backward, SGD with momentum, EMA of the teacher."""
 
-    def __init__(self, millions: float, device: str):
+    def __init__(self, millions: float, device: str) -> None:
         layers = max(1, round(millions * 1e6 / (9 * CHANNELS**2)))
         convolutions = [
             nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False) for _ in range(layers)
@@ -41,7 +45,7 @@ class Loop:
         self.device = device
 
     def step(self) -> float:
-        """Seconds of one step."""
+        """Take one step; its seconds."""
         start = time.perf_counter()
         self.student(self.images).square().mean().backward()
         self.optimizer.step()
@@ -53,10 +57,12 @@ class Loop:
         return time.perf_counter() - start
 
     def wait(self) -> None:
+        """Wait for the device: kernels of a GPU run asynchronously."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
     def groups(self) -> checkpoint.Groups:
+        """The tensors of a checkpoint, by group."""
         momentum = {
             name: self.optimizer.state[p]["momentum_buffer"]
             for name, p in self.student.named_parameters()
@@ -68,14 +74,20 @@ class Loop:
         }
 
 
-def seconds(function, *arguments) -> float:
+def seconds(function: Callable[..., object], *arguments: object) -> float:
+    """Seconds of a call."""
     start = time.perf_counter()
     function(*arguments)
     return time.perf_counter() - start
 
 
+def in_flight(writer: CheckpointWriter) -> bool:
+    """Whether a save is being written."""
+    return writer._thread is not None and writer._thread.is_alive()
+
+
 def measure(loop: Loop, folder: Path, saves: int) -> dict:
-    """Seconds: of writing synchronously, of the stalls, of steps with and without a save in flight."""
+    """Seconds of synchronous writing, of the stalls, of steps with and without a save in flight."""
     loop.step()
     numbers = itertools.count(1)
     synchronous = [
@@ -88,9 +100,10 @@ def measure(loop: Loop, folder: Path, saves: int) -> dict:
     for _ in range(saves + 1):
         alone += [loop.step() for _ in range(10)]
         stalls.append(seconds(writer.save, next(numbers), loop.groups(), {"skipped": 0}))
-        while writer._thread.is_alive():
+        while in_flight(writer):
             took = loop.step()
-            if writer._thread.is_alive():
+            # A step during which the save ended counts for neither.
+            if in_flight(writer):
                 beside.append(took)
         writer.wait()
     return {
@@ -104,7 +117,7 @@ def measure(loop: Loop, folder: Path, saves: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--million", type=float, default=65, help="parameters of the network")
     parser.add_argument("--saves", type=int, default=5)
     parser.add_argument(

@@ -1,13 +1,14 @@
-"""Time and memory of the five operations and of a step's losses and labels, against plain PyTorch and others.
+"""Time and memory of the kernels and of a self-training step's losses, against plain PyTorch.
 
-    python benchmarks/bench_kernels.py                  what this machine can: a GPU's sizes, or smaller ones on a CPU
-    python benchmarks/bench_kernels.py --record         the rows also go to benchmarks/results, to be committed
+    python benchmarks/bench_kernels.py                  full sizes on a GPU, smaller ones on a CPU
+    python benchmarks/bench_kernels.py --record         keep the rows in benchmarks/results
     python benchmarks/bench_kernels.py --max-autotune   torch.compile's slow mode as well (GPU)
-    python benchmarks/bench_kernels.py --smoke          everything once on tiny maps, seconds
+    python benchmarks/bench_kernels.py --smoke          everything once on tiny maps, in seconds
 
-Correctness comes first: every contender must agree with float64 before anything but its compilation is timed.
-README.md in this folder says how to read the table. The rows of a case are kept and printed as soon as it is done. At
-the end all are compared with the recorded ones of the same device.
+Correctness comes first: every contender must agree with float64 before it is timed (its first call
+excepted, which is the compilation). README.md in this folder explains the table. The rows of a case
+are written and printed as soon as it is done. At the end all rows are compared with the recorded
+ones of the same device.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import _measure as measure
 import torch
-from _operations import Case, check, eager, fused, inputs, liger_kl
+from _operations import Case, Contender, Inputs, check, eager, fused, inputs, liger_kl
 from compare import compare, newest_runs
 
 from diga_hpc.kernels import _dispatch, reference
@@ -55,12 +56,13 @@ SMOKE = [
 ]
 
 
-def contenders(case: Case, smoke: bool, max_autotune: bool) -> dict[str, Callable]:
-    """By name; on a CPU ours is the reference."""
+def contenders(case: Case, smoke: bool, max_autotune: bool) -> dict[str, Contender]:
+    """Implementations of a case by name. On a CPU there is the reference, and no "ours"."""
     gpu = torch.cuda.is_available()
-    found: dict[str, Callable] = {"eager": eager}
+    found: dict[str, Contender] = {"eager": eager}
     if gpu and not smoke:
-        # All cases compile the same function, and behind its eighth form dynamo would silently run it as it is.
+        # All cases compile the same function: after eight recompilations dynamo would silently run
+        # it in eager mode.
         torch._dynamo.reset()
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         found["compile"] = torch.compile(eager, dynamic=False)
@@ -70,7 +72,9 @@ def contenders(case: Case, smoke: bool, max_autotune: bool) -> dict[str, Callabl
     found["reference"] = lambda case, given: fused(case, given, module=reference)
     if gpu:
         if _dispatch.choose("cuda") != "triton":
-            sys.exit("ours would be the reference: see the warning above")
+            sys.exit(
+                "Triton cannot run the kernels here (see the warning above): nothing to measure"
+            )
         found["ours"] = fused
         if case.operation == "symmetric_kl_loss" and _has_liger():
             found["liger kl"] = liger_kl
@@ -86,9 +90,9 @@ def _has_liger() -> bool:
 
 
 def bench(
-    case: Case, functions: dict[str, Callable], repetitions: int, warm_ups: int
+    case: Case, functions: dict[str, Contender], repetitions: int, warm_ups: int
 ) -> list[dict]:
-    """Rows of one case: forward, and forward with backward where there is one. Exits where a contender is wrong."""
+    """Rows of one case: forward, and forward with backward for losses. Exits on a wrong result."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     given = inputs(case, device)
     passes = {
@@ -97,7 +101,7 @@ def bench(
         }
         for backward in ((False, True) if case.has_gradient else (False,))
     }
-    # Before the check, which compiles as well.
+    # Before the check, which would compile what is timed here.
     compile_s = {
         backward: {name: measure.first_call_seconds(call) for name, call in calls.items()}
         for backward, calls in passes.items()
@@ -105,41 +109,56 @@ def bench(
     check(case, device, functions)
     rate = measure.exponentials_per_second()
     floor = 1e6 * case.exponentials() / rate if rate and case.exponentials() else None
-    rows = []
+    rows: list[dict] = []
     for backward, calls in passes.items():
         peaks = {name: measure.extra_peak_bytes(call) for name, call in calls.items()}
-        options = {"repetitions": repetitions, "warm_ups": warm_ups}
-        timings = {"cold": measure.times_us(calls, flush=True, **options)}
-        timings["warm"] = measure.times_us(calls, flush=False, **options)
-        graphs = {name: measure.captured(call) for name, call in calls.items()}
-        graphs = {name: graph for name, graph in graphs.items() if graph}
-        timings["graph"] = measure.times_us(graphs, flush=True, **options) if graphs else {}
-        for column, found in timings.items():
+        for column, found in _timings(calls, repetitions, warm_ups).items():
             for name, values in found.items():
-                row = {"case": str(case), "pass": "forward+backward" if backward else "forward"}
-                row |= {"contender": name, "column": column} | measure.quantiles(values)
-                row["fraction_of_floor"] = floor and floor / row["median_us"]
-                rows.append(
-                    row
-                    | {"extra_peak_bytes": peaks[name], "first_call_s": compile_s[backward][name]}
-                )
+                quantiles = measure.quantiles(values)
+                row = {
+                    "case": str(case),
+                    "pass": "forward+backward" if backward else "forward",
+                    "contender": name,
+                    "column": column,
+                    **quantiles,
+                    "fraction_of_floor": floor and floor / quantiles["median_us"],
+                    "extra_peak_bytes": peaks[name],
+                    "first_call_s": compile_s[backward][name],
+                }
+                rows.append(row)
     return rows
 
 
-def _call(function: Callable, backward: bool, case: Case, given: dict) -> Callable[[], object]:
+def _timings(
+    calls: dict[str, Callable[[], object]], repetitions: int, warm_ups: int
+) -> dict[str, dict[str, list[float]]]:
+    """{column: {contender: microseconds}}: cold and warm caches, and CUDA graphs where possible."""
+
+    def times(functions: dict[str, Callable[[], object]], flush: bool) -> dict[str, list[float]]:
+        return measure.times_us(functions, repetitions=repetitions, warm_ups=warm_ups, flush=flush)
+
+    graphs = {name: graph for name, call in calls.items() if (graph := measure.captured(call))}
+    return {
+        "cold": times(calls, flush=True),
+        "warm": times(calls, flush=False),
+        "graph": times(graphs, flush=True) if graphs else {},
+    }
+
+
+def _call(function: Contender, backward: bool, case: Case, given: Inputs) -> Callable[[], object]:
     """Forward under no_grad, or forward and backward down to the low-resolution gradient."""
 
-    def forward():
+    def forward() -> object:
         with torch.no_grad():
             return function(case, given)
 
-    def both():
+    def both() -> object:
         return torch.autograd.grad(function(case, given), given["student"])
 
     return both if backward else forward
 
 
-# ------------------------------------------------------------------------------------------------ table and plot
+# ----------------------------------------------------------------------------------- table and plot
 
 
 HEADER = """\
@@ -148,7 +167,7 @@ HEADER = """\
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown below HEADER: one line per case, pass and contender; medians in microseconds."""
+    """Markdown rows for HEADER: one per case, pass and contender; medians in microseconds."""
     lines = []
     groups: dict[tuple, dict[str, dict]] = {}
     for row in rows:
@@ -174,17 +193,18 @@ def table(rows: list[dict]) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """One panel a case: cold medians, of forward and backward where there is one, and the extra memory."""
+    """Plot one panel per case: cold medians with their spread, and extra memory.
+
+    Of a loss the pass with backward is shown, of labels the forward pass.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    whole = {row["case"] for row in rows if row["pass"] == "forward+backward"}
-    rows = [
-        row for row in rows
-        if row["column"] == "cold" and (row["pass"] == "forward+backward" or row["case"] not in whole)
-    ]  # fmt: skip
+    both = {row["case"] for row in rows if row["pass"] == "forward+backward"}
+    rows = [row for row in rows if row["column"] == "cold"]
+    rows = [row for row in rows if row["pass"] == "forward+backward" or row["case"] not in both]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     figure, axes = plt.subplots(
         len(cases), 1, figsize=(8, 1.6 * len(cases)), squeeze=False, layout="constrained"
@@ -208,8 +228,8 @@ def plot(rows: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="everything once on tiny maps")
     parser.add_argument(
         "--max-autotune", action="store_true", help="torch.compile's slow mode as well"
@@ -223,12 +243,17 @@ def main() -> None:
         "--out", type=Path, help="folder for rows and plot; default: a temporary one"
     )
     options = parser.parse_args()
-    gpu = torch.cuda.is_available()
-    cases = SMOKE if options.smoke else GPU_CASES if gpu else CPU_CASES
-    cases = [case for case in cases if options.only in str(case)]
-    if not cases:
+    cases = SMOKE if options.smoke else GPU_CASES if torch.cuda.is_available() else CPU_CASES
+    options.cases = [case for case in cases if options.only in str(case)]
+    if not options.cases:
         parser.error(f"--only {options.only!r}: no case contains it")
+    return options
+
+
+def main() -> None:
+    options, gpu = _options(), torch.cuda.is_available()
     repetitions = 2 if options.smoke else options.repetitions or (100 if gpu else 15)
+    # TF32 in a contender would not be a fair comparison, and its results would be refused.
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     where, rows = measure.environment(), []
     stem = "kernels_" + re.sub(r"\W+", "_", where["device"])
@@ -236,11 +261,11 @@ def main() -> None:
     out = RESULTS if options.record else options.out or Path(tempfile.mkdtemp())
     out.mkdir(parents=True, exist_ok=True)
     print(HEADER, flush=True)
-    for case in cases:
+    for case in options.cases:
         functions = contenders(case, options.smoke, options.max_autotune)
         found = bench(case, functions, repetitions, 1 if options.smoke else 25 if gpu else 3)
         found = [row | where for row in found]
-        # At once: a later case may be wrong, too large, or one too many for the time there is.
+        # Written now: a later case may be wrong, run out of memory or of time.
         with (out / f"{stem}.jsonl").open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in found)
         print(table(found), flush=True)

@@ -73,7 +73,7 @@ def load_choice(table: Mapping[str, str], name: str) -> Any:
 
 
 def load(implementation: str, name: str) -> Any:
-    """Import `module:attribute`, which is registered as `name`. Raises UserError as `load_choice`."""
+    """Import `module:attribute`, registered as `name`. Raises UserError as `load_choice`."""
     module, _, attribute = implementation.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

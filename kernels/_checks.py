@@ -1,6 +1,6 @@
-"""Argument checks shared by every implementation of the operations, one function per operation.
+"""Argument checks of the operations, one function per operation, for reference and Triton alike.
 
-They read shapes, dtypes and devices, never values on an accelerator.
+They read shapes, dtypes and devices; values only on a CPU, where that is no host synchronisation.
 """
 
 import math
@@ -71,7 +71,7 @@ def check_consensus_labels(
 ) -> None:
     """Raise ValueError unless the arguments of `consensus_labels` fit each other.
 
-    Whether centroids are finite is looked at on the CPU only: on an accelerator it would be a host
+    Whether centroids are finite is checked on the CPU only: on an accelerator it would be a host
     synchronisation.
     """
     _check_maps("features", features, "B, D, h, w")
@@ -105,7 +105,7 @@ def check_consensus_labels(
 
 
 def check_argmax_labels(scales: list[Tensor], size: Sequence[int]) -> None:
-    """Raise ValueError unless `scales` is a non-empty list of [B, K, h, w] of the same B, K and device."""
+    """Raise ValueError unless `scales` are one or more [B, K, h, w] of the same B, K and device."""
     if not scales:
         raise ValueError("logits is an empty list: expected one [B, K, h, w] or a list of them")
     for i, logits in enumerate(scales):
@@ -188,7 +188,8 @@ def _check_target(
         _check_device("class_weights", class_weights, device)
     if normalizer not in ("valid", "all"):
         raise ValueError(
-            f"normalizer is {normalizer!r}: expected 'valid' (counted pixels) or 'all' (every pixel)"
+            f"normalizer is {normalizer!r}: expected 'valid' (counted pixels) or 'all' (every "
+            "pixel)"
         )
 
 

@@ -1,10 +1,10 @@
-"""The one place that chooses between the reference in plain PyTorch and the kernels in Triton.
+"""Choice between the reference in plain PyTorch and the kernels in Triton, in this one place.
 
-    CUDA and ROCm tensors   Triton, or the reference if a probe shows that this Triton cannot compile the kernels
+    CUDA and ROCm tensors   Triton; the reference if this Triton cannot compile the kernels
     all other tensors       the reference
 
-DIGA_KERNELS=reference|triton or `implementation(...)` overrides it; the context manager comes before the
-environment. A kernel chosen by hand fails loudly instead of falling back.
+`implementation(...)` overrides it, and so does DIGA_KERNELS=reference|triton; the context manager
+has priority over the environment. A choice made by hand raises an error instead of falling back.
 """
 
 import contextlib
@@ -14,21 +14,26 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
 CHOICES = ("reference", "triton")
 _override: str | None = None
-_loaded: dict[str, Callable] = {}  # functions in Triton by name
+# Functions in Triton by name.
+_loaded: dict[str, Callable] = {}
 
 
 @contextlib.contextmanager
 def implementation(name: str) -> Iterator[None]:
-    """Use "reference" or "triton" within the block, whatever the device and DIGA_KERNELS say.
+    """Use "reference" or "triton" within the block, whatever the device and DIGA_KERNELS are.
 
-    For tests and comparisons: the choice holds for the whole process, not for one thread. A function compiled by
-    `torch.compile` keeps the choice that held when it was traced.
+    For tests and comparisons: the choice holds for all threads of the process. A function compiled
+    by `torch.compile` keeps the choice that held when it was traced.
 
     Raises:
         ValueError: another name.
@@ -42,22 +47,20 @@ def implementation(name: str) -> Iterator[None]:
         _override = before
 
 
-def operation(reference: Callable, triton_module: str | None = None) -> Callable:
-    """The public function: `reference`, or the function of that name in `triton_module` of this package.
+def operation(reference: Callable[_P, _R], triton_module: str) -> Callable[_P, _R]:
+    """The public function: `reference`, or the function of its name in module `triton_module`.
 
-    Modules with Triton are imported when first needed, so that CPUs need no Triton.
+    Modules with Triton are imported on first use, so that a CPU needs no Triton.
     """
-    if triton_module is None:
-        return reference
-
     first_name = next(iter(inspect.signature(reference).parameters))
 
     @functools.wraps(reference)
-    def chosen(*arguments, **options):
+    def chosen(*arguments: _P.args, **options: _P.kwargs) -> _R:
         first = arguments[0] if arguments else options.get(first_name)
         if isinstance(first, (list, tuple)) and first:
             first = first[0]
-        function = reference  # it also has the error message for what is no tensor
+        # The reference also has the error message for arguments that are no tensors.
+        function = reference
         if isinstance(first, Tensor) and _use_triton(
             first.device.type, triton_module, reference.__name__
         ):
@@ -69,7 +72,10 @@ def operation(reference: Callable, triton_module: str | None = None) -> Callable
 
 @torch.compiler.assume_constant_result
 def _use_triton(device_type: str, module: str, name: str) -> bool:
-    """Whether `choose` says so; if so, the function is in `_loaded`. torch.compile calls it while tracing."""
+    """Whether Triton is chosen; then the function is in `_loaded`.
+
+    torch.compile calls this while it traces and treats the result as a constant.
+    """
     if choose(device_type) == "reference":
         return False
     if name not in _loaded:
@@ -78,20 +84,21 @@ def _use_triton(device_type: str, module: str, name: str) -> bool:
 
 
 def choose(device_type: str) -> str:
-    """ "reference" or "triton" for tensors on a device of this type.
+    """Choose "reference" or "triton" for tensors on a device of this type.
 
     Raises:
         ValueError: DIGA_KERNELS is something else.
-        RuntimeError: Triton was asked for where it cannot run.
+        RuntimeError: Triton was requested for a device on which it cannot run.
     """
     asked = _override or os.environ.get("DIGA_KERNELS", "")
     if asked:
         _check(asked, "DIGA_KERNELS")
         if asked == "triton" and device_type != "cuda" and not _interpreted():
             raise RuntimeError(
-                f"the Triton kernels were asked for, but the tensors are on {device_type}: move them to a CUDA or "
-                "ROCm device, choose DIGA_KERNELS=reference, or set TRITON_INTERPRET=1 before Triton is imported "
-                "(an interpreter for debugging, thousands of times slower)"
+                f"the Triton kernels were requested, but the tensors are on {device_type}: move "
+                "them to a CUDA or ROCm device, choose DIGA_KERNELS=reference, or set "
+                "TRITON_INTERPRET=1 before Triton is imported (an interpreter for debugging, "
+                "thousands of times slower)"
             )
         return asked
     return "triton" if device_type == "cuda" and _triton_works() else "reference"
@@ -108,7 +115,7 @@ def _interpreted() -> bool:
 
 @functools.cache
 def _triton_works() -> bool:
-    """Whether this Triton compiles and runs the kernels, tried once on a tiny map; one warning if not."""
+    """Whether this Triton compiles and runs the kernels: tried once per process; warns if not."""
     version = "(not installed)"
     try:
         import triton
@@ -116,12 +123,14 @@ def _triton_works() -> bool:
         version = triton.__version__
         _probe()
     except Exception as error:
-        # Compilers fail in many ways (their own errors, the assembler's, a missing C compiler); a run must not.
+        # A compiler fails in many ways (its own errors, the assembler's, a missing C compiler);
+        # none of them may end a run that the reference can do.
         reason = str(error).strip().splitlines()[:1]
         warnings.warn(
-            f"Triton {version} cannot run the kernels of diga_hpc on this device, so the slower reference in "
-            f"plain PyTorch runs instead ({type(error).__name__}: {''.join(reason)}). Another Triton version may "
-            "help; DIGA_KERNELS=triton shows the whole error, DIGA_KERNELS=reference silences this warning.",
+            f"Triton {version} cannot run the kernels of diga_hpc on this device, so the slower "
+            f"reference in plain PyTorch runs instead ({type(error).__name__}: {''.join(reason)}). "
+            "Another Triton version may help; DIGA_KERNELS=triton shows the full error, "
+            "DIGA_KERNELS=reference silences this warning.",
             stacklevel=2,
         )
         return False
@@ -129,7 +138,7 @@ def _triton_works() -> bool:
 
 
 def _probe(device: str = "cuda") -> None:
-    """Compile and run each kind of kernel, also where the first call of a process is in inference mode."""
+    """Compile and run each kind of kernel, in training mode whatever mode the caller is in."""
     with torch.inference_mode(False), torch.enable_grad():
         logits = torch.zeros(2, 2, 2, 2, device=device, requires_grad=True)
         labels = torch.zeros(1, 4, 4, device=device, dtype=torch.uint8)

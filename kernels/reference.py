@@ -1,9 +1,9 @@
-"""The five operations of `diga_hpc.kernels` in plain PyTorch: their specification, and what CPUs train with.
+"""The five operations of `diga_hpc.kernels` in plain PyTorch: the specification, and the CPU code.
 
-A network predicts at 1/8 or 1/4 of the image size, but the losses and labels of the method are defined after
-bilinear upsampling. Written naively that means full-resolution logits, softmax and gradients. Here the output
-is walked in tiles (`_upsampling.py`), and one primitive (`_softmax_scan.py`) carries all losses. With
-U = upsampling, z = U L and a weight W(p) per pixel p,
+A network predicts at 1/8 or 1/4 of the image size, but the losses and labels of the method are
+defined after bilinear upsampling. Plain code writes full-resolution logits, softmax and gradients.
+Here the output is processed in tiles (`_torch_upsampling.py`), and all losses are built from one
+primitive (`_torch_scan.py`). With U = upsampling, z = U L and a weight W(p) per pixel p,
 
     A(L) = sum_p W(p) log sum_k exp z_k(p)        one number per image
     P(L) = dA/dL = U^T (W softmax(U L))           a low-resolution tensor
@@ -15,16 +15,19 @@ and because U^T is the adjoint of U, <softmax(U T), U S> = <U^T softmax(U T), S>
     CE(student, labels y)  = sum_p W(p) (log sum_k exp z_k(p) - z_y(p))
                     d/dS   = U^T (W softmax(U S) - W onehot(y))
 
-Teacher and student never meet at full resolution. A gradient is found together with its loss and kept at low
-resolution, so that the backward pass is one multiplication.
+Teacher and student never meet at full resolution. A gradient is computed together with its loss and
+kept at low resolution, so that the backward pass is one multiplication.
 
 Conventions of all five:
-* Inputs may have any strides and be float32, float64, bfloat16 or float16. Arithmetic is in float32 (float64
-  for float64 inputs), single numbers are summed in float64; gradients have the input's dtype and layout.
-* Inside, logits are in base-2 units (times log2 e), because exp2 is several times faster than exp on a CPU.
-* Nothing waits for the device.
+* Inputs may have any strides and be float32, float64, bfloat16 or float16. Arithmetic is in float32
+  (float64 for float64 inputs), scalars are summed in float64; gradients have the dtype and layout
+  of the input.
+* Internally logits are in base-2 units (times log2 e): exp2 is several times faster than exp on a
+  CPU.
+* There is no host synchronisation.
 * A NaN or infinity in the logits makes a loss NaN or infinite, also under ignored pixels.
-* The letters of the shape suffixes are explained in `_upsampling.py`.
+* `align_corners` is that of `torch.nn.functional.interpolate`.
+* The letters of the shape suffixes are explained in `_torch_upsampling.py`.
 """
 
 import math
@@ -34,9 +37,9 @@ import torch
 from torch import Tensor
 
 from . import _checks as checks
-from ._autograd import attach_gradients, gradient_wanted
-from ._softmax_scan import Sums, Target, join_views, logit_nodes, scan
-from ._upsampling import Upsampling, arithmetic_dtype, exact_arithmetic, from_nodes, to_nodes
+from ._torch_autograd import attach_gradients, gradient_wanted
+from ._torch_scan import TileSums, TileTarget, join_views, logit_nodes, scan_tiles
+from ._torch_upsampling import Upsampling, arithmetic_dtype, exact_arithmetic, from_nodes, to_nodes
 
 _LN_2 = math.log(2)
 _FEATURE_ELEMENTS = 1 << 20  # features compared with centroids at a time
@@ -52,7 +55,7 @@ def symmetric_kl_loss(
     mask: Tensor | None = None,
     align_corners: bool = True,
 ) -> Tensor:
-    """Symmetric distillation between two views (method.md section 2; DiGA, symmetric distillation).
+    """Symmetric distillation between two views (DiGA, CVPR 2023: symmetric knowledge distillation).
 
         s1, s2 = upsample(student_logits) / temperature       # view 1: clean; view 2: mixed
         t1, t2 = softmax(upsample(teacher_logits) / temperature)
@@ -62,15 +65,17 @@ def symmetric_kl_loss(
         loss += reverse_weight * mean_pixels KL(t2 || softmax(s1))
 
     Args:
-        student_logits, teacher_logits: [2B, K, h, w], the B images of view 1, then the same of view 2.
+        student_logits, teacher_logits: [2B, K, h, w]: the B images of view 1, then those of view 2.
         size: (H, W) to upsample to, in pixels.
         mask: bool [B, H, W], True where a pixel counts (in both directions); means are over counted
             pixels. None: all count.
+        reverse_weight: weight of the direction from the mixed to the clean view.
         temperature: divides all logits; the loss is not rescaled by its square.
 
     Returns:
-        Scalar in nats, float32 (float64 for float64 logits), 0 if no pixel counts. Differentiable in
-        `student_logits` only. The rounding error is about 1e-8 nats or 1e-7 of the loss, whichever is larger.
+        Scalar in nats, float32 (float64 for float64 logits), 0 if no pixel counts. Differentiable
+        in `student_logits` only. The rounding error is about 1e-8 nats or 1e-7 of the loss,
+        whichever is larger.
 
     Raises:
         ValueError: an argument has another shape, dtype or range than stated.
@@ -83,11 +88,11 @@ def symmetric_kl_loss(
         student = logit_nodes(student_logits, temperature)
         upsampling = Upsampling(student, size, align_corners)
         counted = None if mask is None else torch.cat([mask, mask])
-        sums = scan(student, upsampling, mask_NHW=counted, partition=True, gradient=wanted)
+        sums = scan_tiles(student, upsampling, mask_NHW=counted, partition=True, gradient=wanted)
         loss, gradient = _distillation(
             student, sums, teacher_logits, upsampling, counted, reverse_weight, temperature
         )
-        gradients = [from_nodes(gradient, student_logits)] if wanted else []
+        gradients = [] if gradient is None else [from_nodes(gradient, student_logits)]
     return attach_gradients(student_logits, [loss], gradients)[0]
 
 
@@ -100,14 +105,14 @@ def cross_entropy_loss(
     normalizer: str = "valid",
     align_corners: bool = True,
 ) -> Tensor:
-    """Cross-entropy of the upsampled logits against a label map (method.md section 3).
+    """Cross-entropy of the upsampled logits against a label map.
 
         z = upsample(logits)
-        loss = sum over non-ignored pixels of class_weights[y] * (logsumexp(z) - z[y])  /  normalizer
+        loss = sum over non-ignored pixels of class_weights[y] * (logsumexp(z) - z[y]) / normalizer
 
     Args:
         logits: [B, K, h, w].
-        labels: uint8 or int64 [B, H, W]; `ignore_index`, and any other value outside [0, K), is ignored.
+        labels: uint8 or int64 [B, H, W]; `ignore_index` and any value outside [0, K) are ignored.
         class_weights: floating point [K], the weight of a pixel of each class; None: 1.
         normalizer: "valid" divides by the summed weights of the non-ignored pixels, "all" by B*H*W.
 
@@ -122,10 +127,10 @@ def cross_entropy_loss(
     with exact_arithmetic(logits.device):
         nodes = logit_nodes(logits)
         upsampling = Upsampling(nodes, labels.shape[1:], align_corners)
-        target = Target(labels, logits.shape[1], ignore_index, class_weights)
-        sums = scan(nodes, upsampling, target=target, gradient=wanted)
+        target = TileTarget(labels, logits.shape[1], ignore_index, class_weights)
+        sums = scan_tiles(nodes, upsampling, target=target, gradient=wanted)
         loss, gradient = _segmentation(sums, labels, normalizer)
-        gradients = [from_nodes(gradient, logits)] if wanted else []
+        gradients = [] if gradient is None else [from_nodes(gradient, logits)]
     return attach_gradients(logits, [loss], gradients)[0]
 
 
@@ -141,7 +146,7 @@ def warm_up_loss(
     normalizer: str = "valid",
     align_corners: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Both losses of a warm-up step from one pass over the student (method.md sections 2 and 3).
+    """Both losses of a warm-up step from one pass over the student.
 
         # the student on view 1 against the source label
         segmentation = cross_entropy_loss(student_logits[:B], labels, ...)
@@ -149,13 +154,13 @@ def warm_up_loss(
         distillation = symmetric_kl_loss(student_logits, teacher_logits, (H, W), ...)
 
     Args:
-        student_logits, teacher_logits: [2B, K, h, w], the B images of view 1, then the same of view 2.
+        student_logits, teacher_logits: [2B, K, h, w]: the B images of view 1, then those of view 2.
         labels: uint8 or int64 [B, H, W], of view 1; they also set the size to upsample to.
         temperature: of the distillation only.
         others: as in `cross_entropy_loss` and `symmetric_kl_loss`.
 
     Returns:
-        (segmentation, distillation), two scalars in nats, each differentiable in `student_logits` on its own.
+        (segmentation, distillation), two scalars in nats, each differentiable in `student_logits`.
 
     Raises:
         ValueError: an argument has another shape, dtype or range than stated.
@@ -174,24 +179,25 @@ def warm_up_loss(
     with exact_arithmetic(student_logits.device):
         student = logit_nodes(student_logits)
         upsampling = Upsampling(student, labels.shape[1:], align_corners)
-        target = Target(labels, K, ignore_index, class_weights)
-        one_pass = temperature == 1  # otherwise the two losses need different softmaxes
-        view_1 = scan(
+        target = TileTarget(labels, K, ignore_index, class_weights)
+        # With another temperature the two losses need different softmaxes.
+        one_pass = temperature == 1
+        view_1 = scan_tiles(
             student[:, :B], upsampling, target=target, partition=one_pass, gradient=wanted
         )
         segmentation, gradient_1 = _segmentation(view_1, labels, normalizer)
         if one_pass:
             sums = join_views(
-                view_1, scan(student[:, B:], upsampling, partition=True, gradient=wanted)
+                view_1, scan_tiles(student[:, B:], upsampling, partition=True, gradient=wanted)
             )
         else:
             student = logit_nodes(student_logits, temperature)
-            sums = scan(student, upsampling, partition=True, gradient=wanted)
+            sums = scan_tiles(student, upsampling, partition=True, gradient=wanted)
         distillation, gradient = _distillation(
             student, sums, teacher_logits, upsampling, None, reverse_weight, temperature
         )
         gradients = []
-        if wanted:
+        if gradient is not None and gradient_1 is not None:
             gradients = [
                 from_nodes(gradient, student_logits),
                 from_nodes(gradient_1, student_logits[:B]),
@@ -211,38 +217,40 @@ def consensus_labels(
     ignore_index: int = 255,
     align_corners: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Bilateral consensus: keep a pseudo label where the nearest centroid agrees (method.md section 7).
+    """Bilateral consensus (DiGA, CVPR 2023): keep a label where the nearest centroid agrees.
 
-        distance_k = ||features - centroids_k||     # at low resolution; unseen classes take no part
+        distance_k = ||features - centroids_k||     # at low resolution, of seen classes only
         p = upsample(softmax_k(-distance))
         labels where argmax_k p == labels, ties to the lowest class; elsewhere ignore_index
 
     Args:
         features: [B, D, h, w] of the teacher on the clean target image.
         centroids: [K, D], floating point; rows of unseen classes are not read.
-        labels: uint8 or int64 [B, H, W], offline pseudo labels; a value outside [0, K) is never kept.
+        labels: uint8 or int64 [B, H, W], offline pseudo labels; a value outside [0, K) is never
+            kept.
         seen: bool [K], True where the class has a centroid; None: all. An unseen class cannot win.
 
     Returns:
-        (uint8 [B, H, W], int64 [K]): the labels, and how many pixels of each class were kept. Where no class
-        can be named (no class seen, features or centroids not finite) nothing is kept.
+        (uint8 [B, H, W], int64 [K]): the labels, and how many pixels of each class were kept. Where
+        no class is valid (no class seen, features or centroids not finite) nothing is kept.
 
     Raises:
-        ValueError: an argument has another shape, dtype or range than stated, or, on the CPU, a centroid of a
-            seen class is not finite (on an accelerator, where looking would mean waiting, nothing is kept).
+        ValueError: an argument has another shape, dtype or range than stated, or, on the CPU, a
+            centroid of a seen class is not finite. (On an accelerator that check would be a host
+            synchronisation; nothing is kept there.)
     """
     checks.check_consensus_labels(features, centroids, labels, seen, ignore_index)
     K = centroids.shape[0]
     with exact_arithmetic(features.device):
         nodes = _centroid_probabilities(features, centroids, seen)
         upsampling = Upsampling(nodes, labels.shape[1:], align_corners)
-        target = Target(labels, K, ignore_index, None)
+        target = TileTarget(labels, K, ignore_index, None)
         consensus = labels.new_full(labels.shape, ignore_index, dtype=torch.uint8)
         kept = torch.zeros(K, dtype=torch.int64, device=labels.device)
         for tile in upsampling.tiles(features.shape[0], K):
             winner, best = _lowest_argmax(upsampling.up(nodes, tile))
             label, valid = target.on(tile, nodes.dtype)
-            # The maximum is above 0 wherever a class can be named.
+            # The maximum is above 0 wherever a class is valid.
             agreed = (winner == label) & (best > 0) & (valid > 0)
             chosen = label.where(agreed, ignore_index)
             consensus[tile] = chosen.squeeze(2).transpose(0, 1).to(torch.uint8)
@@ -253,13 +261,14 @@ def consensus_labels(
 def argmax_labels(
     logits: Tensor | Sequence[Tensor], size: Sequence[int], *, align_corners: bool = True
 ) -> Tensor:
-    """Labels of the element-wise maximum over scales (method.md sections 5 and 10).
+    """Labels of the element-wise maximum over scales.
 
         z = maximum over scales of upsample(logits of that scale)
         labels = argmax_k z, ties to the lowest class
 
     Args:
-        logits: [B, K, h, w], or a list of such maps of the same images at several scales (h, w may differ).
+        logits: [B, K, h, w], or a list of such maps of the same images at several scales, which may
+            differ in h and w.
         size: (H, W) of the labels, in pixels.
 
     Returns:
@@ -272,11 +281,8 @@ def argmax_labels(
     checks.check_argmax_labels(scales, size)
     B, K = scales[0].shape[:2]
     with exact_arithmetic(scales[0].device):
-        dtype = (
-            torch.float64
-            if any(scale.dtype == torch.float64 for scale in scales)
-            else torch.float32
-        )
+        exact = any(scale.dtype == torch.float64 for scale in scales)
+        dtype = torch.float64 if exact else torch.float32
         nodes = [_finite(to_nodes(scale, dtype)) for scale in scales]
         upsamplings = [Upsampling(node, size, align_corners) for node in nodes]
         labels = torch.empty(B, *size, dtype=torch.uint8, device=scales[0].device)
@@ -291,18 +297,20 @@ def argmax_labels(
 
 def _distillation(
     student_hNKw: Tensor,
-    student: Sums,
+    student: TileSums,
     teacher_logits: Tensor,
     upsampling: Upsampling,
     mask_NHW: Tensor | None,
     reverse_weight: float,
     temperature: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """(loss, gradient [h, N, K, w]) from KL = A(S) - A(T) - <P(T), S - T>, the teacher scanned here."""
+    """(loss, gradient [h, N, K, w]) of KL = A(S) - A(T) - <P(T), S - T>; scans the teacher."""
     N, B = student_hNKw.shape[1], student_hNKw.shape[1] // 2
-    # Image n of the student is taught by the other view of the same picture: the teacher's halves swap.
+    # Image n of the student is taught by the other view of the same picture: the halves of the
+    # teacher's batch are swapped.
     teacher_hNKw = logit_nodes(teacher_logits, temperature, student_hNKw.dtype).roll(B, dims=1)
-    teacher = scan(teacher_hNKw, upsampling, mask_NHW=mask_NHW, partition=True, gradient=True)
+    teacher = scan_tiles(teacher_hNKw, upsampling, mask_NHW=mask_NHW, partition=True, gradient=True)
+    assert teacher.partition_gradient is not None
     crossed = (student_hNKw - teacher_hNKw) * teacher.partition_gradient
     crossed_N = crossed.sum(dim=(0, 2, 3), dtype=torch.float64)
     kl_N = _LN_2 * (student.partition_N - teacher.partition_N - crossed_N)
@@ -310,7 +318,8 @@ def _distillation(
     H, W = upsampling.out_size
     pixels = kl_N.new_full((), B * H * W) if mask_NHW is None else mask_NHW[:B].sum()
     weight_N = torch.ones_like(kl_N)
-    weight_N[:B].fill_(reverse_weight)  # the student's view 1 is the reverse direction
+    # The student's view 1 is the reverse direction.
+    weight_N[:B].fill_(reverse_weight)
     weight_N *= _reciprocal(pixels)
     loss = (kl_N * weight_N).sum().to(student_hNKw.dtype)
     if student.partition_gradient is None:
@@ -319,7 +328,7 @@ def _distillation(
     return loss, gradient.mul_((weight_N / temperature).to(gradient.dtype).view(1, N, 1, 1))
 
 
-def _segmentation(sums: Sums, labels: Tensor, normalizer: str) -> tuple[Tensor, Tensor | None]:
+def _segmentation(sums: TileSums, labels: Tensor, normalizer: str) -> tuple[Tensor, Tensor | None]:
     """(loss, gradient [h, B, K, w]) of the cross-entropy, normalised."""
     valid = normalizer == "valid"
     scale = _reciprocal(
@@ -332,20 +341,20 @@ def _segmentation(sums: Sums, labels: Tensor, normalizer: str) -> tuple[Tensor, 
 
 
 def _reciprocal(count: Tensor) -> Tensor:
-    """1 / count in float64, and 0 where nothing was counted."""
+    """1 / count in float64, and 0 where count is 0."""
     count = count.to(torch.float64)
     return torch.where(count > 0, 1 / count, 0)
 
 
 def _centroid_probabilities(features: Tensor, centroids: Tensor, seen: Tensor | None) -> Tensor:
-    """softmax_k(-||features - centroid_k||) as nodes [h, B, K, w]; -1e30 where no class can be named."""
+    """softmax_k(-||features - centroid_k||) as nodes [h, B, K, w]; -1e30 if no class is valid."""
     B, D, h, w = features.shape
     dtype = arithmetic_dtype(features)
     centroids = centroids.detach().to(dtype)
     distances = features.new_empty(h, B, w, len(centroids), dtype=dtype)
     rows = max(1, _FEATURE_ELEMENTS // (B * D * w))
     for start in range(0, h, rows):
-        # cdist's direct form; the expanded ||f||^2 - 2 f c + ||c||^2 loses its digits near a centroid.
+        # The direct form: the expanded ||f||^2 - 2 f c + ||c||^2 loses its digits near a centroid.
         chunk_nBwD = features[:, :, start : start + rows].detach().permute(2, 0, 3, 1).to(dtype)
         chunk = torch.cdist(
             chunk_nBwD.reshape(-1, D), centroids, compute_mode="donot_use_mm_for_euclid_dist"
@@ -354,7 +363,8 @@ def _centroid_probabilities(features: Tensor, centroids: Tensor, seen: Tensor | 
     if seen is not None:
         distances.masked_fill_(~seen, math.inf)
     probabilities = distances.neg_().softmax(dim=3).transpose(2, 3).contiguous()
-    # NaN where features are not finite or no class is seen: a veto over all pixels that read the node.
+    # NaN where features are not finite or no class is seen. -1e30 makes the maximum of every pixel
+    # that reads the node negative, so that none of them is kept.
     return probabilities.nan_to_num_(nan=-1e30)
 
 
@@ -362,14 +372,14 @@ def _lowest_argmax(z_RNKC: Tensor) -> tuple[Tensor, Tensor]:
     """(class index, maximum), both [R, N, 1, C] floats, ties to the lowest class; overwrites z."""
     K = z_RNKC.shape[2]
     best = z_RNKC.amax(dim=2, keepdim=True)
-    # Of the classes that reach the maximum the first scores highest (K, K-1, ..., 1). On a CPU this is many
-    # times faster than torch.argmax over a dimension that is not the last.
+    # Of the classes that reach the maximum the first one has the highest score (K, K-1, ..., 1). On
+    # a CPU this is many times faster than torch.argmax over a dimension that is not the last.
     scores = torch.arange(K, 0, -1, dtype=z_RNKC.dtype, device=z_RNKC.device).view(K, 1)
     reached = torch.eq(z_RNKC, best, out=z_RNKC).mul_(scores)
     return K - reached.amax(dim=2, keepdim=True), best
 
 
 def _finite(nodes: Tensor) -> Tensor:
-    """NaN and -inf made a very low, +inf a very high number: times a weight of 0 they would spoil a tile."""
+    """NaN and -inf as a very low, +inf as a very high number: 0 times infinity would be NaN."""
     limit = torch.finfo(nodes.dtype).max / 8
     return nodes.nan_to_num(nan=-limit, posinf=limit, neginf=-limit).clamp_(-limit, limit)

@@ -1,4 +1,8 @@
-"""Whether a process still runs: asked by another one, and even if its number has been given away since."""
+"""Identify a process, and test whether it still runs, from another process. Loads no torch.
+
+A PID alone is not enough: PIDs are reused, and mean nothing on another machine or in another
+container.
+"""
 
 import functools
 import os
@@ -6,17 +10,22 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-ENDED = ("Z", "X")  # states of a process that its parent has not asked about yet
+# States in /proc of a process that has ended: a zombie (its parent has not waited for it), or dead.
+ENDED = ("Z", "X")
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process anywhere. `place`: where its number counts, a boot of a machine and a name space of numbers."""
+    """A process on any machine.
+
+    host: for messages. place: boot id and PID namespace in which `pid` is valid.
+    started: start time in clock ticks since that boot, or empty if unknown.
+    """
 
     host: str
     place: str
     pid: int
-    started: str  # ticks since that boot
+    started: str
 
 
 def this() -> Process:
@@ -25,22 +34,23 @@ def this() -> Process:
 
 
 def of(pid: int) -> Process:
-    """A process of this machine."""
+    """The process with this PID on this machine."""
     return Process(host(), _place(), pid, _started(pid) or "")
 
 
 def host() -> str:
-    """This machine's name, in a job of Slurm that of its node."""
+    """This machine's name; in a Slurm job, the name of its node."""
     return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
 def is_alive(process: Process) -> bool | None:
-    """Whether it runs; None where that cannot be seen from here."""
+    """Whether the process runs; None if it cannot be seen from here."""
     if process.place != _place():
         return None
     started = _started(process.pid)
     if started is None:
         return False
+    # Another start time means that the PID was reused.
     return started == process.started if started and process.started else None
 
 
@@ -54,23 +64,26 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When the process with this number started: empty where that cannot be seen, None if there is none any more."""
+    """Start time of the process with this PID: empty if unknown, None if it does not exist."""
     try:
-        # The second field is a name in brackets, which may hold anything.
+        # The second field is the program's name in brackets, which may contain blanks and brackets.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return "" if _exists(pid) else None
-    except OSError:  # no file descriptors left
+    except OSError:
+        # No file descriptors left, for example: that says nothing about the process.
         return ""
+    # Fields 3 (state) and 22 (start time) of proc(5).
     return None if fields[0] in ENDED else fields[19]
 
 
 def _exists(pid: int) -> bool:
-    """Asked of the system itself: /proc may be missing, or hide the processes of other users."""
+    """Ask the kernel directly: /proc may be missing, or hide the processes of other users."""
     try:
         os.kill(pid, 0)
     except PermissionError:
         return True
-    except (ProcessLookupError, OverflowError, TypeError):  # the last two: no number of a process
+    # The last two for a lock file whose `pid` cannot be one.
+    except (ProcessLookupError, OverflowError, TypeError):
         return False
     return True

@@ -1,7 +1,8 @@
-"""Which rank this process is, and where rank 0 is: from torchrun, from a step of srun, or alone.
+"""Rank, world size and master address of this process, from torchrun, from an srun step, or alone.
 
-submitit starts its tasks with srun. Only a step counts: a plain python in a batch script, or in the shell of
-salloc, is alone although Slurm's variables of the whole job are set there. Loads no torch.
+submitit starts its tasks with srun. Only an srun step counts: a plain python in a batch script, or
+in the shell of salloc, runs alone although Slurm sets the variables of the whole job there. Loads
+no torch.
 """
 
 import contextlib
@@ -15,12 +16,23 @@ from dataclasses import dataclass
 
 from diga_hpc.errors import UserError
 
-PORTS = range(15000, 30000)  # below 32768, where Linux starts to give out ports by itself
+# Below 32768, where Linux starts to assign ports by itself.
+PORTS = range(15000, 30000)
+# Seconds to wait for scontrol, which asks Slurm's controller.
+SCONTROL_TIMEOUT = 10
+# Names of rank, world size, and rank and number of ranks on the host.
+TORCHRUN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+SRUN_NAMES = (
+    "SLURM_PROCID",
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_LOCALID",
+    "SLURM_STEP_TASKS_PER_NODE",
+)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place: `local` counts on its own host."""
+    """Rank of this process and number of ranks: of the whole job, and (`local`) of this host."""
 
     rank: int = 0
     size: int = 1
@@ -29,36 +41,34 @@ class Ranks:
 
 
 def find(environment: Mapping[str, str] = os.environ) -> Ranks:
-    """The place that torchrun, else srun, gave this process. Raises UserError for variables that make no sense."""
+    """Read the rank that torchrun, else srun, gave this process. Raises UserError if invalid."""
     if "RANK" in environment:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        defaults = (None, None, "0", "1")
+        # First: torchrun may itself have been started by srun.
+        names = TORCHRUN_NAMES
     elif "SLURM_STEP_NODELIST" in environment and "SLURM_STEP_NUM_TASKS" in environment:
-        names = (
-            "SLURM_PROCID",
-            "SLURM_STEP_NUM_TASKS",
-            "SLURM_LOCALID",
-            "SLURM_STEP_TASKS_PER_NODE",
-        )
-        defaults = (None, None, "0", "1")
+        names = SRUN_NAMES
     else:
         return Ranks()
-    *values, tasks = [
-        environment.get(name, default) for name, default in zip(names, defaults, strict=True)
-    ]
-    if names[3] == "SLURM_STEP_TASKS_PER_NODE":
-        tasks = _tasks_of_node(tasks, _number("SLURM_NODEID", environment.get("SLURM_NODEID", "0")))
-    ranks = Ranks(*map(_number, names, [*values, tasks]))
-    if not 0 <= ranks.rank < ranks.size:
+    # Rank and size must be set; on one host with one rank the local ones may be missing.
+    rank, size = (_number(name, environment.get(name)) for name in names[:2])
+    local_rank = _number(names[2], environment.get(names[2], "0"))
+    local_size = environment.get(names[3], "1")
+    if names is SRUN_NAMES:
+        node = _number("SLURM_NODEID", environment.get("SLURM_NODEID", "0"))
+        local_size = _tasks_of_node(local_size, node)
+    if not 0 <= rank < size:
         raise UserError(
-            f"{names[0]}={ranks.rank} with {names[1]}={ranks.size}: a rank is below the number of ranks; "
+            f"{names[0]}={rank} with {names[1]}={size}: a rank is below the number of ranks; "
             "unset both to run alone, or start with torchrun or srun"
         )
-    return ranks
+    return Ranks(rank, size, local_rank, _number(names[3], local_size))
 
 
 def _tasks_of_node(text: str, node: int) -> str:
-    """`8(x2),4` is two nodes of 8 tasks and one of 4; as it stands where it says nothing of the node."""
+    """Tasks of a node: `8(x2),4` is two nodes of 8 tasks and one of 4.
+
+    Returns `text` unchanged if it does not list the node.
+    """
     nodes = [
         tasks
         for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
@@ -71,7 +81,7 @@ def _number(name: str, text: str | None) -> int:
     number = re.match(r"\d+", text or "")
     if number is None:
         raise UserError(
-            f"{name}={text!r}: expected a whole number; start with torchrun or srun, which set it, "
+            f"{name}={text!r}: expected an integer; start with torchrun or srun, which set it, "
             "or unset RANK to run alone"
         )
     return int(number[0])
@@ -80,8 +90,10 @@ def _number(name: str, text: str | None) -> int:
 def master(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
     """Host and port on which rank 0 waits for the others.
 
-    MASTER_ADDR and MASTER_PORT where they are set; in a step of srun else its first host, and a port that
-    follows from job, step and restart, so that all ranks know it and a restart does not meet the port of before.
+    MASTER_ADDR and MASTER_PORT if they are set. Otherwise, in an srun step, its first host and a
+    port
+    computed from job, step and restart count: all ranks know it, and a restart does not find the
+    port of the previous start still in use.
     """
     if "SLURM_STEP_NODELIST" not in environment and "MASTER_ADDR" not in environment:
         raise UserError("RANK is set, but MASTER_ADDR is not: start with torchrun, or set both")
@@ -90,11 +102,12 @@ def master(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
         return host, _number("MASTER_PORT", environment["MASTER_PORT"])
     names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     job, step, restart = (_number(name, environment.get(name, "0")) for name in names)
+    # Different primes, so that neighbouring jobs, steps and restarts get different ports.
     return host, PORTS[(job * 31 + step * 101 + restart * 7) % len(PORTS)]
 
 
 def free_port() -> int:
-    """A port of this machine for ranks that are about to start."""
+    """A free port of this machine, for ranks that are about to be started on it."""
     while True:
         port = random.SystemRandom().choice(PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -103,39 +116,44 @@ def free_port() -> int:
 
 
 def first_host(node_list: str) -> str:
-    """`gpu[03-05,9],login1` -> gpu03: the host of rank 0."""
+    """First host of a Slurm node list, that of rank 0: `gpu[03-05,9],login1` -> gpu03."""
     first = re.match(r"(?:\[[^\]]*\]|[^,\[])+", node_list)
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0]) if first else node_list
 
 
 def resolvable(host: str) -> str | None:
-    """`host`, or the address that Slurm knows it by, or None where neither resolves."""
-    for name in (host, _slurm_address(host)):
-        try:
-            socket.getaddrinfo(name, None)
-        except OSError:
-            continue
-        if name:
-            return name
-    return None
+    """`host`, or the address under which Slurm knows it; None if neither resolves."""
+    if _resolves(host):
+        return host
+    address = _slurm_address(host)
+    return address if address and _resolves(address) else None
+
+
+def _resolves(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
 
 
 def _slurm_address(host: str) -> str:
+    command = ["scontrol", "show", "node", "--oneliner", host]
     try:
-        command = ["scontrol", "show", "node", "--oneliner", host]
-        text = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SCONTROL_TIMEOUT)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    address = re.search(r"NodeAddr=(\S+)", text)
+    address = re.search(r"NodeAddr=(\S+)", done.stdout)
     return address[1] if address else ""
 
 
-def listed(ranks: Iterable[int]) -> str:
-    """Ranks in short: 0-3, 7."""
+def listed(numbers: Iterable[int]) -> str:
+    """Format ranks briefly: 0-3, 7."""
     parts: list[list[int]] = []
-    for rank in sorted(ranks):
-        if parts and parts[-1][-1] == rank - 1:
-            parts[-1][1:] = [rank]
+    for number in sorted(numbers):
+        if parts and parts[-1][-1] == number - 1:
+            # A run is [first] or [first, last].
+            parts[-1][1:] = [number]
         else:
-            parts.append([rank])
+            parts.append([number])
     return ", ".join("-".join(map(str, part)) for part in parts)

@@ -1,7 +1,12 @@
-"""How ranks meet: within a minute all of them are there and agree, or rank 0 says in one line why not.
+"""Rendezvous: within a timeout all ranks join and agree, or rank 0 reports in one line why not.
 
-Rank 0 opens a store at the master's address. Every rank leaves its facts there (versions, device, every key of
-its configuration); rank 0 compares them and leaves its verdict, which the others wait for.
+Rank 0 serves a key-value store (TCPStore) at the master's address. Every rank writes its facts
+there (versions, device, every configuration key); rank 0 compares them and writes its verdict,
+which the others wait for:
+
+    facts/RANK   JSON: name -> value
+    verdict      AGREED, or what is wrong
+    read         how many ranks have read a bad verdict
 """
 
 import errno
@@ -25,26 +30,38 @@ from diga_hpc.distributed import ranks, watchdog
 from diga_hpc.distributed.ranks import Ranks
 from diga_hpc.errors import ReportedByRank0, UserError
 
-# Seconds that rank 0 waits for the others, and the others for rank 0. Errors are promised within a minute.
+# Seconds that rank 0 waits for the others, and they for rank 0: an error appears within a minute.
 DEFAULT_TIMEOUT = 50
-# Joining again after leaving, in one process, must not read the verdict of before.
+# Seconds between two looks at the store, and between two attempts to resolve the master's name.
+POLL = 0.05
+RESOLVE_INTERVAL = 1.0
+# Seconds that a connection may take at least, however little of the timeout is left.
+LEAST_WAIT = 1.0
+# Seconds that rank 0 keeps the store open for the others to read a bad verdict.
+READING = 5.0
+AGREED = "agreed"
+# Differing facts that are listed before "and N more".
+LISTED_PROBLEMS = 3
+# Joining again in the same process must not read the verdict of the previous time.
 _meetings = itertools.count()
 
 
 def join(me: Ranks, facts: dict[str, str]) -> dist.Store:
-    """Meet the other ranks and agree on `facts`; returns a store that all share, with the watchdog at work.
+    """Meet the other ranks and agree on `facts`; return the shared store. Starts the watchdog.
 
-    Raises UserError on rank 0, and ReportedByRank0 on the others, for a master that cannot be reached, a port in
-    use, missing ranks and facts that differ. DIGA_JOIN_TIMEOUT sets how many seconds ranks wait for each other.
+    Raises UserError on rank 0, and ReportedByRank0 on the others, for an unreachable master, a port
+    in use, missing ranks, and facts that differ. The environment variable DIGA_JOIN_TIMEOUT sets
+    the timeout in seconds.
     """
     timeout = _timeout()
     deadline = time.monotonic() + timeout
     store = _open_store(me, timeout, deadline)
-    # torchrun's own store outlives its workers, so the keys of a restart are other keys.
+    # torchrun's own store outlives its workers: after a restart, the old keys are still there.
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"diga_hpc/{restart}/{next(_meetings)}", store)
     try:
-        watchdog.introduce(store, me.rank)  # before it counts as having joined
+        # Before the facts: a rank that counts as joined can be watched.
+        watchdog.introduce(store, me.rank)
         store.set(f"facts/{me.rank}", json.dumps(facts))
         if me.rank == 0:
             _decide(store, me.size, timeout, deadline)
@@ -52,7 +69,7 @@ def join(me: Ranks, facts: dict[str, str]) -> dist.Store:
             _await_verdict(store, time.monotonic() + timeout)
         watchdog.start(store, me.rank, me.size)
     except (dist.DistError, RuntimeError) as error:
-        # Errors of a store whose other end has gone: rank 0 has said why, or has died.
+        # The store is gone and rank 0 with it: it has reported an error, or was killed.
         raise UserError(
             f"rank 0 left while ranks were joining ({_first_line(error)}); see its log"
         ) from error
@@ -71,7 +88,7 @@ def _timeout() -> float:
 def facts(config: Config, device: torch.device) -> dict[str, str]:
     """What ranks must have in common: versions, kind of device, and the configuration.
 
-    Folders of data may differ: each host may have its own copy.
+    Data roots may differ: each host may have a local copy.
     """
     versions = {
         "torch": torch.__version__,
@@ -83,8 +100,9 @@ def facts(config: Config, device: torch.device) -> dict[str, str]:
 
 
 def disagreement(facts_by_rank: list[dict[str, str]]) -> str | None:
-    """The first three facts that are not the same on all ranks, with ranks and values; None if all agree."""
+    """Describe the first facts that differ between ranks, with their values; None if none do."""
     problems = []
+    # A dict as an ordered set of all names.
     for name in dict.fromkeys(name for facts in facts_by_rank for name in facts):
         holders = defaultdict(list)
         for rank, facts in enumerate(facts_by_rank):
@@ -94,20 +112,22 @@ def disagreement(facts_by_rank: list[dict[str, str]]) -> str | None:
             problems.append(f"{name} is {values}")
     if not problems:
         return None
-    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    others = len(problems) - LISTED_PROBLEMS
+    more = f" and {others} more" if others > 0 else ""
     return (
-        f"ranks disagree: {'; '.join(problems[:3])}{more}; start all ranks with the same file, overrides "
-        "and environment"
+        f"ranks disagree: {'; '.join(problems[:LISTED_PROBLEMS])}{more}; start all ranks with the "
+        "same file, overrides and environment"
     )
 
 
 def _open_store(me: Ranks, timeout: float, deadline: float) -> dist.Store:
     host, port = ranks.master()
     address = _resolve(me, host, deadline)
+    # With this variable torchrun's agent serves the store already.
     serving = me.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
     def connect() -> dist.Store:
-        wait = timedelta(seconds=max(deadline - time.monotonic(), 1))
+        wait = timedelta(seconds=max(deadline - time.monotonic(), LEAST_WAIT))
         return dist.TCPStore(address, port, None, serving, wait, wait_for_workers=False)
 
     try:
@@ -115,44 +135,51 @@ def _open_store(me: Ranks, timeout: float, deadline: float) -> dist.Store:
     except (dist.DistError, RuntimeError) as error:
         if errno.errorcode[errno.EADDRINUSE] in str(error):
             raise UserError(
-                f"port {port} on {host} is in use; set MASTER_PORT to a free port, the same on all ranks{_where()}"
+                f"port {port} on {host} is in use; set MASTER_PORT to a free port, the same on all "
+                f"ranks{_where()}"
             ) from error
         raise UserError(
-            f"rank 0 cannot be reached at {host}:{port} within {timeout:.0f} s; see its log, and check the network "
-            f"between the nodes, and MASTER_ADDR and MASTER_PORT{_where()}"
+            f"rank 0 cannot be reached at {host}:{port} within {timeout:.0f} s; see its log, and "
+            f"check the network between the nodes, and MASTER_ADDR and MASTER_PORT{_where()}"
         ) from error
 
 
 def _resolve(me: Ranks, host: str, deadline: float) -> str:
-    """Rank 0 gives up at once, so that its line is the first one; the others go on trying."""
+    """The master's address. Rank 0 fails at once, so that it reports first; the others retry."""
     while (address := ranks.resolvable(host)) is None:
         if me.rank == 0 or time.monotonic() > deadline:
             raise UserError(
-                f"the master's name {host!r} does not resolve; set MASTER_ADDR to the name or address of rank 0's "
-                f"host{_where()}"
+                f"the master's name {host!r} does not resolve; set MASTER_ADDR to the name or "
+                f"address of rank 0's host{_where()}"
             )
-        time.sleep(1)
+        time.sleep(RESOLVE_INTERVAL)
     return address
 
 
 def _where() -> str:
-    """A job of Slurm forgets what the shell that submitted it had set."""
+    """Where to set variables in a Slurm job, which does not inherit the login shell's."""
     return ", in slurm/env.sh" if "SLURM_STEP_ID" in os.environ else ""
 
 
 def _within(deadline: float, connect: Callable[[], dist.Store]) -> dist.Store:
-    """`connect()` in a thread: it waits forever for a server that accepts and does not answer."""
-    result = []
+    """Call `connect` in a thread, with a timeout.
+
+    TCPStore's own timeout does not cover a server that accepts the connection and never answers.
+    Raises RuntimeError on timeout, and what `connect` raises.
+    """
+    result: list[dist.Store | Exception] = []
 
     def work() -> None:
         try:
             result.append(connect())
-        except Exception as error:  # raised below, in the caller's thread
+        except Exception as error:
+            # Raised below, in the caller's thread.
             result.append(error)
 
+    # Daemon: a thread that never returns must not keep the process from exiting.
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(max(deadline - time.monotonic(), 1))
+    thread.join(max(deadline - time.monotonic(), LEAST_WAIT))
     if not result:
         raise RuntimeError("no answer")
     if isinstance(result[0], Exception):
@@ -161,34 +188,38 @@ def _within(deadline: float, connect: Callable[[], dist.Store]) -> dist.Store:
 
 
 def _decide(store: dist.Store, size: int, timeout: float, deadline: float) -> None:
-    """Rank 0: wait for all, compare, tell the others."""
+    """Rank 0: wait for all ranks, compare their facts, publish the verdict."""
     missing = set(range(size))
     while missing and time.monotonic() < deadline:
         missing = {rank for rank in missing if not store.check([f"facts/{rank}"])}
-        time.sleep(0.05)
+        time.sleep(POLL)
+    problem: str | None
     if missing:
         problem = (
             f"only {size - len(missing)} of {size} ranks joined within {timeout:.0f} s (missing: "
-            f"{ranks.listed(missing)}); see the logs of the missing ranks and whether their hosts reach this one"
+            f"{ranks.listed(missing)}); see the logs of the missing ranks and whether their hosts "
+            "reach this one"
         )
     else:
         problem = disagreement([json.loads(store.get(f"facts/{rank}")) for rank in range(size)])
-    store.set("verdict", problem or "agreed")
+    store.set("verdict", problem or AGREED)
     if problem is None:
         return
-    # The store ends with this process: stay until those who joined have read the verdict.
-    patience = time.monotonic() + 5
-    while store.add("read", 0) < size - len(missing) - 1 and time.monotonic() < patience:
-        time.sleep(0.05)
+    # The store closes with this process: stay until the ranks that joined have read the verdict.
+    give_up = time.monotonic() + READING
+    readers = size - len(missing) - 1
+    while store.add("read", 0) < readers and time.monotonic() < give_up:
+        time.sleep(POLL)
     raise UserError(problem)
 
 
 def _await_verdict(store: dist.Store, deadline: float) -> None:
+    # Polled: a blocking wait would end after the store's own timeout.
     while not store.check(["verdict"]):
         if time.monotonic() > deadline:
             raise UserError("rank 0 did not answer; see its log")
-        time.sleep(0.05)
-    if store.get("verdict") != b"agreed":
+        time.sleep(POLL)
+    if store.get("verdict").decode() != AGREED:
         store.add("read", 1)
         raise ReportedByRank0
 

@@ -1,41 +1,46 @@
-"""Signals that ask a job to stop, from its first moment on: importing what trains takes seconds.
+"""Signals that ask a job to stop, caught from its first moment on: importing torch takes seconds.
 
-Without a handler SIGUSR2, by which Slurm announces the time limit, ends a process. Whoever starts the process can
-block the signals until then (`env --block-signal=TERM,USR2`): they wait, also through an exec. Loads no torch.
+Without a handler, SIGUSR2 (Slurm's warning before the time limit) kills a process. The launcher can
+block the signals until `listen` (`env --block-signal=TERM,USR2`): a blocked signal stays pending,
+also across exec. Loads no torch.
 """
 
 import atexit
 import signal
+from types import FrameType
 
-# SIGINT is not among them: before training starts, Ctrl-C should end the command at once.
-EARLY = (signal.SIGTERM, signal.SIGUSR2)
+from diga_hpc.errors import STOP_SIGNALS
+
+# Without SIGINT: before training starts, Ctrl-C should end the command at once.
+JOB_SIGNALS = tuple(number for number in STOP_SIGNALS if number != signal.SIGINT)
 _received = False
 
 
 def listen() -> None:
-    """Remember the signals from now on, and one that was blocked until now.
+    """Remember the signals from now on, including one that was blocked until now.
 
-    In the process's last moments, with all work done, they are ignored.
+    While the process exits, with all work done, they are ignored.
     """
-    for number in EARLY:
+    for number in JOB_SIGNALS:
         signal.signal(number, _remember)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY)
-    # Python takes its handlers away before it ends, and a job that is complete would count as failed.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, JOB_SIGNALS)
+    # Python restores the default handlers before it exits: a signal then would kill the process,
+    # and a complete job would count as failed.
     atexit.register(_ignore)
 
 
 def take() -> bool:
-    """Whether one came since `listen`; it is forgotten by this."""
+    """Whether a signal was received since `listen` or the last `take`."""
     global _received
     received, _received = _received, False
     return received
 
 
 def _ignore() -> None:
-    for number in EARLY:
+    for number in JOB_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _remember(number: int, frame) -> None:
+def _remember(number: int, frame: FrameType | None) -> None:
     global _received
     _received = True

@@ -1,15 +1,20 @@
-"""Ranks watch each other, so that all end soon after one of them did, and say which one and why.
+"""Watchdog: when one rank fails, all ranks end soon after, and report which rank failed and why.
 
-Every rank counts up a number in the store that the ranks met at, over a connection of its own:
+A rank that dies leaves the others waiting in a collective, for minutes or forever. So every rank
+has a heartbeat, a counter in the store of the rendezvous, over a connection of its own:
 
-    beat/RANK    counted up every second; rank 0 reads all of them, the others that of rank 0
+    beat/RANK    heartbeat; rank 0 reads those of all ranks, the others that of rank 0
     who/RANK     host and process
     failed       the first failure: rank, host, cause, exit code
-    suspect      set by a rank whose collective failed: now SUSPECTED_SILENT seconds are enough
+    suspect      set by a rank whose collective failed: then SUSPECTED_SILENT is enough
 
-A rank whose process is gone is seen on its own host within seconds, a failure that a rank could still publish at
-the next beat, and a host that is gone after SILENT seconds, or sooner if a collective fails. Whoever sees one ends with one line and a non-zero exit
-code, whatever its own main thread is stuck in.
+How soon a failure is noticed:
+    an exception              its rank publishes it: at the next heartbeat
+    a process that is gone    seen by ranks of the same host: within seconds
+    a host that is gone       no heartbeat for SILENT seconds, or sooner if a collective failed
+
+A rank that notices a failure prints one line and exits with a non-zero code, whatever its main
+thread is stuck in.
 """
 
 import contextlib
@@ -26,6 +31,7 @@ import torch.distributed as dist
 from diga_hpc.distributed import failures, processes
 from diga_hpc.distributed.processes import Process
 from diga_hpc.errors import (
+    EXIT_FAILED,
     EXIT_USER_ERROR,
     ReportedByRank0,
     Stopped,
@@ -34,49 +40,76 @@ from diga_hpc.errors import (
     one_line,
 )
 
-BEAT = 1.0  # seconds between two beats
-SILENT = (
-    25.0  # seconds after which a rank is taken as lost; what a node may stall without being dead
-)
+# All in seconds.
+# Between two heartbeats.
+BEAT = 1.0
+# Between two looks of the judging thread, which does not touch the store.
+JUDGING = 0.25
+# Without a heartbeat, after which a rank counts as lost. A busy node may stall for a while.
+SILENT = 25.0
+# The same after a collective has failed, which says that some rank is gone.
 SUSPECTED_SILENT = 6.0
-# Seconds between seeing a process gone or a connection closed and ending: a rank may just be done.
+# Between noticing that a rank is gone and ending because of it: it may just have finished
+# regularly.
 GRACE = 2.0
-TELLING = (
-    2.5  # seconds that rank 0, which may hold the store, stays for the others to read what happened
-)
-LEAVING = 2.0  # seconds that a thread has for what it is doing when watching ends
-PATIENCE = 15.0  # seconds that a failed collective waits for the rank that made it fail to be named
+# For which rank 0, whose process may serve the store, stays so that the others can read the
+# failure.
+TELLING = 2.5
+# Longest wait for a published failure to reach the store.
+PUBLISHING = 3.0
+# For a thread to complete its current exchange when watching stops.
+LEAVING = 2.0
+# For which a failed collective waits until the rank that caused it is known.
+PATIENCE = 15.0
+# Between two looks for a failure while waiting for rank 0 to report one.
+POLL = 0.1
 STORE_TIMEOUT = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
-class Failure:
+class RankFailure:
     """The first failure of a job. code: the exit code of all its ranks."""
 
     rank: int
     host: str
     cause: str
-    code: int = failures.EXIT_FAILED
+    code: int = EXIT_FAILED
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.host}: {self.cause}"
 
 
 class Watchdog:
-    """This rank's two threads: one talks to the store, the other never waits for anything and judges."""
+    """Watches the other ranks from two threads of this rank.
+
+    Two, because a call to the store may block for up to STORE_TIMEOUT when the host that serves it
+    is gone, which is one of the failures to notice. `_talk` alone calls the store; `_judge` alone
+    decides, and reads only what `_talk` left in memory, so that it never waits for anything.
+
+    No lock is needed. Attributes are replaced, which is atomic in CPython; `_who`, which grows, is
+    copied before it is iterated over; `_seen` keeps its keys. Where both threads write
+    (`_forgive_sleep`), the next heartbeat makes up for a lost update.
+
+    store: the store of the rendezvous. rank, size: of this process.
+    """
 
     def __init__(self, store: dist.Store, rank: int, size: int):
         self.rank, self.size = rank, size
+        # A connection of its own: calls on one connection wait for each other, and the main
+        # thread's (of torch.distributed) may block.
         self._store = store.clone()
         self._store.set_timeout(STORE_TIMEOUT)
+        # A star, not all pairs: N ranks cost 2 N reads per beat.
         self._watched = [r for r in range(size) if r != rank] if rank == 0 else [0]
+        # Written by _talk:
         self._who: dict[int, Process] = {}
-        self._contact = time.monotonic()
-        # rank -> beat and when it changed last
+        self._contact = time.monotonic()  # the last answer of the store
+        # rank -> its heartbeat, and when that last changed, by this host's clock.
         self._seen: dict[int, tuple[str, float]] = dict.fromkeys(self._watched, ("", self._contact))
-        self._lost: str | None = None
-        self._failure: Failure | None = None
-        self._mine: Failure | None = None
+        self._lost: str | None = None  # why the store cannot be reached any more
+        self._failure: RankFailure | None = None  # the first failure of the job
+        # Written by `publish`, on the main thread or _judge:
+        self._mine: RankFailure | None = None
         self._suspicious = False
         self._leaving = False
         self._published = threading.Event()
@@ -87,44 +120,47 @@ class Watchdog:
         ]
 
     def start(self) -> None:
-        """Start watching. Every rank calls it, once it has introduced itself."""
+        """Start watching. Every rank calls it, after `introduce`."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """From now on other ranks may leave."""
+        """Stop watching: other ranks may exit from now on."""
         self._stopping.set()
         self._wake.set()
-        # An interpreter that ends while a thread is within the store aborts.
+        # The interpreter aborts if it exits while a thread is within a call to the store.
         for thread in self._threads:
             thread.join(LEAVING)
 
-    def publish(self, failure: Failure) -> Failure:
-        """Tell the other ranks; returns the failure that was told first, which may be another rank's."""
+    def publish(self, failure: RankFailure) -> RankFailure:
+        """Publish a failure to the other ranks.
+
+        Returns the failure that was published first, which may be another rank's.
+        """
         self._mine = failure
         self._wake.set()
         if self._lost is None:
-            self._published.wait(3)
+            self._published.wait(PUBLISHING)
         return self._failure or failure
 
     def suspect(self) -> None:
-        """A collective failed here: some rank must be gone."""
+        """Tell all ranks that a collective failed: some rank must be gone."""
         self._suspicious = True
         self._wake.set()
 
     def leave_after_rank_0(self) -> None:
-        """Until rank 0 has told what ends this rank too: gone before, this rank would be taken for the reason."""
+        """Wait until rank 0 has reported the failure; a rank that exits first would be blamed."""
         self._leaving = True
         deadline = time.monotonic() + PATIENCE
         while self._failure is None and self._lost is None and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(POLL)
 
     def let_others_read(self) -> None:
-        """Before rank 0 ends."""
+        """On rank 0, wait before exiting: the store closes with its process."""
         if self.rank == 0:
             time.sleep(TELLING)
 
-    # ------------------------------------------------------------------------------------ the two threads
+    # ------------------------------------------------------- the thread that talks to the store
 
     def _talk(self) -> None:
         try:
@@ -132,16 +168,21 @@ class Watchdog:
             while not self._stopping.is_set():
                 beat += 1
                 self._exchange(str(beat))
+                # Woken before the next beat when there is something to publish.
                 self._wake.wait(BEAT)
                 self._wake.clear()
         except (dist.DistError, RuntimeError) as error:
+            # Rank 0 is gone; _judge takes it from here.
             self._lost = str(error).splitlines()[0]
 
     def _exchange(self, beat: str) -> None:
+        """One heartbeat: write this rank's, read the others', exchange failures."""
         self._store.set(f"beat/{self.rank}", beat)
         self._meet()
         introduced = [rank for rank in self._watched if rank in self._who]
-        beats = self._store.multi_get([f"beat/{rank}" for rank in introduced]) if introduced else []
+        keys = [f"beat/{rank}" for rank in introduced]
+        beats = self._store.multi_get(keys) if keys else []
+        # Compared by whether they change, not by time stamps: hosts' clocks differ.
         now = time.monotonic()
         for rank, value in zip(introduced, beats, strict=True):
             if self._seen[rank][0] != value:
@@ -152,32 +193,36 @@ class Watchdog:
         elif self._store.check(["suspect"]):
             self._suspicious = True
         if self._mine is not None:
-            # Only the first failure is kept.
+            # Atomic in the store: of several failures at once, only the first is kept. The others
+            # are consequences, and all ranks must name the same one.
             first = self._store.compare_set("failed", "", json.dumps(asdict(self._mine)))
-            self._failure = Failure(**json.loads(first))
+            self._failure = RankFailure(**json.loads(first))
             self._published.set()
         elif self._store.check(["failed"]):
-            self._failure = Failure(**json.loads(self._store.get("failed")))
+            self._failure = RankFailure(**json.loads(self._store.get("failed")))
 
     def _meet(self) -> None:
-        """Learn the hosts and processes of ranks that have introduced themselves, without waiting for the others."""
+        """Read host and process of the ranks that have introduced themselves, without waiting."""
         unknown = [rank for rank in range(self.size) if rank not in self._who]
+        # One call for all in the usual case; `get` of a missing key would block.
         if unknown and not self._store.check([f"who/{rank}" for rank in unknown]):
             unknown = [rank for rank in unknown if self._store.check([f"who/{rank}"])]
         if unknown:
-            for rank, who in zip(
-                unknown, self._store.multi_get([f"who/{rank}" for rank in unknown]), strict=True
-            ):
+            texts = self._store.multi_get([f"who/{rank}" for rank in unknown])
+            for rank, who in zip(unknown, texts, strict=True):
                 self._who[rank] = Process(**json.loads(who))
 
+    # ----------------------------------------------------------------- the thread that judges
+
     def _judge(self) -> None:
-        # The first one found: others that are gone a moment later have ended because of it.
-        suspect: tuple[Failure, float] | None = None
+        # The first rank found, and when. Kept: ranks gone a moment later ended because of it.
+        suspect: tuple[RankFailure, float] | None = None
         last = time.monotonic()
-        while not self._stopping.wait(0.25):
+        while not self._stopping.wait(JUDGING):
             self._forgive_sleep(time.monotonic() - last)
             last = time.monotonic()
             if self._failure is not None:
+                # A rank that waits for rank 0's report exits by itself, with its own code.
                 if not self._leaving:
                     self._end(self._failure)
                 continue
@@ -186,68 +231,70 @@ class Watchdog:
             if suspect and time.monotonic() - suspect[1] >= GRACE:
                 self._end(self.publish(suspect[0]))
 
-    def _end(self, failure: Failure) -> None:
-        # The failed rank itself is on its way out with the whole story, unless it got stuck.
+    def _end(self, failure: RankFailure) -> None:
+        # The main thread of the failed rank is about to exit with a full message, unless it is
+        # stuck.
         if failure.rank == self.rank and self._stopping.wait(PATIENCE):
             return
         self.let_others_read()
+        # `stop` may have been called meanwhile: all work is done then.
         if not self._stopping.is_set():
             failures.end(f"{self._name()} ends because of {failure}", failure.code)
 
-    # ------------------------------------------------------------------------------------------- judging
-
     def _forgive_sleep(self, seconds: float) -> None:
-        """After this process did not run itself (`scontrol suspend`), the others have not been silent."""
+        """Do not count time in which this process itself was suspended (`scontrol suspend`)."""
         if seconds > 2 * GRACE:
             self._contact += seconds
             self._seen = {rank: (beat, when + seconds) for rank, (beat, when) in self._seen.items()}
 
-    def _silent(self) -> Failure | None:
+    def _silent(self) -> RankFailure | None:
+        """A rank that has sent no heartbeat for too long."""
         now = time.monotonic()
         if self._lost is not None or now - self._contact > SILENT:
-            # Under torchrun the store is not rank 0's, but on its host all the same.
+            # The store runs on rank 0's host, also when torchrun's agent serves it.
             cause = self._lost or f"no answer for {SILENT:.0f} s"
             return self._failed(0, f"its host or process is gone ({cause})")
         patience = SUSPECTED_SILENT if self._suspicious else SILENT
         for rank, (_, when) in list(self._seen.items()):
             if now - when > patience:
                 return self._failed(
-                    rank,
-                    f"no sign of life for {patience:.0f} s: its host or process is stuck or gone",
+                    rank, f"no heartbeat for {patience:.0f} s: its host or process is stuck or gone"
                 )
         return None
 
-    def _gone(self) -> Failure | None:
+    def _gone(self) -> RankFailure | None:
+        """A rank of this host whose process does not exist any more."""
         for rank, process in list(self._who.items()):
             if rank != self.rank and processes.is_alive(process) is False:
                 return self._failed(
                     rank,
-                    f"process {process.pid} is gone without a word: killed, often because memory ran out (see the "
-                    "kernel's or Slurm's log of that host)",
+                    f"process {process.pid} died without reporting an error: killed, often because "
+                    "memory ran out (see the kernel's or Slurm's log of that host)",
                 )
         return None
 
-    def _failed(self, rank: int, cause: str) -> Failure:
-        return Failure(
-            rank, self._who[rank].host if rank in self._who else "an unknown host", cause
-        )
+    def _failed(self, rank: int, cause: str) -> RankFailure:
+        host = self._who[rank].host if rank in self._who else "an unknown host"
+        return RankFailure(rank, host, cause)
 
     def _name(self) -> str:
         return f"rank {self.rank} on {processes.host()}"
 
 
+# The watchdog of this process, between `start` and `stop`.
 _running: Watchdog | None = None
 
 
 def introduce(store: dist.Store, rank: int) -> None:
-    """Tell the others who this rank is: from now on they can see that its process is gone."""
+    """Publish who this rank is: from now on the others can see whether its process still runs."""
     store = _part(store)
-    store.set(f"beat/{rank}", "0")  # who has introduced itself has a beat
+    # First: who reads `who` may read the heartbeat as well.
+    store.set(f"beat/{rank}", "0")
     store.set(f"who/{rank}", json.dumps(asdict(processes.this())))
 
 
 def start(store: dist.Store, rank: int, size: int) -> None:
-    """Start watching from this process."""
+    """Start the watchdog of this process."""
     global _running
     _running = Watchdog(_part(store), rank, size)
     _running.start()
@@ -258,7 +305,7 @@ def _part(store: dist.Store) -> dist.Store:
 
 
 def stop() -> None:
-    """Stop watching: the ranks are about to leave."""
+    """Stop watching: the ranks are about to exit."""
     global _running
     if _running is not None:
         _running.stop()
@@ -267,10 +314,10 @@ def stop() -> None:
 
 @contextlib.contextmanager
 def reported(run_dir: Path) -> Iterator[None]:
-    """Tell the other ranks of an error that ends the work within, and turn it into a UserError where it can be one.
+    """Report an error that ends the block to the other ranks, as a UserError if it can be one.
 
-    A collective that failed because another rank did is not this rank's error: the watchdog ends the process with
-    the other's.
+    run_dir: see errors.as_user_error. If a collective failed because another rank did, the watchdog
+    ends this process with the other's failure instead.
     """
     try:
         yield
@@ -284,19 +331,25 @@ def reported(run_dir: Path) -> Iterator[None]:
     except BaseException as error:
         known = as_user_error(error, run_dir)
         if _running is not None:
-            if known is None and _is_of_communication(error):
-                _running.suspect()
-                time.sleep(PATIENCE)
-            told = known or error
-            code = EXIT_USER_ERROR if isinstance(told, UserError) else failures.EXIT_FAILED
-            _running.publish(Failure(_running.rank, processes.host(), one_line(told), code))
-            _running.let_others_read()
+            _report(_running, error, known)
         if known is None or known is error:
             raise
         raise known from error
 
 
+def _report(watchdog: Watchdog, error: BaseException, known: UserError | None) -> None:
+    if known is None and _is_of_communication(error):
+        # Most likely a consequence: wait for the watchdog to find the cause and end this process.
+        watchdog.suspect()
+        time.sleep(PATIENCE)
+    told = known or error
+    code = EXIT_USER_ERROR if isinstance(told, UserError) else EXIT_FAILED
+    watchdog.publish(RankFailure(watchdog.rank, processes.host(), one_line(told), code))
+    watchdog.let_others_read()
+
+
 def _is_of_communication(error: BaseException) -> bool:
+    """Whether a collective failed. Some backends raise a plain RuntimeError."""
     text = str(error)
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError)

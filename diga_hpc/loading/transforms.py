@@ -78,7 +78,7 @@ def training_crop(
     if flip and rng.random() < 0.5:
         image = image.flip(-1)
         label = label.flip(-1) if label is not None else None
-    # A view would keep the image as a whole in memory until its batch is used.
+    # A view would keep the uncropped image in memory until its batch is used.
     return image.contiguous(), label.contiguous() if label is not None else None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from diga_hpc.errors import UserError
 from diga_hpc.results.networks import check_network, find_checkpoint, network_file
+from diga_hpc.run.directory import checkpoint_step
 from diga_hpc.run.files import atomic_write
 from diga_hpc.training import checkpoint, tensor_file
 
@@ -29,7 +30,7 @@ def export(path: Path, to: Path, network: str) -> None:
         raise UserError(f"--to {to}: expected a name that ends in {checkpoint.TENSORS}")
     folder = to.parent.resolve()
     # A file replaced there would no longer have the checksum of the manifest.
-    if any(checkpoint.NAME.fullmatch(each.name) for each in (folder, *folder.parents)):
+    if any(checkpoint_step(each.name) is not None for each in (folder, *folder.parents)):
         raise UserError(f"--to {to}: is in a checkpoint's folder; choose another place")
     _, found = find_checkpoint(path)
     source = network_file(found, network)

@@ -67,15 +67,28 @@ class RunPaths:
         """The folder of a stage's checkpoints."""
         return self.path / "checkpoints" / stage
 
+    def trained_stages(self) -> list[Path]:
+        """The checkpoint folders of all stages, sorted by name."""
+        return sorted(self.path.glob("checkpoints/*"))
+
     def all_checkpoints(self) -> list[Path]:
-        """Folders of all stages' checkpoints, sorted by stage name and step."""
+        """Checkpoints of all stages, sorted by stage name and step."""
         return sorted(self.path.glob(f"checkpoints/*/{CHECKPOINT_PREFIX}*"))
 
     def pseudo_labels(self, round_number: int) -> Path:
+        """The folder of a round's label images."""
         return self.path / "pseudo_labels" / f"round_{round_number}"
+
+    def labelled_rounds(self) -> list[Path]:
+        """The folders of all rounds' label images."""
+        return sorted(self.path.glob("pseudo_labels/*"))
 
     def centroids(self, round_number: int) -> Path:
         return self.path / "centroids" / f"round_{round_number}.safetensors"
+
+    def all_centroids(self) -> list[Path]:
+        """The centroid files of all rounds."""
+        return sorted(self.path.glob("centroids/*.safetensors"))
 
     @property
     def results(self) -> Path:
@@ -87,7 +100,11 @@ class RunPaths:
         return self.path / "results.csv"
 
     def partial_evaluation(self, name: str) -> Path:
+        """Class counts of an interrupted evaluation; `name` of its row."""
         return self.path / "partial" / f"{name}.json"
+
+    def partial_evaluations(self) -> list[Path]:
+        return sorted(self.path.glob("partial/*.json"))
 
     @property
     def consensus(self) -> Path:

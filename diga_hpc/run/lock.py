@@ -1,7 +1,11 @@
-"""One run in a run directory at a time: RUN_DIR/.lock says who, and its time of change that they are alive.
+"""The lock of a run directory: one process at a time. Loads no torch.
 
-A lock counts as left over when its process is gone (seen from the same machine), when it gave no sign of life for
-STALE seconds (from others), or when Slurm has requeued the job that holds it. Loads no torch.
+RUN_DIR/.lock is JSON that names its holder; its modification time is the holder's heartbeat. A lock
+is stale, and replaced, if
+    its process does not exist any more    seen by processes of the same machine
+    no heartbeat for STALE seconds         for processes of other machines
+    Slurm has requeued the holder's job    the earlier start of a job ends before the next begins
+    it cannot be parsed                    its machine lost power while writing it
 """
 
 import contextlib
@@ -18,18 +22,23 @@ from pathlib import Path
 
 from diga_hpc.distributed import failures, processes
 from diga_hpc.distributed.processes import Process
-from diga_hpc.errors import UserError
+from diga_hpc.errors import EXIT_FAILED, UserError
 
 log = logging.getLogger(__name__)
 
 NAME = ".lock"
-HEARTBEAT = 15.0  # seconds
-STALE = 90.0  # seconds; several heartbeats, since network file systems are slow at times
+# Seconds between two heartbeats.
+HEARTBEAT = 15.0
+# Seconds without a heartbeat after which a lock is stale: several, as network file systems may
+# stall.
+STALE = 90.0
+# More bytes than any lock file has.
+LARGEST = 1 << 16
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock. job, restart: of Slurm, empty elsewhere."""
+    """Who holds a lock. job, restart: Slurm's, empty elsewhere. since: date and time, local."""
 
     process: Process
     job: str
@@ -42,7 +51,7 @@ class Holder:
 
 
 class RunLock:
-    """Held by this process from `acquire` to `release`, which may be nested."""
+    """Held by this process from `acquire` to `release`. Reentrant: the pairs may be nested."""
 
     _held: dict[Path, "RunLock"] = {}
 
@@ -54,9 +63,10 @@ class RunLock:
 
     @classmethod
     def acquire(cls, run_dir: Path) -> "RunLock":
-        """Take the lock of a run directory that exists. Raises UserError naming the process that holds it."""
+        """Lock an existing run directory. Raises UserError naming the process that holds it."""
         path = run_dir.resolve() / NAME
         lock = cls._held.get(path)
+        # The PID: after a fork, _held is a copy of the parent's.
         if lock is not None and lock.holder.process.pid == os.getpid():
             lock._count += 1
             return lock
@@ -67,15 +77,16 @@ class RunLock:
             if problem:
                 raise UserError(problem)
             if other is not None:
-                log.warning("%s: taken over from %s, which is gone", path, other)
+                log.warning("%s: stale lock taken over from %s", path, other)
             _write(path, file, lock.holder)
         cls._held[path] = lock
+        failures.on_end(release=cls.release_all)
         threading.Thread(target=lock._beat, name="run lock", daemon=True).start()
         return lock
 
     def release(self) -> None:
-        """Remove the lock, if it is still this process's own."""
-        # A loader's worker is a fork and holds nothing.
+        """Remove the lock file, if it still belongs to this process."""
+        # A loader's worker is a fork, and exits with copies of its parent's objects.
         if self.holder.process.pid != os.getpid() or self.path not in self._held:
             return
         self._count -= 1
@@ -84,26 +95,31 @@ class RunLock:
         self._released.set()
         del self._held[self.path]
         with contextlib.suppress(OSError), _exclusively(self.path) as file:
+            # Another process may have taken it over.
             if _read(file) in (self.holder, None):
                 self.path.unlink()
 
     @classmethod
     def release_all(cls) -> None:
-        """What a process does that ends at once."""
+        """Release every lock of this process, however often it was acquired."""
         for lock in list(cls._held.values()):
             lock._count = 1
             lock.release()
 
     def _beat(self) -> None:
+        """The heartbeat thread."""
         while not self._released.wait(HEARTBEAT):
+            # The file system may fail for a while, or the file may be missing.
             with contextlib.suppress(OSError):
                 os.utime(self.path)
                 other = _parse(self.path.read_bytes())
                 if other is not None and other != self.holder and not self._released.is_set():
-                    # This process slept for so long (a suspended machine) that another one took its place.
-                    # A checkpoint that is still being written lies where the new owner writes its own.
+                    # This process was suspended for so long that its lock became stale. No time to
+                    # finish a checkpoint: it would overwrite those of the new holder.
                     failures.end(
-                        f"{self.path}: {other} has taken over this run", code=1, finishing=0
+                        f"{self.path}: {other} has taken over this run",
+                        code=EXIT_FAILED,
+                        finishing=0,
                     )
 
 
@@ -115,24 +131,23 @@ def _me() -> Holder:
 
 
 def _refusal(path: Path, other: Holder | None, me: Holder) -> str | None:
-    """Why the lock cannot be taken, or None."""
-    # An unreadable lock was being written when its machine lost power.
+    """Why the lock cannot be acquired, or None: it is free or stale."""
+    # The same job at another restart: Slurm has ended the earlier start.
     if other is None or (other.job and other.job == me.job and other.restart != me.restart):
         return None
     alive = processes.is_alive(other.process)
     silent = _age(path)
     if alive is False or (alive is None and silent > STALE):
         return None
-    hint = (
-        ""
-        if alive
-        else f" (last sign of life {silent:.0f} s ago; taken as dead after {STALE:.0f} s)"
+    hint = "" if alive else f" (last heartbeat {silent:.0f} s ago; stale after {STALE:.0f} s)"
+    return (
+        f"{path.parent}: in use by {other}{hint}; wait until it ends, end it, or set run_dir to "
+        "another folder"
     )
-    return f"{path.parent}: in use by {other}{hint}; wait until it ends, end it, or set run_dir to another folder"
 
 
 def _age(path: Path) -> float:
-    """Seconds since the last heartbeat, by the clock of the file system: hosts' clocks may differ."""
+    """Seconds since the last heartbeat, by the file system's clock: hosts' clocks may differ."""
     probe = path.with_name(f"{NAME}.now.{os.getpid()}")
     try:
         probe.write_text("")
@@ -145,14 +160,18 @@ def _age(path: Path) -> float:
 
 @contextlib.contextmanager
 def _exclusively(path: Path) -> Iterator[int]:
-    """The lock file opened, made if need be, while no other process looks at it or changes it."""
+    """Open the lock file, created if missing, under flock: no other process reads or changes it.
+
+    flock alone would not do as the lock of the run: it does not work across the nodes of every
+    network file system, and does not say who holds it.
+    """
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        with contextlib.suppress(
-            OSError
-        ):  # a file system without locks: two starts in one instant are not told apart
+        # A file system without flock: only two starts at the same instant are not told apart.
+        with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-        # Whoever held it before may have removed it.
+        # The previous holder may have removed the file while this process waited: then the open
+        # file has no name any more, and the next process would create and lock another one.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), os.stat(path)):
                 break
@@ -164,10 +183,11 @@ def _exclusively(path: Path) -> Iterator[int]:
 
 
 def _read(file: int) -> Holder | None:
-    return _parse(os.pread(file, 1 << 16, 0))
+    return _parse(os.pread(file, LARGEST, 0))
 
 
 def _parse(content: bytes) -> Holder | None:
+    """The holder that a lock file names; None if the file is empty or corrupt."""
     try:
         values = json.loads(content)
         return Holder(**values | {"process": Process(**values["process"])})
@@ -179,6 +199,7 @@ def _write(path: Path, file: int, holder: Holder) -> None:
     content = json.dumps(asdict(holder), indent=1).encode()
     try:
         os.pwrite(file, content, 0)
+        # The stale lock in its place may have been longer.
         os.ftruncate(file, len(content))
         os.fsync(file)
     except OSError:

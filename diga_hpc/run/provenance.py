@@ -1,4 +1,4 @@
-"""To be described."""
+"""Provenance of a run: source commit, package versions, machine and command line."""
 
 import functools
 import os
@@ -8,42 +8,39 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diga_hpc import __version__
 
-if TYPE_CHECKING:  # reading a run directory needs no torch
-    pass
-
-
+# Packages whose versions are recorded.
 VERSIONED = ("torch", "torchvision", "deepspeed", "triton", "kornia", "timm", "numpy")
+# Seconds for each call of git, which may wait for a network file system.
+GIT_TIMEOUT = 20
 
 
 @functools.cache
 def source_commit() -> str:
-    """The commit of the source that runs, `-dirty` behind it where it was changed; empty outside a checkout."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--exclude=*",
-    ]
+    """Commit of the running source, with the suffix `-dirty` if it was changed.
+
+    Empty outside a checkout.
+    """
+    here = Path(__file__)
     try:
-        # Installed inside some other repository, the package is not one of its files.
-        subprocess.run([*command[:3], "ls-files", "--error-unmatch", Path(__file__).name],
-                       check=True, capture_output=True, timeout=20)  # fmt: skip
-        return subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=20
-        ).stdout.strip()
+        # Fails where the package is installed inside some other repository.
+        _git("ls-files", "--error-unmatch", here.name, folder=here.parent)
+        return _git("describe", "--always", "--dirty", "--exclude=*", folder=here.parent)
     except (OSError, subprocess.SubprocessError):
         return ""
 
 
+def _git(*arguments: str, folder: Path) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=GIT_TIMEOUT)
+    return done.stdout.strip()
+
+
 def environment() -> str:
-    """Versions, machine and command, one a line."""
+    """Versions, machine and command, one per line: the text of env.txt."""
+    # Here, so that reading a run directory loads no torch.
     import torch
 
     lines = [
@@ -57,9 +54,10 @@ def environment() -> str:
             lines.append(f"{package} not installed")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     free = shutil.disk_usage(Path.cwd()).free // 2**30
+    system = f"{platform.machine()} {platform.system()} {platform.release()}"
     lines += [
         f"cuda {torch.version.cuda}, device {device}",
-        f"machine {platform.machine()} {platform.system()} {platform.release()}, {os.cpu_count()} cores",
+        f"machine {system}, {os.cpu_count()} cores",
         f"host {platform.node()}, {free} GiB free",
         f"command {' '.join(sys.argv)}",
     ]

@@ -1,7 +1,7 @@
-"""Files that a run passes over because they cannot be read: at most data.skip_errors of them.
+"""Corrupt data files that a run skips: at most data.skip_errors of them.
 
-RUN_DIR/skipped_data.json lists what was wrong with each, of all ranks and starts. A file that was mended counts until
-its entry is removed there.
+RUN_DIR/skipped_data.json lists what was wrong with each, from all ranks and starts. A repaired file
+counts until its entry is removed there.
 """
 
 import logging
@@ -20,7 +20,10 @@ log = logging.getLogger(__name__)
 
 
 class BrokenFiles:
-    """What this rank found, and what is known of the others. All ranks make it, and call `write`, together."""
+    """Corrupt files found by this rank, and those known from other ranks and earlier starts.
+
+    All ranks create it, and call `write`, together.
+    """
 
     def __init__(self, config: Config, run: Run, world: World):
         self.limit = config.data.skip_errors
@@ -31,12 +34,12 @@ class BrokenFiles:
         self.mine = dict(self.known)
 
     def add(self, problems: Iterable[str]) -> None:
-        """What was wrong with files. Raises UserError as soon as this rank alone knows of too many."""
+        """Add what was wrong with files. Raises UserError if this rank alone knows of too many."""
         self.mine = _by_file(problems) | self.mine
         self._check(self.mine)
 
     def images(self, dataset: Dataset, indices: list[int]) -> Iterator[Sample | None]:
-        """Images for inference, one item an index; None for one that is passed over."""
+        """Yield images for inference, one item per index; None for a corrupt file."""
         pin_memory, may_break = self.world.device.type == "cuda", self.limit > 0
         for item in inference_images(
             dataset, indices, self.workers, pin_memory=pin_memory, may_break=may_break
@@ -47,33 +50,36 @@ class BrokenFiles:
             yield item
 
     def write(self) -> None:
-        """Bring the ranks together, if any file may be passed over, and list them."""
+        """Merge the lists of all ranks, write skipped_data.json. Raises UserError if too long."""
+        # No collective where nothing may be skipped.
         if not self.limit:
             return
         found = _by_file(self.world.union(set(self.mine.values()))) | self.known
         if found == self.known:
             return
         if self.world.is_main:
-            log.warning("broken files passed over so far: %d, listed in %s", len(found), self.path)
+            log.warning("corrupt files skipped so far: %d, listed in %s", len(found), self.path)
             write_json(self.path, sorted(found.values()))
         self._check(found)
         self.known, self.mine = found, dict(found)
 
     def _check(self, found: dict[str, str]) -> None:
         if len(found) > self.limit:
+            # After data.skip_errors was lowered, all of them are old.
             new = found.keys() - self.known.keys() or found.keys()
             raise UserError(
-                f"{found[min(new)]}; with it {len(found)} files are broken and data.skip_errors is {self.limit}: mend "
-                f"them and remove their entries from {self.path} (or all of it), or raise data.skip_errors"
+                f"{found[min(new)]}; with it {len(found)} files are corrupt and data.skip_errors "
+                f"is {self.limit}: repair them and remove their entries from {self.path} (or the "
+                "whole file), or raise data.skip_errors"
             )
 
 
 def _by_file(problems: Iterable[str]) -> dict[str, str]:
-    """File -> what is wrong with it: one text each, since two reads may fail in two ways. The texts begin with it."""
+    """File name -> description. One per file: two reads of it may fail in different ways."""
     return {_file(text): text for text in sorted(problems, reverse=True)}
 
 
 def _file(problem: str) -> str:
-    """Up to its suffix: names of folders may hold a colon."""
+    """The file's path, with which a description begins. Names of folders may contain colons."""
     found = re.match(r".*?\.\w+(?=: )", problem)
     return found[0] if found else problem

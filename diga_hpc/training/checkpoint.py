@@ -1,28 +1,28 @@
-"""Checkpoints: everything a run needs to go on, written whole or not at all, verified before it is loaded.
+"""Checkpoints: all state that a run needs to resume; written atomically, verified before loading.
 
     FOLDER/step_00000250/
-        student.safetensors      parameters and running statistics, whole, float32
+        student.safetensors      parameters and running statistics, unsharded, float32
         teacher.safetensors      the same of the EMA teacher
-        optimizer.safetensors    {moment}/{parameter}, whole, and the step count
-        extra.safetensors        what else a stage keeps (centroids)
+        optimizer.safetensors    {moment}/{parameter}, unsharded, and the step count
+        extra.safetensors        other tensors of a stage (centroids)
         state.json               step, stage, counters, version and commit, the configuration
         manifest.json            size and SHA-256 of every other file; written last
 
-Tensors are whole whatever the number of ranks and the ZeRO stage were, so that both may change. Random
-states are not part of it: every draw is a function of seed, stage and step or sample. A checkpoint is data:
-reading it executes nothing. Importing this module loads no torch.
+Tensors are stored unsharded, whatever the world size and the ZeRO stage: both may change on resume.
+Random states are not stored: every draw is a function of seed, stage and step or sample. A
+checkpoint is data only: reading it executes no code. Importing this module loads no torch.
 """
 
 import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diga_hpc.errors import UserError
+from diga_hpc.run.directory import CHECKPOINT_PREFIX, checkpoint_name, checkpoint_step
 from diga_hpc.run.files import make_folder, sync
 from diga_hpc.training import tensor_file
 
@@ -34,10 +34,11 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 STATE = "state.json"
 TENSORS = ".safetensors"
-NAME = re.compile(r"step_(\d{8,})")
-# Folders under these names are not checkpoints yet, or no longer.
+# Prefixes of folders that are incomplete checkpoints: being written, or being deleted.
 WRITING, DELETING = ".writing_", ".deleting_"
+# Bytes; far more than any of our JSON files.
 LARGEST_JSON = 16 << 20
+# What reading a corrupt JSON file, or one with other content, may raise.
 MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 Groups = dict[str, dict[str, "torch.Tensor"]]
 
@@ -50,27 +51,28 @@ def save(
     keep: int,
     keep_every: int | None = None,
 ) -> Path:
-    """Write `step_{step}` below `folder`; drop older ones but the newest `keep` and multiples of `keep_every`.
+    """Write the checkpoint of a step into `folder`, and delete older ones.
 
-    groups: file stem -> tensor name -> tensor. state: the number of steps `skipped` among others. One process
-    calls it. Raises UserError where the folder cannot be written; nothing is left of the attempt then.
+    The newest `keep` and those at multiples of `keep_every` are kept. One process calls it.
+
+    groups: file stem -> tensor name -> tensor. state: must contain `skipped`, the number of skipped
+    steps. Raises UserError if the folder cannot be written; nothing of the attempt is left then.
     """
-    final = folder / f"step_{step:08d}"
+    final = folder / checkpoint_name(step)
     temporary = folder / f"{WRITING}{final.name}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         make_folder(temporary)
         _write(temporary, groups, state | {"step": step})
-        if (
-            final.exists()
-        ):  # a broken one with the same name; a valid one would have been resumed from
+        # One of this step is corrupt: the run would have resumed from a valid one.
+        if final.exists():
             _remove(final)
         os.rename(temporary, final)
         sync(folder)
     except OSError as error:
         raise UserError(
-            f"{final}: checkpoint cannot be written ({error.strerror or error}); free space there, or let run_dir "
-            "be a link to a folder with space, and start the same command again"
+            f"{final}: checkpoint cannot be written ({error.strerror or error}); free space there, "
+            "or let run_dir be a link to a folder with space, and run the same command again"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -81,22 +83,26 @@ def save(
 def newest(
     folder: Path, stage: str | None = None, identity: dict[str, Any] | None = None
 ) -> Path | None:
-    """The newest valid checkpoint below `folder`, or None; broken ones are named in a warning and passed over.
+    """The newest valid checkpoint in `folder`, or None. Corrupt ones are skipped with a warning.
 
-    With `stage` and `identity` (config.identity) those of another stage or configuration are broken as well.
+    With `stage` and `identity` (config.identity), those of another stage or configuration are
+    skipped as well.
     """
     for candidate in _candidates(folder):
         problem = verify(candidate, stage, identity)
         if problem is None:
             return candidate
-        log.warning("%s: broken checkpoint (%s); using the one before it", candidate, problem)
+        log.warning("%s: corrupt checkpoint (%s); using the previous one", candidate, problem)
     return None
 
 
 def verify(
     path: Path, stage: str | None = None, identity: dict[str, Any] | None = None
 ) -> str | None:
-    """What is wrong with a checkpoint, or None. Reads every byte, and executes none."""
+    """Verify a checkpoint: what is wrong with it, or None. Reads every byte, executes none.
+
+    stage, identity: see `newest`.
+    """
     try:
         entries = read_manifest(path)
     except MALFORMED as error:
@@ -104,18 +110,7 @@ def verify(
     if STATE not in entries:
         return f"{STATE} is not in the manifest"
     for name, (size, digest) in entries.items():
-        try:
-            # A name with a folder in it would be a file elsewhere.
-            problem = (
-                _file_problem(path / name, size, digest)
-                if Path(name).name == name
-                else "is missing"
-            )
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # a bad sector, a stale handle, a name that cannot be one
-            problem = f"cannot be read: {error}"
+        problem = _entry_problem(path, name, size, digest)
         if problem:
             return f"{name} {problem}"
     try:
@@ -125,22 +120,21 @@ def verify(
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a process left that was killed while it wrote or dropped a checkpoint."""
+    """Delete leftovers of a process that was killed while it wrote or deleted a checkpoint."""
     for prefix in (WRITING, DELETING):
         for leftover in folder.glob(f"{prefix}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def load(path: Path) -> tuple[Groups, dict[str, Any]]:
-    """Tensor groups and state of a verified checkpoint; files that its manifest does not name are not read."""
+    """Tensor groups and state of a verified checkpoint. Files not in its manifest are not read."""
     names = sorted(name for name in read_manifest(path) if name.endswith(TENSORS))
-    return {name.removesuffix(TENSORS): read_tensors(path / name) for name in names}, read_state(
-        path
-    )
+    groups = {name.removesuffix(TENSORS): read_tensors(path / name) for name in names}
+    return groups, read_state(path)
 
 
 def read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """File name -> bytes and SHA-256. Raises one of MALFORMED."""
+    """File name -> size in bytes and SHA-256. Raises one of MALFORMED."""
     entries = _read_json(path / MANIFEST)["files"]
     return {
         str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries.items()
@@ -148,7 +142,7 @@ def read_manifest(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The step and counters of a verified checkpoint."""
+    """Step, counters and configuration of a verified checkpoint."""
     return _read_json(path / STATE)
 
 
@@ -164,12 +158,23 @@ def read_tensors(path: Path) -> dict[str, "torch.Tensor"]:
 
 
 def _read_json(path: Path) -> Any:
-    # A pipe would be waited for, and a file without end read.
+    # A named pipe would block, and a device may have no end.
     if not path.is_file():
         raise ValueError("no such file")
     if path.stat().st_size > LARGEST_JSON:
         raise ValueError("too large")
     return json.loads(path.read_bytes())
+
+
+def _entry_problem(path: Path, name: str, size: int, digest: str) -> str | None:
+    # A name with a folder in it would make us read elsewhere.
+    if Path(name).name != name:
+        return "is missing"
+    try:
+        return _file_problem(path / name, size, digest)
+    except (OSError, ValueError) as error:
+        # A bad sector, a stale handle, or a name that no file can have.
+        return f"cannot be read: {error}"
 
 
 def _file_problem(file: Path, size: int, digest: str) -> str | None:
@@ -180,6 +185,7 @@ def _file_problem(file: Path, size: int, digest: str) -> str | None:
     if _sha256(file) != digest:
         return "does not have the checksum of the manifest"
     if file.suffix == TENSORS:
+        # The manifest may have been rewritten to match: see also that the loader can read it.
         try:
             tensor_file.read_header(file)
         except ValueError as error:
@@ -191,17 +197,19 @@ def _state_problem(
     path: Path, state: dict[str, Any], stage: str | None, identity: dict[str, Any] | None
 ) -> str | None:
     for key in ("step", "skipped"):
+        # Not isinstance: a bool is an int.
         if type(state.get(key)) is not int or state[key] < 0:
             return f"{STATE} says {key} {state.get(key)!r}, expected a count"
-    if path.name != f"step_{state['step']:08d}":
+    if path.name != checkpoint_name(state["step"]):
         return f"{STATE} says step {state['step']}"
-    # Not every checkpoint has these: the first versions did not write them.
+    # The first versions wrote neither `stage` nor `config`.
     theirs = state.get("stage", stage)
     if stage is not None and theirs != stage:
         return f"it is of the stage {theirs!r}"
     saved = state.get("config")
     if identity is not None and saved is not None:
-        # A key that only one of them has came with another version; Run.check has compared its default.
+        # A key that only one of them has was added by another version; Run.check has compared the
+        # run's configuration with its default.
         keys = sorted(key for key in saved.keys() & identity.keys() if saved[key] != identity[key])
         if keys:
             return f"it is of another configuration: {', '.join(keys[:3])}"
@@ -209,37 +217,35 @@ def _state_problem(
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """Checkpoint folders, newest first."""
-    return sorted(folder.glob("step_*"), reverse=True)
+    """Folders that may be checkpoints, newest first. A user's copies are among them."""
+    return sorted(folder.glob(f"{CHECKPOINT_PREFIX}*"), reverse=True)
 
 
 def _write(folder: Path, groups: Groups, state: dict[str, Any]) -> None:
-    """All files and the manifest, on disk."""
+    """Write all files and the manifest, and sync them to disk."""
     files = {}
     for stem, tensors in groups.items():
         on_host = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         files[f"{stem}{TENSORS}"] = tensor_file.write(folder / f"{stem}{TENSORS}", on_host)
-    files[STATE] = tensor_file.write_bytes(
-        folder / STATE, iter([json.dumps(state, indent=1).encode()])
-    )
+    content = json.dumps(state, indent=1).encode()
+    files[STATE] = tensor_file.write_bytes(folder / STATE, iter([content]))
     entries = {
         name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(files.items())
     }
     manifest = json.dumps({"files": entries}, indent=1).encode()
+    # Last: a folder without a manifest is no checkpoint.
     tensor_file.write_bytes(folder / MANIFEST, iter([manifest]))
     sync(folder)
 
 
 def _prune(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
-    """Later ones are not counted: they are broken, or the run would have gone on from them.
-
-    One that cannot be dropped is named: the new one is whole all the same.
-    """
+    """Delete old checkpoints. Failing to is a warning: the new checkpoint is complete anyway."""
     older = []
     for path in _candidates(folder):
-        number = NAME.fullmatch(path.name)
-        if number and int(number[1]) <= step:
-            older.append((int(number[1]), path))
+        number = checkpoint_step(path.name)
+        # Later ones are corrupt, else the run would have resumed from them: not counted in `keep`.
+        if number is not None and number <= step:
+            older.append((number, path))
     for number, path in older[keep:]:
         if keep_every is None or number % keep_every:
             try:
@@ -251,7 +257,7 @@ def _prune(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Under another name first, so that one killed half-way does not leave half a checkpoint."""
+    """Delete a checkpoint; renamed first, so that a kill in between leaves no half of one."""
     doomed = path.with_name(f"{DELETING}{path.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(path, doomed)

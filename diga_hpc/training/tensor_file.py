@@ -1,8 +1,10 @@
-"""Files of tensors in the safetensors format: written with their checksum in one pass, and read without torch.
+"""The safetensors format: write with a checksum in one pass, read the header without torch.
 
-8 bytes      length of the header, little endian
-header       JSON: name -> dtype, shape, data_offsets; __metadata__: strings
-data         the tensors' bytes, one behind the other
+    8 bytes      length of the header, little endian
+    header       JSON: name -> dtype, shape, data_offsets; __metadata__: strings
+    data         the tensors' bytes, one after the other
+
+Format: https://github.com/huggingface/safetensors#format
 """
 
 import hashlib
@@ -16,7 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     import torch
 
-# The format's name and the bytes of an element, by torch's name without `torch.`.
+# torch's name of a dtype (without `torch.`) -> the format's name, and bytes per element.
+# Kept as a table.
 DTYPES = {
     "float64": ("F64", 8), "float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2),
     "int64": ("I64", 8), "int32": ("I32", 4), "int16": ("I16", 2), "int8": ("I8", 1),
@@ -24,15 +27,18 @@ DTYPES = {
 }  # fmt: skip
 ELEMENT_BYTES = dict(DTYPES.values())
 METADATA = "__metadata__"
+# Bytes written, or read, at once.
 CHUNK = 8 << 20
-LARGEST_HEADER = 100 << 20  # of the format itself
+# Bytes; the limit is part of the format.
+LARGEST_HEADER = 100 << 20
 
 
 def write(path: Path, tensors: dict[str, "torch.Tensor"]) -> tuple[int, str]:
-    """Write tensors of the CPU, wait until they are on disk, and return size in bytes and SHA-256."""
+    """Write CPU tensors, sync to disk, and return the file's size in bytes and SHA-256."""
     # Widest elements first, so that every tensor is aligned.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header, end = {}, 0
+    header: dict[str, Any] = {}
+    end = 0
     for name in names:
         tensor = tensors[name]
         start, end = end, end + tensor.numel() * tensor.element_size()
@@ -42,7 +48,7 @@ def write(path: Path, tensors: dict[str, "torch.Tensor"]) -> tuple[int, str]:
 
 
 def write_bytes(path: Path, chunks: Iterator[bytes | memoryview]) -> tuple[int, str]:
-    """Write the chunks, wait until they are on disk, and return size in bytes and SHA-256."""
+    """Write the chunks, sync to disk, and return the file's size in bytes and SHA-256."""
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as stream:
         for chunk in chunks:
@@ -55,16 +61,17 @@ def write_bytes(path: Path, chunks: Iterator[bytes | memoryview]) -> tuple[int, 
 
 
 def encode_header(header: dict[str, Any]) -> bytes:
-    """The bytes in front of the data."""
+    """The bytes before the data: length and header."""
     text = json.dumps(header, separators=(",", ":")).encode()
+    # The data begin at a multiple of 8 bytes, as the format asks.
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header without torch, and where the data begin.
+    """Header of a file, and the offset of its data in bytes; checks that the file is complete.
 
-    Raises ValueError where the file is not whole or not safetensors, OSError where it cannot be read.
+    Raises ValueError if the file is truncated or not safetensors, OSError if it cannot be read.
     """
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -76,6 +83,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
             described = sorted(_span(entry) for name, entry in header.items() if name != METADATA)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"damaged safetensors header ({type(error).__name__})") from error
+    # As the format asks: without gaps, so that a file can hold nothing but its tensors.
     end = 0
     for start, stop in described:
         if start != end:
@@ -87,12 +95,13 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def read_data(stream: BinaryIO) -> Iterator[bytes]:
-    """The rest of a file in pieces."""
+    """The rest of a file, in chunks."""
     while chunk := stream.read(CHUNK):
         yield chunk
 
 
 def _span(entry: dict[str, Any]) -> tuple[int, int]:
+    """First byte of a tensor and the byte after its last, relative to the data."""
     start, stop = entry["data_offsets"]
     if stop - start != math.prod(entry["shape"]) * ELEMENT_BYTES[entry["dtype"]] or start < 0:
         raise ValueError("shape and size differ")

@@ -70,7 +70,7 @@ plan.register("toy", "toy_stage:Toy", ToySection, after="warm_up", views=2)
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """An empty current directory for modules; what they register is taken back in the end."""
+    """An empty current directory for modules; registrations are undone afterwards."""
     tables = (
         DATASETS, SPACES, MODELS, choices.SAMPLERS, choices.TRANSLATORS, schema.STAGE_SECTIONS,
         plan.STAGES,

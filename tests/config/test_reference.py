@@ -31,10 +31,10 @@ def sections(section: type[Section]) -> set[type[Section]]:
 
 def test_the_committed_reference_is_current():
     committed = (ROOT / "docs/configuration.md").read_text()
-    assert committed == reference(), f"docs/configuration.md is stale; make it anew: {COMMAND}"
+    assert committed == reference(), f"docs/configuration.md is stale; regenerate it: {COMMAND}"
 
 
-def test_the_reference_says_how_to_make_it_anew():
+def test_the_reference_says_how_to_regenerate_it():
     assert COMMAND in (ROOT / "docs/configuration.md").read_text()
 
 

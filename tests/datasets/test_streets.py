@@ -14,7 +14,8 @@ import pytest
 from diga_hpc.datasets.label_spaces import STREETS_CLASSES as CLASSES
 from diga_hpc.datasets.streets import drawing
 from diga_hpc.datasets.streets.layout import compose
-from diga_hpc.datasets.streets.scenes import STYLES, render
+from diga_hpc.datasets.streets.scenes import render
+from diga_hpc.datasets.streets.styles import STYLES
 
 COUNT = 60
 VISIBLE = 30  # pixels of 128x256 from which on a class counts as present

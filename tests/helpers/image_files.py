@@ -7,42 +7,45 @@ from PIL import Image
 
 from diga_hpc import config as configuration
 
+# Every id of Cityscapes, and the first ones a second time.
+ALL_IDS = np.arange(54, dtype=np.uint8).reshape(6, 9) % 35
 
-def write_image(path: Path, size=(6, 9), seed=0) -> np.ndarray:
+
+def write_image(path: Path, size: tuple[int, int] = (6, 9), seed: int = 0) -> np.ndarray:
+    """Write random pixels; returns them, uint8 [H,W,3]."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return pixels
 
 
-def write_ids(path: Path, ids, mode="L") -> np.ndarray:
+def write_ids(path: Path, ids: np.ndarray, mode: str = "L") -> np.ndarray:
+    """Write ids as a grey (L) or a palette (P) PNG; returns them, uint8 [H,W]."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ids = np.asarray(ids, np.uint8)
-    picture = Image.fromarray(ids, mode="L") if mode == "L" else Image.fromarray(ids, mode="P")
+    picture = Image.fromarray(ids)
     if mode == "P":
-        picture.putpalette(list(range(256)) * 3)
+        picture = picture.convert("P")
+        picture.putdata(ids.ravel().tolist())
+        picture.putpalette(list(range(255, -1, -1)) * 3)
     picture.save(path)
     return ids
 
 
-def config_with(tiny_yaml: Path, source: str, space: str, root: Path):
-    replaced = "streets_source"
-    text = tiny_yaml.read_text().replace("label_space: streets", f"label_space: {space}")
-    lines = [
-        line
-        for line in text.splitlines()
-        if not line.startswith("  target") and "validation:" not in line
-    ]
-    lines = [
-        f"  source: {source}\n  validation: {source}" if "source: {kind" in line else line
-        for line in lines
-    ]
-    lines = [line for line in lines if not line.startswith("self_training")]
-    text = (
-        "\n".join(lines)
-        .replace("data:", f"data:\n  root: {root}")
-        .replace("start: source_only", "second_view: color")
+def config_with(
+    tiny_yaml: Path, source: str, space: str, root: Path, *overrides: str
+) -> configuration.Config:
+    """A configuration without target whose source and validation are the section `source`."""
+    return configuration.load(
+        tiny_yaml,
+        [
+            f"data.root={root}",
+            f"data.source={source}",
+            f"data.validation={source}",
+            "data.target=null",
+            f"label_space={space}",
+            "warm_up.second_view=color",
+            "self_training=null",
+            *overrides,
+        ],
     )
-    path = tiny_yaml.with_name(f"{replaced}.yaml")
-    path.write_text(text)
-    return configuration.load(path)

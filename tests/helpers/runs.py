@@ -1,6 +1,8 @@
 """Runs of the pipeline: start them, read their losses and files."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from diga_hpc import config as configuration
@@ -22,6 +24,17 @@ for line in sys.argv[2:]:
     Pipeline(configuration.load(sys.argv[1], line.split())).run("warm-up")
 distributed.finish()
 """
+
+
+def on_ranks(ranks: int, tiny_yaml: Path, runs: dict[Path, list[str]], timeout: int = 400) -> None:
+    """Run the warm-up of each run directory with its overrides, one after the other, with torchrun."""
+    job = tiny_yaml.with_name("job.py")
+    job.write_text(TWO_RANK_JOB)
+    lines = [" ".join([f"run_dir={run_dir}", *o]) for run_dir, o in runs.items()]
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [sys.executable, "-m", *torchrun, job, tiny_yaml, *lines]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def load(tiny_yaml, run_dir, *overrides):

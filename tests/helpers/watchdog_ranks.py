@@ -1,6 +1,7 @@
-"""Ranks that fail in chosen ways: python tests/watchdog_ranks.py SCENARIO ... Run by test_watchdog.py.
+"""Ranks that fail in chosen ways: python tests/helpers/watchdog_ranks.py SCENARIO ...
 
-Forks the ranks of all scenarios at once, and prints exit code, seconds and words of each rank as JSON.
+Run by test_watchdog.py. Forks the ranks of all scenarios at once, and prints exit code, seconds and
+output of each rank as JSON.
 """
 
 import json
@@ -50,7 +51,7 @@ def killed(rank: int) -> None:
 
 
 def node_gone(rank: int) -> None:
-    """The others cannot look at its process, as on another node."""
+    """The others cannot see its process, as if it were on another node."""
     if rank == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(100)
@@ -71,18 +72,23 @@ def broken_collective(rank: int) -> None:
 
 
 def while_writing(rank: int) -> None:
-    """Rank 0 has a checkpoint under way."""
+    """Rank 0 is writing a checkpoint."""
     if rank == 0:
-        writing = threading.Thread(target=lambda: (time.sleep(6), Path("written").touch()))
+
+        def write() -> None:
+            time.sleep(6)
+            Path("written").touch()
+
+        writing = threading.Thread(target=write)
         writing.start()
-        failures.let_finish(writing)
+        failures.on_end(finish=writing.join)
     if rank == 1:
         raise ValueError("boom")
     time.sleep(100)
 
 
-def told_by_rank_0(rank: int) -> None:
-    """Rank 0 takes its time to leave; the others' leaving is not the failure."""
+def reported_by_rank_0(rank: int) -> None:
+    """Rank 0 exits late; that the others exit is not the failure."""
     if rank == 0:
         time.sleep(4)
         raise UserError("runs/a: in use")
@@ -96,7 +102,7 @@ def clean(rank: int) -> None:
 
 
 def lost_when_done(rank: int) -> None:
-    """Killed while the others wait for it to leave."""
+    """Killed while the others wait for it to finish."""
     if rank == 1:
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -129,12 +135,12 @@ def become_rank(rank: int, scenario: str, port: int) -> None:
     os._exit(code)
 
 
-# Ports that nothing else is given: taken, but not listened at, which leaves them to who names them.
+# Ports that nothing else is given: bound, but not listened at, so that the ranks can share them.
 held: list[socket.socket] = []
 
 
 def start(scenario: str) -> dict[int, int]:
-    """Process -> rank."""
+    """Start the ranks of a scenario: PID -> rank."""
     held.append(socket.socket())
     held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held[-1].bind(("127.0.0.1", 0))
@@ -153,14 +159,14 @@ def main(scenarios: list[str]) -> None:
     running = {
         pid: (scenario, rank) for scenario in scenarios for pid, rank in start(scenario).items()
     }
-    results = {scenario: {} for scenario in scenarios}
+    results: dict[str, dict[int, dict]] = {scenario: {} for scenario in scenarios}
     while running:
         pid, status = os.waitpid(-1, 0)
         scenario, rank = running.pop(pid)
         said = Path(f"{scenario}{rank}.log").read_text().strip()
         code = os.waitstatus_to_exitcode(status)
         results[scenario][rank] = {"code": code, "seconds": time.monotonic() - begin, "said": said}
-        # A stopped process is ended by whoever started it, when the others are gone.
+        # A stopped process is killed by its parent when the others have ended.
         rest = [p for p, (name, _) in running.items() if name == scenario == "stuck"]
         if len(rest) == 1:
             os.kill(rest[0], signal.SIGKILL)

@@ -1,136 +1,196 @@
-"""Data sets on disk: layouts, label ids, and errors that name the file at fault."""
+"""Opened data sets: what can be trained on, and errors that name the folder or file at fault."""
 
 import numpy as np
 import pytest
 import torch
 
-from diga_hpc.datasets.label_spaces import CITYSCAPES_IDS, IGNORE
+from diga_hpc import config as configuration
+from diga_hpc.datasets import DATASETS
+from diga_hpc.datasets.base import FileDataset, Files, ReaderDataset
+from diga_hpc.datasets.label_spaces import identity_table
 from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
+from diga_hpc.loading.dataset import Dataset, Sample, WithoutLabels, WithPseudoLabels
 from helpers.image_files import config_with, write_ids, write_image
 
-ALL_IDS = np.arange(54, dtype=np.uint8).reshape(6, 9) % 35
+GTA5 = "{kind: gta5}"
 
 
-@pytest.mark.parametrize("mode", ["L", "P"])
-def test_gta5_layout_and_cityscapes_ids(tiny_yaml, tmp_path, mode):
-    pixels = write_image(tmp_path / "images/00001.png")
-    ids = write_ids(tmp_path / "labels/00001.png", ALL_IDS, mode)
-    dataset = datasets.open_source(config_with(tiny_yaml, "{kind: gta5}", "cityscapes", tmp_path))
-    sample = dataset.load(0)
-    assert sample.name == "00001" and torch.equal(
-        sample.image, torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-    )
-    expected = [CITYSCAPES_IDS.get(int(i), IGNORE) for i in ids.ravel()]
-    assert sample.label.flatten().tolist() == expected
+class TestFolders:
+    def test_a_root_that_is_not_there(self, tiny_yaml, tmp_path):
+        missing = config_with(tiny_yaml, GTA5, "cityscapes", tmp_path / "absent")
+        with pytest.raises(
+            UserError, match=r"absent: no such folder \(`data.source.root` or `data"
+        ):
+            datasets.open_source(missing)
+
+    def test_no_root(self, tiny_yaml):
+        config = config_with(tiny_yaml, GTA5, "cityscapes", "")
+        with pytest.raises(
+            UserError, match=r"`data.validation.root` and `data.root` are empty: name"
+        ):
+            datasets.open_validation(config)
+
+    def test_a_folder_of_the_data_set_that_is_not_there(self, tiny_yaml, tmp_path):
+        config = config_with(tiny_yaml, GTA5, "cityscapes", tmp_path)
+        with pytest.raises(UserError, match="images: no such folder"):
+            datasets.open_source(config)
+        (tmp_path / "images").mkdir()
+        with pytest.raises(UserError, match="no images found for `data.source`"):
+            datasets.open_source(config)
+
+    def test_two_images_of_one_name(self, tiny_yaml, tmp_path):
+        write_image(tmp_path / "images/a/b.png")
+        write_image(tmp_path / "images/a_b.png")
+        config = config_with(tiny_yaml, GTA5, "cityscapes", tmp_path, "data.target={kind: folder}")
+        with pytest.raises(
+            UserError, match="two images of `data.target` have the name 'a_b'; rename"
+        ):
+            datasets.open_target(config)
 
 
-def test_synthia_label_space_leaves_out_three_classes(tiny_yaml, tmp_path):
-    write_image(tmp_path / "images/1.png")
-    ids = np.full((6, 9), 23)  # sky: train id 10, and 9 among the 16
-    ids[0, 0] = 22  # terrain is not a class there
-    write_ids(tmp_path / "labels/1.png", ids)
-    config = config_with(tiny_yaml, "{kind: gta5}", "synthia", tmp_path)
-    label = datasets.open_source(config).load(0).label
-    assert label[0, 0] == IGNORE and label[0, 1] == config.space.classes.index("sky") == 9
-    assert len(config.space.protocols["miou_13"]) == 13
-
-
-def test_cityscapes_layout(tiny_yaml, tmp_path):
-    for city in ("aachen", "bochum"):
-        write_image(tmp_path / f"leftImg8bit/train/{city}/{city}_000_leftImg8bit.png")
-        write_ids(tmp_path / f"gtFine/train/{city}/{city}_000_gtFine_labelIds.png", ALL_IDS)
-    dataset = datasets.open_source(
-        config_with(tiny_yaml, "{kind: cityscapes}", "cityscapes", tmp_path)
-    )
-    assert [dataset.name(i) for i in range(len(dataset))] == ["aachen_000", "bochum_000"]
-    (tmp_path / "subset.txt").write_text("bochum/bochum_000_leftImg8bit.png\n")
-    config = config_with(tiny_yaml, "{kind: cityscapes, index: subset.txt}", "cityscapes", tmp_path)
-    assert len(datasets.open_source(config)) == 1
-
-
-def test_camvid_layout_sequences_and_unlabelled_target(tiny_yaml, tmp_path):
-    for name in ("0001TP_1", "0001TP_2", "0006R0_1"):
-        write_image(tmp_path / f"train/{name}.jpg")
-    write_ids(tmp_path / "trainannot/0006R0_1.png", ALL_IDS % 12)
-    config = config_with(tiny_yaml, "{kind: camvid, sequences: [0006R0]}", "camvid", tmp_path)
-    label = datasets.open_source(config).load(0).label
-    assert label.unique().tolist() == [*range(11), IGNORE]
-    everything = config_with(tiny_yaml, "{kind: camvid}", "camvid", tmp_path)
-    with pytest.raises(UserError, match="0001TP_1.jpg: has no label"):
-        datasets.open_source(everything)
-    only_labelled = config_with(
-        tiny_yaml, "{kind: camvid, labelled_only: true}", "camvid", tmp_path
-    )
-    assert len(datasets.open_source(only_labelled)) == 1
-
-
-def test_folder_with_id_map_suffix_and_index(tiny_yaml, tmp_path):
-    write_image(tmp_path / "rgb/a/x.png")
-    write_ids(tmp_path / "gt/a/x_ids.png", np.where(np.eye(6, 9), 200, 7))
-    custom = "custom\nclasses: [{name: thing, color: [1, 2, 3]}, {name: stuff, color: [4, 5, 6]}]"
-    section = "{kind: folder, images: rgb, labels: gt, label_suffix: _ids, id_map: {7: 1, 200: 0}}"
-    sample = datasets.open_source(config_with(tiny_yaml, section, custom, tmp_path)).load(0)
-    assert sample.name == "a_x"
-    assert torch.equal(
-        sample.label, torch.from_numpy(np.where(np.eye(6, 9), 0, 1).astype(np.uint8))
-    )
-    (tmp_path / "pairs.txt").write_text("rgb/a/x.png gt/a/x_ids.png\n")
-    indexed = "{kind: folder, index: pairs.txt, id_map: {7: 1, 200: 0}}"
-    assert (
-        datasets.open_source(config_with(tiny_yaml, indexed, custom, tmp_path)).load(0).name == "x"
-    )
-    wrong = "{kind: folder, images: rgb, labels: gt, label_suffix: _ids, id_map: {7: 2}}"
-    with pytest.raises(UserError, match="class indices 0..1"):
-        datasets.open_source(config_with(tiny_yaml, wrong, custom, tmp_path))
-
-
-class TestBadFiles:
+class TestLabels:
     @pytest.fixture
-    def dataset(self, tiny_yaml, tmp_path):
+    def config(self, tiny_yaml, tmp_path):
         write_image(tmp_path / "images/1.png", size=(60, 90))
         write_ids(tmp_path / "labels/1.png", np.full((60, 90), 7))
-        return datasets.open_source(config_with(tiny_yaml, "{kind: gta5}", "cityscapes", tmp_path))
+        target = "data.target={kind: gta5}"
+        return config_with(tiny_yaml, GTA5, "cityscapes", tmp_path, target)
 
-    def message(self, dataset) -> str:
-        with pytest.raises(UserError) as error:
-            dataset.load(0)
-        return str(error.value)
-
-    def test_unknown_id(self, dataset, tmp_path):
-        ids = np.full((60, 90), 7)
-        ids[3, 4] = 77
-        write_ids(tmp_path / "labels/1.png", ids)
-        assert "labels/1.png: unknown label id 77; known are 0..34" in self.message(dataset)
-
-    def test_other_size(self, dataset, tmp_path):
+    def test_a_label_of_another_size(self, config, tmp_path):
         write_ids(tmp_path / "labels/1.png", np.full((60, 80), 7))
-        assert "label is 60x80, but its image 1.png is 60x90" in self.message(dataset)
+        with pytest.raises(UserError, match="label is 60x80, but its image 1.png is 60x90"):
+            datasets.open_source(config).load(0)
 
-    @pytest.mark.parametrize("which", ["images", "labels"])
-    def test_cut_short(self, dataset, tmp_path, which):
-        path = tmp_path / which / "1.png"
-        if which == "labels":
-            write_ids(path, np.random.default_rng(0).integers(0, 34, (60, 90)))
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        assert f"{which}/1.png: not a readable" in self.message(dataset)
+    def test_labels_alone(self, config):
+        assert datasets.open_source(config).label(0).unique().tolist() == [0]
 
-    @pytest.mark.parametrize("which", ["images", "labels"])
-    def test_not_an_image(self, dataset, tmp_path, which):
-        (tmp_path / which / "1.png").write_text("hello")
-        assert f"{which}/1.png: not a readable" in self.message(dataset)
+    def test_those_of_the_target_are_never_read(self, config, tmp_path):
+        (tmp_path / "labels/1.png").write_text("not even a picture")
+        target = datasets.open_target(config)
+        assert target.load(0).label is None and target.label(0) is None
+        assert target.load(0).image.shape == (3, 60, 90)
 
-    def test_three_channels(self, dataset, tmp_path):
-        write_image(tmp_path / "labels/1.png", size=(60, 90))
-        assert "must be an 8-bit PNG of one channel" in self.message(dataset)
+    def test_pseudo_labels_are_class_indices_at_a_size_of_their_own(self, config, tmp_path):
+        write_ids(tmp_path / "pseudo/1.png", np.full((30, 45), 18))
+        labelled = WithPseudoLabels(datasets.open_target(config), tmp_path / "pseudo", 19)
+        assert labelled.load(0).label.shape == (30, 45)
+        assert labelled.label(0).unique().tolist() == [18]
+
+    def test_no_target(self, config, tiny_yaml, tmp_path):
+        without = config_with(tiny_yaml, GTA5, "cityscapes", tmp_path)
+        assert datasets.open_target(without) is None
 
 
-def test_root_and_split_errors(tiny_yaml, tmp_path):
-    missing = config_with(tiny_yaml, "{kind: gta5}", "cityscapes", tmp_path / "absent")
-    with pytest.raises(UserError, match="absent: no such folder"):
-        datasets.open_source(missing)
-    with pytest.raises(UserError, match="images: no such folder"):
-        datasets.open_source(config_with(tiny_yaml, "{kind: gta5}", "cityscapes", tmp_path))
-    (tmp_path / "images").mkdir()
-    with pytest.raises(UserError, match="no images found for `data.source`"):
-        datasets.open_source(config_with(tiny_yaml, "{kind: gta5}", "cityscapes", tmp_path))
+class TestSizes:
+    @pytest.mark.parametrize(
+        ("keys", "full", "half"),
+        [
+            ("", (60, 91), (30, 45)),
+            ("size: [40, 50]", (40, 50), (20, 25)),
+            ("size: [40, 50], half_size: [10, 20]", (40, 50), (10, 20)),
+        ],
+    )
+    def test_full_and_half_size(self, tiny_yaml, tmp_path, keys, full, half):
+        write_image(tmp_path / "images/1.png", size=(60, 91))
+        write_ids(tmp_path / "labels/1.png", np.full((60, 91), 7))
+        section = f"{{kind: gta5, {keys}}}"
+        dataset = datasets.open_source(config_with(tiny_yaml, section, "cityscapes", tmp_path))
+        image = dataset.load(0).image
+        assert image.shape == (3, 60, 91)
+        assert datasets.full_size(dataset, image) == full
+        assert datasets.half_size(dataset, image) == half
+
+
+class TestGenerated:
+    def test_scenes_depend_on_the_seed_alone(self, tiny_yaml):
+        config = configuration.load(tiny_yaml)
+        first, again = (datasets.open_source(config).load(2) for _ in range(2))
+        assert torch.equal(first.image, again.image) and torch.equal(first.label, again.label)
+        other = datasets.open_source(configuration.load(tiny_yaml, ["seed=1"])).load(2)
+        assert not torch.equal(first.image, other.image)
+
+    def test_another_label_space(self, tiny_yaml):
+        config = configuration.load(tiny_yaml, ["label_space=camvid"])
+        with pytest.raises(
+            UserError, match=r"`data.source.kind` = 'streets' needs `label_space: st"
+        ):
+            datasets.open_source(config)
+
+
+# -------------------------------------------------------------- classes from outside of the package
+
+
+class Rows:
+    """Images made of their index; it has the methods of `Dataset` and no base class."""
+
+    size = None
+    half_size = (4, 4)
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, index: int) -> str:
+        return f"row_{index}"
+
+    def load(self, index: int) -> Sample:
+        image = torch.full((3, 8, 8), index, dtype=torch.uint8)
+        return Sample(image, self.label(index), self.name(index))
+
+    def label(self, index: int) -> torch.Tensor:
+        return torch.full((8, 8), index % 2, dtype=torch.uint8)
+
+
+class Table(ReaderDataset):
+    """Its section; `open` gives the reader."""
+
+    count: int = 3
+
+    def open(self, root, space, seed) -> Dataset:
+        if space.num_classes < 2:
+            raise UserError("never so here")
+        return Rows(self.count)
+
+
+class Numbers(FileDataset):
+    """Labels in a format of their own: text files of numbers."""
+
+    def files(self, root):
+        return [Files("one", root / "one.png", root / "one.txt")]
+
+    def table(self, space):
+        return identity_table(space.num_classes)
+
+    def decode(self, path):
+        return np.loadtxt(path, dtype=np.uint8)
+
+
+class TestFromOutside:
+    def test_a_reader_of_its_own(self, tiny_yaml, monkeypatch):
+        monkeypatch.setitem(DATASETS, "table", Table)
+        config = configuration.load(
+            tiny_yaml, ["data.source={kind: table, count: 5}", "data.target={kind: table}"]
+        )
+        source, target = datasets.open_source(config), datasets.open_target(config)
+        assert isinstance(source, Rows) and len(source) == 5 and len(target) == 3
+        sample = source.load(1)
+        assert (sample.name, sample.label.unique().tolist()) == ("row_1", [1])
+        # What the package does with a data set needs its methods only.
+        assert datasets.full_size(source, sample.image) == (8, 8)
+        assert datasets.half_size(source, sample.image) == (4, 4)
+        assert isinstance(target, WithoutLabels) and target.load(1).label is None
+        assert target.half_size == (4, 4)
+
+    def test_a_label_format_of_its_own(self, tiny_yaml, tmp_path, monkeypatch):
+        monkeypatch.setitem(DATASETS, "numbers", Numbers)
+        write_image(tmp_path / "one.png", size=(2, 3))
+        (tmp_path / "one.txt").write_text("0 1 2\n3 4 5\n")
+        config = config_with(tiny_yaml, "{kind: numbers}", "streets", tmp_path)
+        dataset = datasets.open_source(config)
+        assert dataset.load(0).label.tolist() == [[0, 1, 2], [3, 4, 5]]
+        (tmp_path / "one.txt").write_text("0 1 2\n3 4 77\n")
+        with pytest.raises(UserError, match=r"one.txt: unknown label id 77; known are 0..8, 255"):
+            dataset.label(0)

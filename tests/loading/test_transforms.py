@@ -40,7 +40,7 @@ def test_small_images_are_brought_to_the_crop():
 
 
 def test_crops_are_redrawn_until_they_show_enough_classes():
-    """Two classes share the left eighth, the rest is class 0: redrawing finds them far more often."""
+    """Two classes share the left eighth, the rest is class 0: redrawing finds them more often."""
     label = torch.zeros(40, 160, dtype=torch.uint8)
     label[:20, :20], label[20:, :20] = 1, 2
     image = torch.zeros(3, 40, 160, dtype=torch.uint8)

@@ -76,7 +76,7 @@ def test_a_signal_stops_at_a_step_boundary_and_the_same_command_goes_on(tiny_yam
     assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75 and "start the same command again to go on" in errors
+    assert process.returncode == 75 and "run the same command again to resume" in errors
     stopped_at = checkpoint.read_state(checkpoint.newest(tmp_path / "run/checkpoints/warm_up"))[
         "step"
     ]
@@ -122,7 +122,7 @@ def test_a_broken_newest_checkpoint_costs_the_steps_behind_the_one_before(
     student = newest / "student.safetensors"
     student.write_bytes(student.read_bytes()[:100])
     Pipeline(config).run("warm-up")
-    assert "broken checkpoint" in caplog.text
+    assert "corrupt checkpoint" in caplog.text
     assert final_files(config.run_dir) == final_files(whole.run_dir)
     assert len(losses(config.run_dir, "warm_up")) == 4  # no step is logged twice
 

@@ -1,4 +1,4 @@
-"""Files that are not what they should be: an error or the checkpoint before, and never anything executed."""
+"""Corrupt and forged files: an error or the previous checkpoint, and never anything executed."""
 
 import hashlib
 import json
@@ -22,11 +22,12 @@ from diga_hpc.training import checkpoint
 from helpers.runs import load
 
 IDENTITY = {"seed": 0, "warm_up.steps": 40}
-EXECUTED = "executed"  # the file that unpickling a bomb makes
+# The folder that unpickling a bomb creates.
+EXECUTED = "executed"
 
 
 class Bomb:
-    """Unpickled, it makes a file."""
+    """Creates a folder when unpickled."""
 
     def __reduce__(self):
         return (os.mkdir, (EXECUTED,))
@@ -38,7 +39,8 @@ BOMB = pickle.dumps(Bomb())
 @pytest.fixture(autouse=True)
 def nothing_is_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    pickle.loads(BOMB)  # it works
+    # The bomb works.
+    pickle.loads(BOMB)
     os.rmdir(EXECUTED)
     yield
     assert not Path(EXECUTED).exists()
@@ -122,31 +124,31 @@ NAMES = ("student.safetensors", "optimizer.safetensors", "state.json", "manifest
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_costs_the_newer_checkpoint_alone(newer, caplog, damage, name):
+def test_a_corrupt_file_invalidates_only_its_checkpoint(newer, caplog, damage, name):
     DAMAGES[damage](newer / name)
-    expect_the_one_before(newer, caplog)
+    expect_the_previous(newer, caplog)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "manifest.json"])
 def test_appended_bytes(newer, caplog, name):
     appended(newer / name)
-    expect_the_one_before(newer, caplog)
+    expect_the_previous(newer, caplog)
 
 
-def expect_the_one_before(newer: Path, caplog) -> None:
+def expect_the_previous(newer: Path, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         found = checkpoint.newest(newer.parent, "warm_up", IDENTITY)
     assert found == newer.with_name("step_00000010")
-    assert f"{newer}: broken checkpoint" in caplog.text
+    assert f"{newer}: corrupt checkpoint" in caplog.text
     groups, state = checkpoint.load(found)
     assert state["step"] == 10 and groups["student"]["weight"][0, 0] == 10
 
 
-# ------------------------------------------------------------ files swapped, and manifests that agree with lies
+# ------------------------------------------ files swapped, and manifests that match forgeries
 
 
 def sign(path: Path) -> None:
-    """A manifest that fits what is there."""
+    """Write a manifest that matches the files."""
     entries = {
         file.name: {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         for file in path.iterdir() if file.name != "manifest.json"
@@ -247,9 +249,9 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_a_forged_checkpoint_is_passed_over(newer, caplog, forgery):
+def test_a_forged_checkpoint_is_skipped(newer, caplog, forgery):
     FORGERIES[forgery](newer)
-    expect_the_one_before(newer, caplog)
+    expect_the_previous(newer, caplog)
 
 
 def test_files_that_the_manifest_does_not_name_are_not_read(newer):
@@ -316,7 +318,7 @@ def test_valid_tensors_of_another_network_are_an_error_that_names_the_file(stopp
         Pipeline(config).run("warm-up")
 
 
-def test_a_checkpoint_behind_the_last_step_is_not_taken_for_a_finished_stage(stopped):
+def test_a_checkpoint_after_the_last_step_is_not_a_finished_stage(stopped):
     config, path = stopped
     groups, state = checkpoint.load(path)
     foreign = checkpoint.save(path.parent, 99, groups, state, keep=2)
@@ -329,14 +331,14 @@ def test_a_checkpoint_behind_the_last_step_is_not_taken_for_a_finished_stage(sto
         predict.find_checkpoint(config.run_dir)
 
 
-def test_a_damaged_only_checkpoint_begins_anew_and_predict_refuses_it(stopped, caplog):
+def test_with_the_only_checkpoint_corrupt_a_stage_starts_over_and_predict_refuses(stopped, caplog):
     config, path = stopped
     (path / "teacher.safetensors").write_bytes(BOMB)
     with pytest.raises(UserError, match=r"broken checkpoint \(teacher.safetensors has"):
         predict.find_checkpoint(path)
     with pytest.raises(Stopped):
         Pipeline(config, stop_after=1).run("warm-up")
-    assert f"{path}: broken checkpoint (teacher.safetensors has" in caplog.text
+    assert f"{path}: corrupt checkpoint (teacher.safetensors has" in caplog.text
 
 
 def archive_with_a_bomb(path: Path) -> None:

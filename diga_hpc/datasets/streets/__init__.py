@@ -1,7 +1,7 @@
 """The built-in data set `streets`: street scenes drawn by the program, with exact labels.
 
-scenes.py renders a scene in one of two styles, layout.py places the objects, objects.py draws them
-with the tools of drawing.py.
+scenes.py renders a scene in one of the two styles of styles.py; layout.py places the objects, which
+objects.py draws with the tools of drawing.py.
 """
 
 from typing import ClassVar, Literal

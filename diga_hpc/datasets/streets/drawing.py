@@ -6,16 +6,12 @@ by construction. The canvases are drawn at SUPERSAMPLING times the size of the p
 them are "sub-pixels".
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-if TYPE_CHECKING:
-    from diga_hpc.datasets.streets.scenes import Style
+from diga_hpc.datasets.streets.styles import Colour, Style
 
 # Class indices, in the order of label_spaces.STREETS_CLASSES.
 ROAD, SIDEWALK, BUILDING, POLE, SIGN, VEGETATION, SKY, PERSON, CAR = range(9)
@@ -24,7 +20,6 @@ ROAD, SIDEWALK, BUILDING, POLE, SIGN, VEGETATION, SKY, PERSON, CAR = range(9)
 # not be mixed from two classes, so it is taken from one of them.
 SUPERSAMPLING = 2
 
-Colour = tuple[float, float, float]
 Point = tuple[float, float]
 Segment = tuple[float, float, float, float]  # s0, z0, s1, z1 on the ground
 

@@ -4,12 +4,9 @@ All numbers here are geometry and hold for both styles. The order of the random 
 data set: another one would give other scenes for the same seed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,15 +18,12 @@ from diga_hpc.datasets.streets.drawing import (
     SUPERSAMPLING,
     VEGETATION,
     Camera,
-    Colour,
     Point,
     Scene,
     shade,
 )
 from diga_hpc.datasets.streets.objects import KERB
-
-if TYPE_CHECKING:
-    from diga_hpc.datasets.streets.scenes import Style
+from diga_hpc.datasets.streets.styles import Colour, Style
 
 FAR = 110.0  # end of the street, m
 # Ground is drawn in strips between these depths, so that it follows the bend.
@@ -136,7 +130,7 @@ def _ground(scene: Scene, street: Street) -> None:
 
 
 def _zebra(scene: Scene, r: float, z: float, paint: Colour) -> None:
-    """A pedestrian crossing over the whole road."""
+    """A pedestrian crossing from kerb to kerb."""
     for s in np.arange(-r + 0.4, r - 0.5, 1.0).tolist():
         scene.detail(scene.floor(s, s + 0.5, z, z + 2.6), paint)
 

@@ -5,8 +5,6 @@ metres; `u`, `v` (column, row) and the radii of ellipses are sub-pixels; `k` is 
 at the object. Each function makes the same random draws whatever the style.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from diga_hpc.datasets.streets.drawing import (
@@ -17,12 +15,12 @@ from diga_hpc.datasets.streets.drawing import (
     SIGN,
     SUPERSAMPLING,
     VEGETATION,
-    Colour,
     Point,
     Scene,
     Segment,
     shade,
 )
+from diga_hpc.datasets.streets.styles import Colour
 
 KERB = 0.14  # height of the pavement over the road, m
 

@@ -1,0 +1,37 @@
+"""CamVid as the SegNet tutorial distributes it: splits, film sequences, frames without labels."""
+
+import pytest
+
+from diga_hpc.datasets.camvid import Camvid
+from diga_hpc.datasets.label_spaces import IGNORE
+from diga_hpc.errors import UserError
+from diga_hpc.loading import dataset as datasets
+from helpers.image_files import ALL_IDS, config_with, write_ids, write_image
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three frames of two sequences, one of them labelled."""
+    for name in ("0001TP_1", "0001TP_2", "0006R0_1"):
+        write_image(tmp_path / f"train/{name}.jpg")
+    write_ids(tmp_path / "trainannot/0006R0_1.png", ALL_IDS % 12)
+    return tmp_path
+
+
+def test_ids_are_classes_and_11_is_ignored(tiny_yaml, root):
+    config = config_with(tiny_yaml, "{kind: camvid, sequences: [0006R0]}", "camvid", root)
+    label = datasets.open_source(config).load(0).label
+    assert label.unique().tolist() == [*range(11), IGNORE]
+
+
+def test_a_source_needs_labels(tiny_yaml, root):
+    with pytest.raises(UserError, match=r"0001TP_1.jpg: has no label .*trainannot/0001TP_1.png"):
+        datasets.open_source(config_with(tiny_yaml, "{kind: camvid}", "camvid", root))
+    section = "{kind: camvid, labelled_only: true}"
+    assert len(datasets.open_source(config_with(tiny_yaml, section, "camvid", root))) == 1
+
+
+def test_splits_follow_one_another(root):
+    write_image(root / "val/0016E5_1.png")
+    names = [f.name for f in Camvid(kind="camvid", splits=("val", "train")).files(root)]
+    assert names == ["0016E5_1", "0001TP_1", "0001TP_2", "0006R0_1"]
