@@ -2,13 +2,11 @@
 
 import tracemalloc
 
-import pytest
 import torch
 
 from diga_hpc import config as configuration
-from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
-from diga_hpc.loading.loader import TrainingSamples, training_batches
+from diga_hpc.loading.loader import KEY, TrainingSamples, training_batches
 
 
 def samples_of(config, stage="warm_up"):
@@ -18,7 +16,14 @@ def samples_of(config, stage="warm_up"):
         getattr(config, stage),
         datasets.open_source(config),
         datasets.open_target(config),
+        draw,
     )
+
+
+def draw(rng, domain, image, label):
+    """Draws of a stage, here any: a number for each domain, and what it was shown."""
+    assert image.dtype == torch.uint8 and (label is None) == (domain == "target")
+    return {f"{domain}_draw": torch.tensor(rng.random()), f"{domain}_mean": image.float().mean()}
 
 
 def batches_of(samples, rank=0, world_size=1, workers=0, first_step=0):
@@ -27,10 +32,20 @@ def batches_of(samples, rank=0, world_size=1, workers=0, first_step=0):
 
 
 def same(a, b) -> bool:
-    return all(
-        torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
-        for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
-    )
+    def equal(x, y):
+        if isinstance(x, dict):
+            return x.keys() == y.keys() and all(equal(x[key], y[key]) for key in x)
+        return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+
+    return all(equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
+
+
+def test_a_batch_holds_the_draws_of_the_stage_and_a_key_for_each_sample(tiny_yaml):
+    (first, *_) = batches_of(samples_of(configuration.load(tiny_yaml)))
+    assert set(first.draws) == {"source_draw", "source_mean", "target_draw", "target_mean", KEY}
+    assert all(len(tensor) == 4 for tensor in first.draws.values())
+    assert first.draws[KEY].dtype == torch.int64 and len(set(first.draws[KEY].tolist())) == 4
+    assert first.target is not None and first.target_labels is None
 
 
 def test_stream_does_not_depend_on_workers_ranks_or_the_first_step(tiny_yaml):
@@ -59,8 +74,3 @@ def test_seed_changes_the_stream(tiny_yaml):
     first = batches_of(samples_of(configuration.load(tiny_yaml)))
     other = batches_of(samples_of(configuration.load(tiny_yaml, ["seed=1"])))
     assert not same(first[0], other[0])
-
-
-def test_batch_that_does_not_divide_is_an_error(tiny_yaml):
-    with pytest.raises(UserError, match="a batch of 4 images does not divide by 3 ranks"):
-        batches_of(samples_of(configuration.load(tiny_yaml)), world_size=3)

@@ -334,7 +334,7 @@ def test_a_checkpoint_after_the_last_step_is_not_a_finished_stage(stopped):
 def test_with_the_only_checkpoint_corrupt_a_stage_starts_over_and_predict_refuses(stopped, caplog):
     config, path = stopped
     (path / "teacher.safetensors").write_bytes(BOMB)
-    with pytest.raises(UserError, match=r"broken checkpoint \(teacher.safetensors has"):
+    with pytest.raises(UserError, match=r"corrupt checkpoint \(teacher.safetensors has"):
         predict.find_checkpoint(path)
     with pytest.raises(Stopped):
         Pipeline(config, stop_after=1).run("warm-up")
