@@ -5,9 +5,8 @@ Heavy modules are imported inside the commands, so that --help is instant.
 
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -22,6 +21,7 @@ from diga_hpc.errors import (
     UserError,
     one_line,
 )
+from diga_hpc.launch import options
 from diga_hpc.terminal import find_ranks, log_to_terminal
 
 app = typer.Typer(
@@ -216,6 +216,18 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The run directory.")]) 
     print(write_report(run_dir))
 
 
+@app.command("plan")
+def print_plan(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Print the jobs that run the pipeline as a chain, one per line: NAME COMMAND ROUND.
+
+    `diga-hpc stage COMMAND --round ROUND CONFIG` runs a job; ROUND is 0 where there are no rounds.
+    slurm/pipeline.sh submits these jobs to Slurm.
+    """
+    from diga_hpc.launch.chain import chain
+
+    print(*chain(configuration.load(config, overrides or [])), sep="\n")
+
+
 @app.command()
 def figure(
     run_dir: Annotated[Path, typer.Argument(help="The directory of a finished run.")],
@@ -230,71 +242,56 @@ def figure(
 
 @app.command()
 def launch(
-    stage: Annotated[
-        str,
-        typer.Argument(
-            help="pipeline, warm-up, pseudo-labels, self-train or evaluate.", metavar="STAGE"
-        ),
-    ],
+    stage: options.Stage,
     config: ConfigPath,
     overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(min=1)] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="One task is started for each.")] = 0,
-    tasks_per_node: Annotated[Optional[int], typer.Option(help="Where there are no GPUs.")] = None,
-    cpus_per_task: Annotated[
-        Optional[int], typer.Option(help="One, and the loader's workers.")
-    ] = None,
+    nodes: options.Nodes = 1,
+    gpus_per_node: options.GpusPerNode = 0,
+    tasks_per_node: options.TasksPerNode = None,
+    cpus_per_task: options.CpusPerTask = None,
     partition: Optional[str] = None,
     account: Optional[str] = None,
     qos: Optional[str] = None,
-    time: Annotated[
-        Optional[int],
-        typer.Option(metavar="MINUTES", help="Limit of one start; then the run is requeued."),
-    ] = None,
-    signal_delay: Annotated[
-        int, typer.Option(metavar="SECONDS", help="Before the limit, for a step and a checkpoint.")
-    ] = 120,
-    dependency: Annotated[
-        Optional[str], typer.Option(help="As sbatch has it: afterok:JOB.")
-    ] = None,
-    sbatch: Annotated[
-        Optional[list[str]],
-        typer.Option(metavar="OPTION[=VALUE]", help="Any other of sbatch's; repeatable."),
-    ] = None,
-    sweep: Annotated[
-        Optional[list[str]],
-        typer.Option(
-            metavar="KEY=V1,V2",
-            help="One run a value; repeated, one a combination, as a job array.",
-        ),
-    ] = None,
-    executor: Annotated[
-        str, typer.Option(help="slurm; local: processes here; debug: this process.")
-    ] = "slurm",
+    time: options.Time = None,
+    signal_delay: options.SignalDelay = 120,
+    dependency: options.Dependency = None,
+    sbatch: options.Sbatch = None,
+    sweep: options.Sweep = None,
+    executor: options.Executor = "slurm",
     round_number: Round = 1,
-    dry_run: Annotated[bool, typer.Option(help="Print the sbatch text; submit nothing.")] = False,
-    wait: Annotated[bool, typer.Option(help="Wait for the end, and print the results.")] = False,
+    dry_run: options.DryRun = False,
+    wait: options.Wait = False,
 ) -> None:
-    """Submit a stage, the pipeline or a sweep to Slurm, one task a GPU; interrupted jobs go on by themselves."""
-    from diga_hpc.launch import submit as launching
+    """Submit a stage, the pipeline or a sweep to Slurm, a task per GPU; interrupted jobs resume."""
+    from diga_hpc.launch.request import sbatch_options
+    from diga_hpc.launch.submit import sbatch_text, submit
     from diga_hpc.launch.sweep import parse
 
     log_to_terminal()
-    options = dict(
-        round_number=round_number, sweep=parse(sweep or []), nodes=nodes, gpus_per_node=gpus_per_node,
-        tasks_per_node=tasks_per_node, cpus_per_task=cpus_per_task, partition=partition, account=account, qos=qos,
-        time=time, signal_delay=signal_delay, dependency=dependency,
-        sbatch=dict((text.split("=", 1) + [True])[:2] for text in sbatch or []),
-    )  # fmt: skip
+    asked: dict[str, Any] = dict(
+        round_number=round_number,
+        sweep=parse(sweep or []),
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        tasks_per_node=tasks_per_node,
+        cpus_per_task=cpus_per_task,
+        partition=partition,
+        account=account,
+        qos=qos,
+        time=time,
+        signal_delay=signal_delay,
+        dependency=dependency,
+        sbatch=sbatch_options(sbatch or []),
+    )
     if dry_run:
-        print(launching.sbatch_text(stage, config, overrides or [], **options), end="")
+        print(sbatch_text(stage, config, overrides or [], **asked), end="")
         return
-    submission = launching.submit(stage, config, overrides or [], executor=executor, **options)
+    submission = submit(stage, config, overrides or [], executor=executor, **asked)
     for job_id in submission.job_ids:
         print(f"job {job_id}")
     print(f"diga-hpc status {submission.folder}")
     if wait:
-        launching.print_results(submission)
+        submission.print_results()
 
 
 @app.command()
@@ -305,13 +302,9 @@ def status(
     lines: Annotated[int, typer.Option(min=1, help="Of the logs of failed ranks.")] = 10,
 ) -> None:
     """Show the jobs, stages and failures of a run, or the table of a sweep."""
-    from diga_hpc.launch import status as reading
-    from diga_hpc.launch import sweep
+    from diga_hpc.launch.show import show
 
-    if (directory / sweep.SWEEP_FILE).is_file():
-        sweep.show(directory)
-    else:
-        reading.show(directory, lines)
+    show(directory, lines)
 
 
 def _run(
@@ -335,8 +328,13 @@ def main() -> None:
     """
     me = find_ranks()
     where = f"rank {me.rank} on {processes.host()}: " if me.size > 1 else ""
-    # Among several ranks libraries may wait for ranks that are gone: nothing is waited for.
-    end: Callable[[int], object] = failures.leave if me.size > 1 else sys.exit
+
+    def end(code: int) -> None:
+        # Among several ranks, libraries may wait for ranks that are gone: nothing is waited for.
+        if me.size > 1:
+            failures.leave(code)
+        sys.exit(code)
+
     try:
         app()
     except ReportedByRank0:

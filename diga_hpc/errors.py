@@ -17,10 +17,6 @@ EXIT_STOPPED = 75
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
-# Signals that ask a run to stop at the next step boundary, see Stopped.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-
-
 class UserError(ValueError):
     """An error that the user can fix.
 

@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # A private Slurm of N nodes on this machine, in a scratch folder: for trying things and for tests.
 #
-#   eval "$(slurm/local_cluster.sh start --nodes 2)"      # sbatch, srun, squeue ... of this shell now use it
+#   eval "$(slurm/local_cluster.sh start --nodes 2)"   # this shell's sbatch, srun ... now use it
 #   slurm/local_cluster.sh status
-#   slurm/local_cluster.sh stop                           # ends its jobs and daemons, removes the folder
+#   slurm/local_cluster.sh stop                        # ends jobs and daemons, removes the folder
 #
 # start   [--nodes 2] [--cpus-per-node 2] [--gpus-per-node 0] [--accounting] [--dir DIR]
 # env     prints the line that makes a shell use a cluster that is up:  export SLURM_CONF=...
 # status  nodes and jobs
-# Several clusters may be up at once, each with its own --dir (default: diga-slurm-UID in the temporary folder).
+# Several clusters may be up at once, each with its own --dir (default: diga-slurm-UID in the
+# temporary folder).
 #
-# CPUs and GPUs are claimed, not checked: four nodes of 8 GPUs can be played on a laptop. A played GPU is a device
-# file like /dev/null (this needs root); jobs get CUDA_VISIBLE_DEVICES, and CUDA finds nothing behind it.
-# Partitions: main, and urgent, whose jobs preempt those of main (they are asked to stop, then requeued).
+# CPUs and GPUs are simulated: a laptop can claim four nodes of 8 GPUs. A simulated GPU is a device
+# file like /dev/null (making it needs root); jobs get CUDA_VISIBLE_DEVICES, CUDA finds no device.
+# Partitions: main, and urgent, whose jobs preempt those of main (signal, then requeue).
 # Accounting (sacct) runs a private database and needs slurmdbd and mariadbd.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
@@ -39,17 +40,17 @@ parse() {
 
 mark=local_cluster # a file that only a folder made here has
 
-# Slurm makes Unix sockets like DIR/node64/node64_1234567.4294967291; the kernel allows 107 characters.
+# Slurm makes Unix sockets as DIR/node64/node64_1234567.4294967291; Linux allows 107 characters.
 longest_dir=74
 
-# ---------------------------------------------------------------------------------------------- start
+# -------------------------------------------------------------------------------------------- start
 
 require() { # command, Debian package
   command -v "$1" >/dev/null || die "$1 is missing; install it: apt-get install $2"
 }
 
-# Prints so many free ports, and holds them until its input ends: nothing else is given a port that is taken, yet
-# who names it may listen there.
+# Prints free ports, and keeps them bound until its input ends: the kernel gives them to nobody
+# else, while a daemon that asks for one by its number may listen on it (SO_REUSEADDR).
 hold_ports='
 import socket, sys
 held = [socket.socket() for _ in range(int(sys.argv[1]))]
@@ -72,10 +73,10 @@ start() {
   [[ ! -e $dir ]] || die "$dir exists: a cluster is up there, or was; first: $0 stop --dir $dir"
   ((${#dir} <= longest_dir)) ||
     die "$dir has ${#dir} characters; sockets below it allow $longest_dir: give a shorter one with --dir"
-  ((gpus == 0 || UID == 0)) || die "playing GPUs needs root, for mknod; leave --gpus-per-node out"
+  ((gpus == 0 || UID == 0)) || die "simulated GPUs need root, for mknod; leave --gpus-per-node out"
   mkdir -p "$dir"
   chmod 755 "$dir"
-  echo "${SLURM_JOB_ID:-}" >"$dir/$mark" # the job that this shell itself is in, if it is in one
+  echo "${SLURM_JOB_ID:-}" >"$dir/$mark" # the job that this shell itself is part of, if any
   trap take_down EXIT
   start_munge
   local ports
@@ -93,7 +94,7 @@ start() {
   print_env
 }
 
-take_down() { # what a start that failed had started
+take_down() { # after a failed start: say why, and stop what it had started
   echo "local_cluster.sh: did not come up; the last lines of its logs:" >&2
   tail -n 5 "$dir"/*.log >&2 || true
   stop
@@ -164,9 +165,9 @@ SlurmctldLogFile=$dir/slurmctld.log
 SlurmdSpoolDir=$dir/%n
 SlurmdPidFile=$dir/slurmd-%n.pid
 SlurmdLogFile=$dir/slurmd-%n.log
-# Jobs of two clusters on this machine have different numbers.
+# Jobs of two clusters on this machine get different ids.
 FirstJobId=$((1000 + RANDOM))
-# Processes are followed through /proc: no cgroups, no systemd.
+# Processes are tracked through /proc: no cgroups, no systemd.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -174,12 +175,12 @@ MpiDefault=none
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-# Nodes have what is claimed below, whatever the machine has.
+# Nodes have what is configured below, not what the machine has.
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,sched_min_interval=0
 ReturnToService=2
 JobRequeue=1
-# Patience with a busy machine.
+# Long timeouts: the machine may be busy.
 MessageTimeout=60
 TCPTimeout=30
 KillWait=30
@@ -209,7 +210,7 @@ AccountingStoragePort=$dbd" >>"$dir/slurm.conf"
   done
   echo "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=30
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=2" >>"$dir/slurm.conf"
-  # Read only where the cgroup plugin is loaded all the same.
+  # Read only if Slurm loads its cgroup plugin nevertheless.
   echo "IgnoreSystemd=yes" >"$dir/cgroup.conf"
 }
 
@@ -229,7 +230,7 @@ wait_for() { # seconds, command
 nodes_are_idle() { [[ $(sinfo -h -p main -t idle -o %D) == "$nodes" ]]; }
 port_answers() { (: <"/dev/tcp/127.0.0.1/$1"); }
 
-# ----------------------------------------------------------------------------------------------- stop
+# --------------------------------------------------------------------------------------------- stop
 
 stop() {
   export SLURM_CONF=$dir/slurm.conf
@@ -242,7 +243,7 @@ stop() {
   end_processes "$dir"/slurmd-*.pid "$dir"/slurmctld.pid
   end_processes "$dir/slurmdbd.pid"
   end_processes "$dir/mariadbd.pid" "$dir/munge/pid"
-  left_behind | xargs -r kill -KILL 2>/dev/null || true
+  leftovers | xargs -r kill -KILL 2>/dev/null || true
   rm -rf "$dir"
   echo "stopped: $dir" >&2
 }
@@ -257,18 +258,18 @@ end_processes() { # pid files
   done
   ((${#pids[@]})) || return 0
   kill "${pids[@]}" 2>/dev/null || true
-  for _ in $(seq 10); do # their state is thrown away: no need to wait longer
+  for _ in $(seq 10); do # no longer: their state is discarded anyway
     kill -0 "${pids[@]}" 2>/dev/null || break
     sleep 0.1
   done
   kill -KILL "${pids[@]}" 2>/dev/null || true
 }
 
-left_behind() { # processes of this cluster's jobs that outlived it
+leftovers() { # processes of this cluster's jobs that outlived it
   local environ outer
   outer=$(<"$dir/$mark")
   for environ in /proc/[0-9]*/environ; do
-    # A shell that merely uses the cluster has no job id.
+    # A shell that only uses the cluster has no job id.
     if { tr '\0' '\n' <"$environ"; } 2>/dev/null | awk -v mine="SLURM_CONF=$dir/slurm.conf" -v outer="SLURM_JOB_ID=$outer" \
       '$0 == mine {conf = 1} /^SLURM_JOB_ID=/ && $0 != outer {job = 1} END {exit !(conf && job)}'; then
       echo "${environ//[^0-9]/}"
@@ -276,7 +277,7 @@ left_behind() { # processes of this cluster's jobs that outlived it
   done
 }
 
-# ------------------------------------------------------------------------------------------------ status
+# ------------------------------------------------------------------------------------------- status
 
 print_env() { echo "export SLURM_CONF=$dir/slurm.conf"; }
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The whole method as a chain of jobs: warm-up, then for each round pseudo labels and self-training, then evaluation.
+# The pipeline as a chain of jobs: those that `diga-hpc plan CONFIG` lists.
 #
 #   slurm/pipeline.sh [--wait] [options of sbatch] -- CONFIG [key=value ...]
 #   slurm/pipeline.sh --nodes 4 --gpus-per-node 8 --ntasks-per-node 8 --cpus-per-task 8 -- configs/gta5_to_cityscapes.yaml
 #
-# Run it on a login node: it submits and returns. Each job starts when the one before it has succeeded; when one
-# fails, Slurm cancels those after it. --wait stays until the last job has ended and says how each ended; its exit
-# code is then 1 if one failed. All output is in RUN_DIR/logs.
+# Run it on a login node: it submits and returns. Each job starts when the one before it has
+# succeeded; when one fails, Slurm cancels those after it. --wait stays until the last job has ended
+# and prints how each ended; the exit code is then 1 if one failed. All output is in RUN_DIR/logs.
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -21,14 +21,14 @@ done
 (($# > 1)) || usage
 shift # the --
 
-# In a shell of its own: what env.sh finds out about this node is not true of the jobs', which read it themselves.
-show() (
+# In a subshell: what env.sh sets here must not reach the jobs, which read it on their own nodes.
+program() (
   set +eu
   source "$repository/slurm/env.sh" >&2
-  exec diga-hpc show --key "$@"
+  exec diga-hpc "$@"
 )
-run_dir=$(show run_dir "$@")
-rounds=$(show self_training.rounds "$@" 2>/dev/null) || rounds=0
+run_dir=$(program show --key run_dir "$@")
+plan=$(program plan "$@")
 mkdir -p "$run_dir/logs"
 
 jobs=() names=()
@@ -42,29 +42,35 @@ submit() { # name, script, arguments
     echo "error: sbatch refused the job $name, see above; those before it are cancelled: ${jobs[*]:-there are none}" >&2
     exit 2
   fi
-  jobs+=("${job%%;*}") # behind the semicolon: the cluster, where there are several
+  jobs+=("${job%%;*}") # after the semicolon: the cluster, where there are several
   names+=("$name")
-  # For `diga-hpc status`, which finds a job by its log once it has started.
+  # For `diga-hpc status`: without this line a job is found by its log, once it has started.
   printf '{"job": "%s", "stage": "%s", "executor": "slurm", "ranks": 0, "host": "", "submitted": %s, "logs": "%s"}\n' \
     "${jobs[-1]}" "$name" "$(date +%s)" "$name-${jobs[-1]}.log" >>"$run_dir/logs/jobs.jsonl"
   echo "${jobs[-1]} $name"
 }
 
-submit warmup warmup.sh "$@"
-for round in $(seq "$rounds"); do
-  submit "pseudo_labels_$round" pseudo_labels.sh --round "$round" "$@"
-  submit "self_training_$round" self_training.sh --round "$round" "$@"
+mapfile -t links <<<"$plan"
+for link in "${links[@]}"; do
+  read -r name command round <<<"$link"
+  arguments=("$@")
+  ((round == 0)) || arguments=(--round "$round" "$@")
+  if [[ $command == warm-up ]]; then
+    submit "$name" warmup.sh "${arguments[@]}"
+  else
+    submit "$name" run_stage.sh "$command" "${arguments[@]}"
+  fi
 done
-submit evaluate evaluate.sh "$@"
 echo "output: $run_dir/logs"
 [[ $wait == yes ]] || exit 0
 
-# Slurm forgets ended jobs after some minutes: the last state seen is kept. One that was not an end is believed for
-# five minutes, as when the controller is busy or restarted.
+# Slurm forgets ended jobs after some minutes: the last known state is kept. One that is not final
+# is trusted for five minutes, as a controller that is busy or restarting does not answer.
 declare -A state seen
 for job in "${jobs[@]}"; do state[$job]=PENDING seen[$job]=$SECONDS; done
 ended=0
-while ((ended < 3)); do # times in a row: a job on its way to be requeued is in other states for a moment
+# Three times in a row: a job that is being requeued is in a final state for a moment.
+while ((ended < 3)); do
   sleep 1
   ended=$((ended + 1))
   for job in "${jobs[@]}"; do

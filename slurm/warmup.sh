@@ -4,19 +4,21 @@
 #   sbatch [options of sbatch] slurm/warmup.sh CONFIG [key=value ...]
 #   sbatch --nodes 2 --gpus-per-node 8 --ntasks-per-node 8 --cpus-per-task 8 --time 8:00:00 slurm/warmup.sh configs/gta5_to_cityscapes.yaml
 #
-# One task drives one GPU (or, without GPUs, is one rank on CPUs). Output: RUN_DIR/logs/warmup-JOB.log.
+# One task drives one GPU (without GPUs: is one rank on CPUs). Output: RUN_DIR/logs/warmup-JOB.log.
 #SBATCH --job-name=warmup
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=USR2@120
-# Two minutes before the time limit every rank is told; the job writes a checkpoint and is requeued.
+# Two minutes before the time limit all ranks are signalled: they write a checkpoint, and the job
+# is requeued.
 
-# Slurm runs a copy of this file; the rest is in the folder that it came from. A busy controller is asked again.
+# Slurm runs a copy of this file; the original's folder has the rest. A busy controller is asked
+# again.
 this_job=
 if [[ -n ${SLURM_JOB_ID:-} ]]; then
   for pause in 1 3 10 30; do this_job=$(scontrol show job "$SLURM_JOB_ID") && break || sleep $pause; done
 fi
-# The number of an array's last task is also that of the whole array: only the first answer counts.
+# Only the first answer counts: the id of an array's last task is also that of the array.
 folder=$(sed -n '\|^ *Command=\(.*/\)warmup\.sh.*|{s||\1|p;q}' <<<"$this_job")
 if [[ ! -f ${folder:-/}stage.sh ]]; then
   echo "error: Slurm does not say which folder warmup.sh is in; submit it by its name: sbatch slurm/warmup.sh CONFIG" >&2

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from diga_hpc.distributed import signals
-from diga_hpc.distributed.world import COLLECTIVE_TIMEOUT, World, host_group
+from diga_hpc.distributed.world import World, host_group, new_gloo_group
 from diga_hpc.errors import STOP_SIGNALS, Stopped
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class StopFlag:
         # host yet: every group connects each rank with every other one.
         self._group: dist.ProcessGroup | None = None
         if world.size > 1:
-            self._group = host_group() or dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+            self._group = host_group() or new_gloo_group()
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
 
     def listen(self) -> None:

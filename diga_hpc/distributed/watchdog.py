@@ -40,29 +40,28 @@ from diga_hpc.errors import (
     one_line,
 )
 
-# All in seconds.
-# Between two heartbeats.
+# Times in seconds.
+# Interval of heartbeats.
 BEAT = 1.0
-# Between two looks of the judging thread, which does not touch the store.
+# Interval at which `_judge` looks at what `_talk` has read.
 JUDGING = 0.25
-# Without a heartbeat, after which a rank counts as lost. A busy node may stall for a while.
+# Silence after which a rank counts as lost. Long, since a busy node may stall for a while.
 SILENT = 25.0
-# The same after a collective has failed, which says that some rank is gone.
+# The same once a collective has failed: some rank must be gone then.
 SUSPECTED_SILENT = 6.0
-# Between noticing that a rank is gone and ending because of it: it may just have finished
-# regularly.
+# Delay between seeing that a rank is gone and ending: it may have finished regularly.
 GRACE = 2.0
-# For which rank 0, whose process may serve the store, stays so that the others can read the
-# failure.
+# How long rank 0 stays to let the others read the failure: its process may serve the store.
 TELLING = 2.5
-# Longest wait for a published failure to reach the store.
+# Timeout for publishing a failure in the store.
 PUBLISHING = 3.0
-# For a thread to complete its current exchange when watching stops.
+# Timeout for joining each thread when watching stops.
 LEAVING = 2.0
-# For which a failed collective waits until the rank that caused it is known.
+# How long a failed collective waits until the rank that caused it is known.
 PATIENCE = 15.0
-# Between two looks for a failure while waiting for rank 0 to report one.
+# Polling interval of `leave_after_rank_0`.
 POLL = 0.1
+# Of a call to the store.
 STORE_TIMEOUT = timedelta(seconds=60)
 
 
@@ -84,7 +83,7 @@ class Watchdog:
 
     Two, because a call to the store may block for up to STORE_TIMEOUT when the host that serves it
     is gone, which is one of the failures to notice. `_talk` alone calls the store; `_judge` alone
-    decides, and reads only what `_talk` left in memory, so that it never waits for anything.
+    decides, and reads only what `_talk` left in memory, so that it waits for nothing.
 
     No lock is needed. Attributes are replaced, which is atomic in CPython; `_who`, which grows, is
     copied before it is iterated over; `_seen` keeps its keys. Where both threads write
@@ -103,12 +102,16 @@ class Watchdog:
         self._watched = [r for r in range(size) if r != rank] if rank == 0 else [0]
         # Written by _talk:
         self._who: dict[int, Process] = {}
-        self._contact = time.monotonic()  # the last answer of the store
+        # When the store last answered.
+        self._contact = time.monotonic()
         # rank -> its heartbeat, and when that last changed, by this host's clock.
-        self._seen: dict[int, tuple[str, float]] = dict.fromkeys(self._watched, ("", self._contact))
-        self._lost: str | None = None  # why the store cannot be reached any more
-        self._failure: RankFailure | None = None  # the first failure of the job
-        # Written by `publish`, on the main thread or _judge:
+        unseen = (b"", self._contact)
+        self._seen: dict[int, tuple[bytes, float]] = dict.fromkeys(self._watched, unseen)
+        # Why the store cannot be reached any more.
+        self._lost: str | None = None
+        # The first failure of the job, of any rank.
+        self._failure: RankFailure | None = None
+        # Written by `publish`, called from the main thread or _judge: this rank's own report.
         self._mine: RankFailure | None = None
         self._suspicious = False
         self._leaving = False
@@ -342,9 +345,9 @@ def _report(watchdog: Watchdog, error: BaseException, known: UserError | None) -
         # Most likely a consequence: wait for the watchdog to find the cause and end this process.
         watchdog.suspect()
         time.sleep(PATIENCE)
-    told = known or error
-    code = EXIT_USER_ERROR if isinstance(told, UserError) else EXIT_FAILED
-    watchdog.publish(RankFailure(watchdog.rank, processes.host(), one_line(told), code))
+    cause = known or error
+    code = EXIT_USER_ERROR if isinstance(cause, UserError) else EXIT_FAILED
+    watchdog.publish(RankFailure(watchdog.rank, processes.host(), one_line(cause), code))
     watchdog.let_others_read()
 
 

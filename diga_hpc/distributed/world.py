@@ -54,6 +54,12 @@ class World:
         """Whether this is rank 0."""
         return self.rank == 0
 
+    @property
+    def accelerator(self) -> str:
+        """CUDA version and name of the GPU, as a line of env.txt."""
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+        return f"cuda {torch.version.cuda}, device {device}"
+
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Replace `tensor` by its sum over all ranks, in place, and return it."""
         if self.size > 1:
@@ -118,6 +124,14 @@ class World:
 def host_group() -> dist.ProcessGroup | None:
     """The gloo group beside NCCL; None where the default group is gloo, or not initialised."""
     return _host_group
+
+
+def new_gloo_group() -> dist.ProcessGroup:
+    """A gloo group of all ranks, beside the default group. All ranks call it together."""
+    group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+    # new_group has another value for processes that are not members.
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 def start(config: Config) -> World:
@@ -203,7 +217,7 @@ def _join(me: Ranks, device: torch.device, config: Config) -> None:
         # For what ranks may do at very different times: a timeout of NCCL aborts the process
         # without a message, one of gloo raises.
         global _host_group
-        _host_group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        _host_group = new_gloo_group()
 
 
 def finish() -> None:

@@ -1,8 +1,8 @@
-"""What Slurm says of jobs: squeue for those it still holds, sacct (where there is accounting) for older ones.
+"""State of jobs according to Slurm: squeue, and for jobs it has forgotten sacct (accounting).
 
     states(["12", "13_0"]) -> {"12": JobState(...), "13_0": JobState(...)}
 
-Needs no Slurm: where its commands are missing or do not answer, the jobs are simply not in the result.
+Needs no Slurm: where its commands are missing or do not answer, the result lacks the jobs.
 """
 
 import re
@@ -11,23 +11,37 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-ANSWER_TIMEOUT = 20  # seconds; squeue repeats its question for minutes when the controller is down
+# Seconds; squeue itself retries for minutes when the controller is down.
+ANSWER_TIMEOUT = 20
 
-# States that a job does not leave by itself. One that is requeued is PENDING again at once.
+# Final states. A requeued job leaves them at once: it is PENDING again.
 ENDED = frozenset(
     [
-        "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
-        "REVOKED", "TIMEOUT",
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
     ]
-)  # fmt: skip
+)
+
+# Job, state, reason, nodes, elapsed time, divided by |.
+FIELDS = "JobID,State,Reason,NodeList,Elapsed"
+SQUEUE = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%M"]
+SACCT = ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={FIELDS}"]
 
 
 @dataclass(frozen=True)
 class JobState:
-    """One job, or one element of a job array."""
+    """State of one job, or of one element of a job array."""
 
     job: str
-    """As Slurm writes it: 12, or 13_0 in an array."""
+    """Slurm's id: 12, or 13_0 in an array."""
     state: str
     """PENDING, RUNNING, COMPLETED, FAILED, ..."""
     reason: str = ""
@@ -35,7 +49,7 @@ class JobState:
     nodes: str = ""
     """Its nodes in Slurm's notation, node[1-2]."""
     elapsed: str = ""
-    """Time it has run since its last start, [days-]hours:minutes:seconds."""
+    """Time since its last start, [days-]hours:minutes:seconds."""
 
     def __str__(self) -> str:
         return f"{self.state} ({self.reason})" if self.reason else self.state
@@ -50,50 +64,45 @@ class JobState:
 
 
 def states(jobs: Iterable[str]) -> dict[str, JobState]:
-    """State of each of `jobs` that Slurm knows of, by job."""
+    """Job -> state, of those of `jobs` that Slurm knows."""
     wanted = set(jobs)
     if not wanted:
         return {}
-    queue = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%M"]
-    found = _read([*queue, "--jobs", _whole(wanted)])
+    found = _query([*SQUEUE, "--jobs", _array_ids(wanted)])
     forgotten = wanted - found.keys()
     if forgotten:
-        past = [
-            "sacct",
-            "--noheader",
-            "--parsable2",
-            "--allocations",
-            "--format=JobID,State,Reason,NodeList,Elapsed",
-        ]
-        found |= _read([*past, "--jobs", _whole(forgotten)])
+        found |= _query([*SACCT, "--jobs", _array_ids(forgotten)])
     return {job: found[job] for job in wanted if job in found}
 
 
-def _whole(jobs: Iterable[str]) -> str:
-    """A question for one element of an array is a question for the array."""
+def _array_ids(jobs: Iterable[str]) -> str:
+    """Ids to ask for: of an array element, the id of its array, which Slurm always accepts."""
     return ",".join(sorted({job.split("_")[0] for job in jobs}, key=int))
 
 
-def _read(command: list[str]) -> dict[str, JobState]:
+def _query(command: list[str]) -> dict[str, JobState]:
     found = {}
-    for line in _ask(command).splitlines():
+    for line in _output(command).splitlines():
         fields = [field.strip() for field in line.split("|")]
         if len(fields) != 5:
             continue
         job, state, reason, nodes, elapsed = fields
-        # "CANCELLED by 0"; and words that mean nothing to a reader.
-        state, reason = state.split(" ")[0], "" if reason in ("None", "(null)") else reason
+        # sacct writes "CANCELLED by 0".
+        state = state.split(" ")[0]
+        # Placeholders of Slurm for "nothing".
+        reason = "" if reason in ("None", "(null)") else reason
         nodes = "" if nodes == "None assigned" else nodes
         for name in _expand(job):
             found[name] = JobState(name, state, reason, nodes, elapsed)
     return found
 
 
-def _ask(command: list[str]) -> str:
+def _output(command: list[str]) -> str:
+    """Standard output of a command; empty if it is missing, fails or does not answer."""
     if shutil.which(command[0]) is None:
         return ""
     try:
-        answer = subprocess.run(
+        done = subprocess.run(
             command,
             capture_output=True,
             text=True,
@@ -102,11 +111,11 @@ def _ask(command: list[str]) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return answer.stdout if answer.returncode == 0 else ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 def _expand(job: str) -> list[str]:
-    """`13_[0-2,5%2]`, which is how elements that wait are written, as 13_0, 13_1, 13_2, 13_5."""
+    """Expand `13_[0-2,5%2]`, which stands for waiting elements, to 13_0, 13_1, 13_2, 13_5."""
     array = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job)
     if not array:
         return [job]

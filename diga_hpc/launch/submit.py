@@ -1,17 +1,18 @@
-"""Launches: a stage, the whole pipeline or a sweep of them as jobs of many tasks. The only importer of submitit.
+"""Submit a stage, the pipeline or a sweep as jobs of many tasks. The only importer of submitit.
 
-    submission = submit("pipeline", "configs/demo.yaml", ["run_dir=runs/a"], nodes=4, gpus_per_node=8, time=720)
+    submission = submit("pipeline", "configs/demo.yaml", ["run_dir=runs/a"], nodes=4, time=720)
     submission.job_ids, submission.wait(), submission.results()
 
-A submitted job is strings: which stage, and where its configuration is. What is left of it below the run
-directory (of a sweep, below the sweep's):
+A submitted job holds only strings: which stage, and the path of its configuration. Its files below
+the run directory (for a sweep, below the sweep's):
 
-    logs/config_1f3a5c7e.yaml      the resolved configuration; what waits in the queue reads this file, so that
-                                   the recipe may be edited meanwhile
-    logs/jobs.jsonl                one line for each job: what `diga-hpc status` starts from
-    logs/12_submission.sh          the text given to sbatch
-    logs/12_0_log.out              output of rank 0 of job 12, through all its starts
-    logs/12_submitted.pkl, 12_0_result.pkl      submitit's own: the job, and what a rank returned
+    logs/config_1f3a5c7e.yaml   the resolved configuration, which the job reads when it starts:
+                                the recipe may be edited while the job waits
+    logs/jobs.jsonl             one line per job: what `diga-hpc status` starts from
+    logs/12_submission.sh       the text given to sbatch
+    logs/12_0_log.out           output of rank 0 of job 12, of all its starts
+    logs/12_submitted.pkl       submitit's: the job
+    logs/12_0_result.pkl        submitit's: what rank 0 returned
 """
 
 import contextlib
@@ -21,21 +22,18 @@ import os
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diga_hpc import job
 from diga_hpc.distributed import ranks, signals
-from diga_hpc.errors import EXIT_STOPPED, JobFailed, Stopped, UserError
-from diga_hpc.launch import slurm as cluster
-from diga_hpc.launch import sweep as sweeps
-from diga_hpc.launch.logs import RankLogs
-from diga_hpc.launch.plan import Plan
-from diga_hpc.results import report
+from diga_hpc.errors import EXIT_STOPPED, Stopped, UserError
+from diga_hpc.launch.request import LaunchRequest
+from diga_hpc.launch.submission import Handle, Submission
+from diga_hpc.launch.sweep import Values
 from diga_hpc.run import requeue
-from diga_hpc.run.files import read_json
 
 try:
     import submitit
@@ -47,35 +45,86 @@ except ImportError as error:
 
 log = logging.getLogger(__name__)
 
-EXECUTORS = ("slurm", "local", "debug")
-WITHOUT_LIMIT = 365 * 24 * 60  # minutes; submitit's local executor has no "unlimited"
-QUEUE_POLL = 5.0  # seconds between two questions to Slurm
-GRACE = 20.0  # seconds from the end of a job to where its results must be visible on this machine
-FAILED_GRACE = 6.0  # the same where some ranks will never have one; two answers, as a requeued job is failed for a moment
-SHOWN_LINES = 20  # of the log of the rank that failed
-UNKNOWN_FOR = (
-    600.0  # seconds that Slurm may know nothing of a job, as when its controller is restarted
-)
+EXECUTORS = ("slurm", "local")
+# Minutes; submitit's local executor has no "unlimited".
+WITHOUT_LIMIT = 365 * 24 * 60
+
+
+def submit(
+    stage: str,
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    executor: str = "slurm",
+    round_number: int = 1,
+    sweep: Values | None = None,
+    **resources: Any,
+) -> Submission:
+    """Submit `pipeline` or one stage (a command of stages/plan.py); returns without waiting.
+
+    overrides: `key=value`, as on the command line. round_number: for stages that have rounds.
+    sweep: key -> values; one run per combination, all in one job array. resources: the fields of
+    request.Resources. executor: `slurm`, or `local`: processes on this machine (the runs of a sweep
+    one after the other; this call waits for them).
+
+    Raises UserError, before anything is submitted, for an invalid configuration, a batch that does
+    not divide by the world size, or a run directory that is in use or of another experiment; and
+    for a job that Slurm refuses.
+    """
+    request = LaunchRequest.make(
+        stage, config, overrides, round_number=round_number, sweep=sweep, **resources
+    )
+    if executor not in EXECUTORS:
+        raise UserError(f"executor {executor!r}: expected one of {', '.join(EXECUTORS)}")
+    request.check_directories()
+    is_local = executor == "local"
+    handles = _submit_local(request) if is_local else _submit_slurm(request)
+    return Submission(request.folder, handles, is_sweep=request.is_sweep, is_local=is_local)
+
+
+def sbatch_text(
+    stage: str,
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    round_number: int = 1,
+    sweep: Values | None = None,
+    **resources: Any,
+) -> str:
+    """The text that `submit` would give to sbatch. Writes and submits nothing; needs no Slurm."""
+    request = LaunchRequest.make(
+        stage, config, overrides, round_number=round_number, sweep=sweep, **resources
+    )
+    executor = _slurm_executor(request)
+    if len(request.runs) > 1:
+        # submitit adds this itself when it submits an array.
+        executor.parameters["map_count"] = len(request.runs)
+    return executor._make_submission_file_text(executor._submitit_command_str, uid="")
+
+
+# ------------------------------------------------------------------------------------- on the ranks
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is pickled and called on every rank. Called again, after a requeue or by hand, it goes on."""
+class StageJob:
+    """A submitted job: pickled, and called on every rank at each start; a later start resumes."""
 
     stage: str
     config: str
     round_number: int = 1
     port: int = 0
-    """Where the ranks of a local job meet; under Slurm they find each other."""
+    """Port of the rendezvous of a local job; under Slurm the ranks find each other."""
 
-    def __call__(self) -> list[dict]:
+    def __call__(self) -> list[dict[str, Any]]:
         """The rows of results.json, on every rank."""
+        # First of all: a signal during the imports below must not end the rank.
         signals.listen()
         from diga_hpc.terminal import log_to_terminal
 
         if "SUBMITIT_EXECUTOR" in os.environ:
             self._enter(submitit.JobEnvironment())
-        logging.getLogger("submitit").propagate = False  # it prints its lines by itself
+        # submitit prints its lines itself.
+        logging.getLogger("submitit").propagate = False
         log_to_terminal()
         try:
             return job.run(self.stage, self.config, round_number=self.round_number)
@@ -83,15 +132,15 @@ class Job:
             log.warning("%s; %s", stopped, stopped.remedy)
             if requeue.job_name(os.environ) is None:
                 raise
-            # No exception for submitit: it would write a result, and a job that has one counts as over.
+            # Not an exception: submitit would write a result, by which a job counts as ended.
             raise SystemExit(EXIT_STOPPED) from stopped
 
     def _enter(self, here: submitit.JobEnvironment) -> None:
+        """Remove stale results, and set the variables of a local rank as torchrun does."""
         result = here.paths.result_pickle
+        # Left by a start that failed: whoever waits would take it for the result of this one.
         for stale in (result, result.with_name(f"{result.name}.save_tmp")):
-            stale.unlink(
-                missing_ok=True
-            )  # of a start that failed: whoever waits would take it for this one's
+            stale.unlink(missing_ok=True)
         if here.cluster == "local":
             os.environ |= {
                 "RANK": str(here.global_rank),
@@ -103,87 +152,52 @@ class Job:
             }
 
 
-# ------------------------------------------------------------------------------------------- submissions
+def _stage_jobs(request: LaunchRequest, port: int = 0) -> dict[str, StageJob]:
+    """Name of the run -> what is called on each of its ranks; writes the configurations."""
+    return {
+        name: StageJob(request.stage, str(file), request.round_number, port)
+        for name, file in request.save_configurations().items()
+    }
 
 
-def submit(
-    stage: str,
-    config: str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    executor: str = "slurm",
-    round_number: int = 1,
-    sweep: Mapping[str, Sequence] | None = None,
-    **resources,
-) -> "Submission":
-    """Submit a stage of job.STAGES, and return without waiting for it.
-
-    overrides: `key=value`, as on the command line. round_number: of pseudo-labels and self-train. sweep: key ->
-    values; one run for every combination, as one job array. resources: the fields of plan.Resources. executor: `slurm`;
-    `local`, processes on this machine (runs of a sweep one after the other, waited for here); `debug`, within this
-    process, done when this returns, and once only: DeepSpeed cannot start twice in a process.
-
-    Raises UserError, before anything is submitted, for a configuration that is not valid, a batch that the ranks
-    cannot share, or a run directory that is in use or not its own; and for a job that Slurm refuses.
-    """
-    plan = Plan.make(stage, config, overrides, round_number=round_number, sweep=sweep, **resources)
-    if executor not in EXECUTORS:
-        raise UserError(f"executor {executor!r}: expected one of {', '.join(EXECUTORS)}")
-    plan.check_directories()
-    if executor == "debug":
-        return _run_here(plan)
-    handles = _submit_local(plan) if executor == "local" else _submit_slurm(plan)
-    return Submission(plan.folder, handles, is_sweep=plan.is_sweep)
-
-
-def sbatch_text(
-    stage: str,
-    config: str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    round_number: int = 1,
-    sweep: Mapping[str, Sequence] | None = None,
-    **resources,
-) -> str:
-    """What `submit` would give to sbatch, whole; nothing is submitted or written, and no Slurm is needed."""
-    plan = Plan.make(stage, config, overrides, round_number=round_number, sweep=sweep, **resources)
-    executor = _slurm_executor(plan)
-    if len(plan.runs) > 1:
-        executor.parameters["map_count"] = len(plan.runs)  # what submitit adds to an array
-    return executor._make_submission_file_text(executor._submitit_command_str, uid="")
-
-
-# --------------------------------------------------------------------------------------------- executors
+# -------------------------------------------------------------------------------------------- Slurm
 
 
 class _SlurmExecutor(submitit.SlurmExecutor):
-    """submitit's, which also writes its text on a machine without Slurm."""
+    """submitit's executor, able to write its text on a machine without Slurm too."""
 
     @classmethod
     def affinity(cls) -> int:
         return 2
 
 
-def _jobs(plan: Plan, port: int = 0) -> dict[str, Job]:
-    """What is called on each rank, by name of the run."""
-    files = plan.save_configurations()
-    return {
-        name: Job(plan.stage, str(file), plan.round_number, port) for name, file in files.items()
-    }
+def _submit_slurm(request: LaunchRequest) -> dict[str, Handle]:
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "no sbatch here; start this on a login node of the cluster, or use --executor local; "
+            "--dry-run shows the text"
+        )
+    executor, jobs = _slurm_executor(request), _stage_jobs(request)
+    try:
+        # submitit prints the message of sbatch, which is part of the error too.
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+            handles: dict[str, Handle] = {name: executor.submit(run) for name, run in jobs.items()}
+    except FailedJobError as error:
+        _remove_unsubmitted(request.logs)
+        raise UserError(f"sbatch refused the job: {' '.join(str(error).split())}") from error
+    request.record({name: handle.job_id for name, handle in handles.items()}, "slurm")
+    return handles
 
 
-def _slurm_executor(plan: Plan) -> _SlurmExecutor:
-    asked = plan.resources
-    executor = _SlurmExecutor(
-        plan.folder / "logs", python=f'"${{hold[@]}}" {shlex.quote(sys.executable)}'
-    )
+def _slurm_executor(request: LaunchRequest) -> _SlurmExecutor:
+    asked = request.resources
+    executor = _SlurmExecutor(request.logs, python=f'"${{hold[@]}}" {shlex.quote(sys.executable)}')
     srun = ["--open-mode=append"]
     if asked.cpus_per_task:
-        srun.append(
-            f"--cpus-per-task={asked.cpus_per_task}"
-        )  # since Slurm 22.05 not taken over from sbatch
+        # Since Slurm 22.05 srun does not inherit it from sbatch.
+        srun.append(f"--cpus-per-task={asked.cpus_per_task}")
     executor.update_parameters(
-        job_name=f"diga-{plan.stage}",
+        job_name=f"diga-{request.stage}",
         nodes=asked.nodes,
         ntasks_per_node=asked.tasks,
         gpus_per_node=asked.gpus_per_node or None,
@@ -193,10 +207,11 @@ def _slurm_executor(plan: Plan) -> _SlurmExecutor:
         qos=asked.qos,
         time=asked.time,
         dependency=asked.dependency,
-        wckey=None,  # submitit's own would be refused where such keys are tracked
+        # Clusters that track such keys refuse submitit's default.
+        wckey=None,
         signal_delay_s=asked.signal_delay,
         stderr_to_stdout=True,
-        setup=_setup(),
+        setup=_setup_lines(),
         srun_args=srun,
         additional_parameters={**_requeue(asked.sbatch), **asked.sbatch},
     )
@@ -207,8 +222,8 @@ def _requeue(options: Mapping[str, str | bool]) -> dict[str, bool]:
     return {} if {"no-requeue", "no_requeue"} & options.keys() else {"requeue": True}
 
 
-def _setup() -> list[str]:
-    """Lines of the job before srun: those of slurm/ in a checkout, which an installed package has within itself."""
+def _setup_lines() -> list[str]:
+    """Lines of the job before srun: source slurm/ of the checkout, or of the installed package."""
     here = Path(__file__).parents[1]
     repository = here.parent if (here.parent / "slurm/ranks.sh").is_file() else here
     return [
@@ -219,39 +234,25 @@ def _setup() -> list[str]:
     ]
 
 
-def _submit_slurm(plan: Plan) -> dict[str, submitit.Job]:
-    if shutil.which("sbatch") is None:
-        raise UserError(
-            "no sbatch here; start this on a login node of the cluster, or use --executor local; --dry-run shows the text"
-        )
-    executor, jobs = _slurm_executor(plan), _jobs(plan)
-    try:
-        # submitit prints what sbatch says, which is in the error too.
-        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
-            handles = {name: executor.submit(run) for name, run in jobs.items()}
-    except FailedJobError as error:
-        _remove_unsubmitted(plan.folder / "logs")
-        raise UserError(f"sbatch refused the job: {' '.join(str(error).split())}") from error
-    plan.record({name: handle.job_id for name, handle in handles.items()}, "slurm")
-    return handles
-
-
 def _remove_unsubmitted(logs: Path) -> None:
-    """What submitit has prepared under names without a job's number."""
+    """Remove what submitit has prepared for a refused job, under names without a job id."""
     for pattern in (".submission_file_*.sh", "?" * 32 + ".pkl"):
         for path in logs.glob(pattern):
-            if not path.is_symlink():  # those of submitted jobs are links
+            # For a submitted array such a name is a link.
+            if not path.is_symlink():
                 path.unlink(missing_ok=True)
 
 
-def _submit_local(plan: Plan) -> dict[str, submitit.Job]:
-    asked = plan.resources
+# ---------------------------------------------------------------------------------- on this machine
+
+
+def _submit_local(request: LaunchRequest) -> dict[str, Handle]:
+    asked = request.resources
     if asked.nodes > 1:
         raise UserError(
             f"nodes={asked.nodes}: the executor `local` has this machine only; set nodes=1"
         )
-    port = ranks.free_port()
-    executor, handles = submitit.LocalExecutor(plan.folder / "logs"), {}
+    executor = submitit.LocalExecutor(request.logs)
     executor.update_parameters(
         tasks_per_node=asked.tasks,
         gpus_per_node=asked.gpus_per_node,
@@ -259,158 +260,12 @@ def _submit_local(plan: Plan) -> dict[str, submitit.Job]:
         signal_delay_s=asked.signal_delay,
         stderr_to_stdout=True,
     )
-    for name, run in _jobs(plan, port).items():
-        handles[name] = executor.submit(run)
-        plan.record({name: handles[name].job_id}, "local")
-        if plan.is_sweep:  # they would share the machine's cores and the port
-            handles[name].wait()
+    handles: dict[str, Handle] = {}
+    for name, run in _stage_jobs(request, ranks.free_port()).items():
+        handle = executor.submit(run)
+        handles[name] = handle
+        request.record({name: handle.job_id}, "local")
+        if request.is_sweep:
+            # One at a time: runs would share the cores and the port.
+            handle.wait()
     return handles
-
-
-def _run_here(plan: Plan) -> "Submission":
-    if plan.resources.ranks > 1:
-        raise UserError(
-            f"{plan.resources.ranks} tasks: the executor `debug` is this process alone; ask for one"
-        )
-    if plan.is_sweep:
-        raise UserError(
-            "the executor `debug` runs one job, not a sweep; use --executor local on this machine"
-        )
-    _jobs(plan)[""]()
-    return Submission(plan.folder, {}, is_sweep=False)
-
-
-# ----------------------------------------------------------------------------------------------- results
-
-
-class Submission:
-    """Jobs that were submitted.
-
-    folder: the run directory, or the sweep's. job_ids: as Slurm has them (12, or 13_0 in an array), process ids of
-    local jobs.
-    """
-
-    def __init__(self, folder: Path, handles: Mapping[str, submitit.Job], *, is_sweep: bool):
-        self.folder = folder
-        self.is_sweep = is_sweep
-        self._handles = dict(handles)
-
-    @property
-    def job_ids(self) -> list[str]:
-        return [handle.job_id for handle in self._handles.values()]
-
-    def wait(self) -> None:
-        """Return when every job has ended, however often it is requeued until then."""
-        waiting, asked = dict(self._handles), float("-inf")
-        known: dict[str, cluster.JobState] = {}
-        seen: dict[str, tuple[str, float]] = {}
-        while waiting:
-            if time.monotonic() - asked > QUEUE_POLL:
-                known = cluster.states(h.job_id for h in waiting.values() if not _is_local(h))
-                asked = time.monotonic()
-            for name, handle in list(waiting.items()):
-                if _is_over(handle, known.get(handle.job_id), seen):
-                    del waiting[name]
-            if waiting:
-                time.sleep(1)
-
-    def results(self) -> list[dict]:
-        """Wait; the rows of results.json, or of a sweep its table (see sweep.collect), with failed runs in it.
-
-        Raises what ended the job of a single run: UserError or Stopped as on its ranks, else JobFailed.
-        """
-        problems = self.problems()
-        if self.is_sweep:
-            return sweeps.collect(self.folder)
-        for problem in problems.values():
-            raise problem
-        return read_json(self.folder / "results.json", [])
-
-    def problems(self) -> dict[str, Exception]:
-        """Wait; by name of the run, what ended the jobs that failed."""
-        self.wait()
-        found = {name: _problem(handle) for name, handle in self._handles.items()}
-        return {name: problem for name, problem in found.items() if problem is not None}
-
-
-def print_results(submission: Submission) -> None:
-    """Wait, and print the table of a run or of a sweep. Raises what ended a run; the first of a sweep's, at the end."""
-    problems = submission.problems()
-    if submission.is_sweep:
-        sweeps.show(submission.folder)
-        for name, problem in problems.items():
-            log.error("%s: %s", name, problem)
-    for problem in problems.values():
-        raise problem
-    if (
-        not submission.is_sweep and submission.job_ids
-    ):  # without a job they have been printed by this process
-        report.print_results(submission.folder)
-
-
-def _is_local(handle: submitit.Job) -> bool:
-    return isinstance(handle, submitit.LocalJob)
-
-
-def _is_over(
-    handle: submitit.Job, state: cluster.JobState | None, seen: dict[str, tuple[str, float]]
-) -> bool:
-    """Whether a job has ended: all ranks left a result, or Slurm says so for longer than results take to be seen.
-
-    seen: job -> what was last known of it and since when; kept by the caller between calls.
-    """
-    if _is_local(handle):
-        return handle.done()
-    # A listing: on a network file system the answer "not there" for a single file may be an old one.
-    present = {path.name for path in handle.paths.folder.iterdir()}
-    if all(
-        handle.task(rank).paths.result_pickle.name in present for rank in range(handle.num_tasks)
-    ):
-        return True
-    word = "UNKNOWN" if state is None else state.state
-    before, since = seen.get(handle.job_id, ("", 0.0))
-    if word != before:
-        log.info("job %s: %s", handle.job_id, state or word)
-        seen[handle.job_id] = word, time.monotonic()
-        return False
-    if state is None:
-        patience = UNKNOWN_FOR
-    elif state.ended:
-        patience = FAILED_GRACE if state.failed else GRACE
-    else:
-        patience = float("inf")
-    return time.monotonic() - since > patience
-
-
-def _problem(handle: submitit.Job) -> Exception | None:
-    """Why an ended job failed: what a user can mend rather than its echo on other ranks, else the first rank to fail."""
-    tasks = [handle.task(rank) for rank in range(handle.num_tasks)]
-    left = [task for task in tasks if task.paths.result_pickle.is_file()]
-    errors = [error for task in left if (error := task.exception()) is not None]
-    if len(left) == len(tasks) and not errors:
-        return None
-    for error in errors:
-        expected = _expected(str(error))
-        if expected is not None:
-            return expected
-    failures = RankLogs.of_submitit(handle.paths.folder, handle.job_id).failures(SHOWN_LINES)
-    if failures:
-        first = failures[0]
-        return JobFailed(
-            f"job {handle.job_id}, {first}; end of {first.log}:\n" + "\n".join(first.lines)
-        )
-    state = cluster.states([handle.job_id]).get(handle.job_id)
-    return JobFailed(
-        f"job {handle.job_id} ended ({state.state if state else 'unknown to Slurm'}) without a result; its logs are in "
-        f"{handle.paths.folder}; the same launch again goes on"
-    )
-
-
-def _expected(text: str) -> UserError | Stopped | None:
-    """A UserError or Stopped that a rank raised, from submitit's report, which holds the trace between two rules."""
-    kind, _, message = text.split("-" * 22)[1].strip().splitlines()[-1].partition(": ")
-    if kind == f"{Stopped.__module__}.{Stopped.__qualname__}":
-        return Stopped(message, stage="", done=0)
-    return (
-        UserError(message) if kind == f"{UserError.__module__}.{UserError.__qualname__}" else None
-    )

@@ -1,4 +1,4 @@
-"""Class centroids: the mean feature of each class, all images weighing the same (docs/method.md, 6).
+"""Class centroids: mean features, all images weighing the same (docs/method.md, 6).
 
 Everything is sums and counts of per-image means: the result depends neither on the number of ranks
 nor on the order of images, and nothing synchronises with the host.

@@ -164,7 +164,7 @@ class Run(RunPaths):
         collected. Raises UserError if the directory is not writable, in use by another process, or
         holds another experiment or foreign files.
         """
-        world.on_rank0(self._claim)
+        world.on_rank0(lambda: self._claim(world.accelerator))
 
     def close(self) -> None:
         """Release the lock: other processes may use the directory."""
@@ -192,14 +192,14 @@ class Run(RunPaths):
         # Hidden names are the lock, and leftovers of a start that was killed.
         return path != self.logs and not path.name.startswith(".")
 
-    def _claim(self) -> None:
+    def _claim(self, accelerator: str) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = RunLock.acquire(self.path)
             # Not __del__: a finalizer also runs at interpreter exit.
             self._unlock = weakref.finalize(self, lock.release)
             self.check()
-            self._write_start()
+            self._write_start(accelerator)
         except BaseException as error:
             self.close()
             if isinstance(error, OSError):
@@ -209,14 +209,14 @@ class Run(RunPaths):
                 ) from error
             raise
 
-    def _write_start(self) -> None:
+    def _write_start(self, accelerator: str) -> None:
         # Also in a directory that has its configuration already: found now, not at a checkpoint.
         probe = self.path / ".writable"
         probe.write_text("")
         probe.unlink()
         with atomic_write(self.config_file) as temporary:
             configuration.save(self.config, temporary)
-        self.env.write_text(environment())
+        self.env.write_text(environment(accelerator))
 
 
 CHECKPOINT_PREFIX = "step_"

@@ -38,11 +38,11 @@ def _git(*arguments: str, folder: Path) -> str:
     return done.stdout.strip()
 
 
-def environment() -> str:
-    """Versions, machine and command, one per line: the text of env.txt."""
-    # Here, so that reading a run directory loads no torch.
-    import torch
+def environment(accelerator: str) -> str:
+    """Versions, machine and command, one per line: the text of env.txt.
 
+    accelerator: see World.accelerator. Asking for it takes torch, which this package does not load.
+    """
     lines = [
         f"diga_hpc {__version__} {source_commit()}".rstrip(),
         f"python {platform.python_version()}",
@@ -52,11 +52,10 @@ def environment() -> str:
             lines.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
             lines.append(f"{package} not installed")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     free = shutil.disk_usage(Path.cwd()).free // 2**30
     system = f"{platform.machine()} {platform.system()} {platform.release()}"
     lines += [
-        f"cuda {torch.version.cuda}, device {device}",
+        accelerator,
         f"machine {system}, {os.cpu_count()} cores",
         f"host {platform.node()}, {free} GiB free",
         f"command {' '.join(sys.argv)}",

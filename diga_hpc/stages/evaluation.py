@@ -100,7 +100,7 @@ def measure(
     )
     partial = context.run.partial_evaluation(name)
     nothing = ([0] * len(validation), None)
-    earlier, counts = world.broadcast(read_json(partial, nothing) if world.is_main else None)
+    earlier, counts = world.broadcast(read_json(partial, nothing) if world.is_main else nothing)
     todo = [index for index, is_seen in enumerate(earlier) if not is_seen]
     mine = [todo[i] for i in world.share(len(todo))]
     # What an earlier start counted enters the sums over ranks once, by rank 0.

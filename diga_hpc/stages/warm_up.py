@@ -24,7 +24,7 @@ from diga_hpc.training.stage import STUDENT, Context, Prepared, StepOutput, Trai
 
 @dataclass
 class TwoViews(Prepared):
-    """Both views of the source [2B,3,H,W] in [0,1], keys [2B], the teacher's predictions, labels."""
+    """Both views of the source [2B,3,H,W] in [0,1], keys [2B]; teacher's predictions; labels."""
 
     views: torch.Tensor
     taught: Prediction

@@ -30,7 +30,8 @@ class BrokenFiles:
         self.workers = config.data.workers
         self.path = run.skipped_data
         self.world = world
-        self.known = _by_file(world.broadcast(read_json(self.path, []) if world.is_main else None))
+        # Read once: on a network file system ranks may see different states.
+        self.known = _by_file(world.on_rank0(lambda: read_json(self.path, [])))
         self.mine = dict(self.known)
 
     def add(self, problems: Iterable[str]) -> None:
@@ -46,8 +47,9 @@ class BrokenFiles:
         ):
             if isinstance(item, str):
                 self.add([item])
-                item = None
-            yield item
+                yield None
+            else:
+                yield item
 
     def write(self) -> None:
         """Merge the lists of all ranks, write skipped_data.json. Raises UserError if too long."""

@@ -20,12 +20,12 @@ from torch import nn
 
 from diga_hpc.config import Config, OptimizerSection, TrainingSection
 from diga_hpc.distributed.world import World
-from diga_hpc.models.base import Prediction
+from diga_hpc.models.base import Prediction, SegmentationModel
 from diga_hpc.models.batch_norm import moving_statistics
 from diga_hpc.training.optimizer import MOMENTS, build_optimizer, rates
 from diga_hpc.training.precision import Precision
 
-# DeepSpeed prints its own throughput every so many steps: never.
+# Steps between two throughput lines of DeepSpeed: never, as the loop logs its own.
 NEVER = 2**62
 
 
@@ -35,7 +35,7 @@ class StepResult(NamedTuple):
     applied: bool
     """False: a loss or gradient was not finite, and nothing was changed."""
     gradient_norm: float
-    """Global norm before clipping."""
+    """Norm over all parameters and ranks, before clipping."""
 
 
 class Engine:
@@ -78,8 +78,8 @@ class Engine:
         self._torch_optimizer = optimizer
         self._moments = MOMENTS[optimizer_section.name]
         self._clear_optimizer()
-        # Forward passes change buffers before it is known whether the step is finite: a copy takes
-        # them back.
+        # Forward passes change running statistics before it is known whether the step is finite, so
+        # a copy is kept to restore them from.
         self._buffers = list(self.network.buffers())
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
         self._between_steps = True
@@ -105,11 +105,11 @@ class Engine:
         """
         if self._between_steps:
             self._between_steps = False
-            torch._foreach_copy_(self._buffers_before, self._buffers)
+            _copy(self._buffers, to=self._buffers_before)
         with self.autocast():
             output = self._engine(*inputs)
         # DeepSpeed may rebuild a named tuple as a plain one.
-        return Prediction(*output) if isinstance(output, tuple) and len(output) == 2 else output
+        return Prediction(*output) if isinstance(self.network, SegmentationModel) else output
 
     def backward(
         self, loss: torch.Tensor, samples: int, finite: torch.Tensor | None = None
@@ -149,9 +149,10 @@ class Engine:
             result = self._clip_or_discard()
             self._engine.step()
         if result.applied:
+            # Each rank updated them from its own part of the batch.
             self.world.mean(moving_statistics(self.network))
         else:
-            torch._foreach_copy_(self._buffers, self._buffers_before)
+            _copy(self._buffers_before, to=self._buffers)
         return result
 
     def _clip_or_discard(self) -> StepResult:
@@ -168,7 +169,9 @@ class Engine:
 
     def rates(self, step: int) -> dict[str, float]:
         """Learning rate of each part of the network at a step."""
-        return rates(self.optimizer_section, self.section, step)
+        parts = {group["part"] for group in self._torch_optimizer.param_groups}
+        all_rates = rates(self.optimizer_section, self.section, step)
+        return {part: rate for part, rate in all_rates.items() if part in parts}
 
     def _set_rates(self, step: int) -> None:
         rates = self.rates(step)
@@ -187,7 +190,10 @@ class Engine:
     # ------------------------------------------------------------------------ state for checkpoints
 
     def optimizer_state(self) -> dict[str, torch.Tensor]:
-        """`{moment}/{parameter}` whole, float32, and the `step` count. Every rank must call it."""
+        """Complete float32 tensors `{moment}/{parameter}`, and the `step` count.
+
+        Every rank must call it: ZeRO gathers the partitions.
+        """
         state = {"step": self._step_count()}
         for name, parameter in self._trainable():
             for moment in self._moments:
@@ -195,7 +201,7 @@ class Engine:
         return state
 
     def load_optimizer_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Undo of `optimizer_state`, under this engine's ZeRO stage and rank count."""
+        """Restore what `optimizer_state` returned, under any ZeRO stage and number of ranks."""
         for name, parameter in self._trainable():
             for moment in self._moments:
                 self._set_moment(parameter, moment, state[f"{moment}/{name}"].to(self.world.device))
@@ -205,26 +211,27 @@ class Engine:
         return [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
 
     def _clear_optimizer(self) -> None:
-        """Moments of zero and no step counted: what the optimisers start from, made to exist
-        already.
+        """Create the optimizer's state before the first step: moments of zero, no step counted.
 
-        Under ZeRO the optimiser's parameters are flat partitions. Stages 1 and 2 leave them without
-        state and link it to the model's parameters after the first step; stage 3 has taken a step
-        with zero gradients.
+        `load_optimizer_state` needs it to exist, while DeepSpeed may create it in the first step.
         """
-        if self._zero < 3:
-            for group in self._torch_optimizer.param_groups:
-                for partition in group["params"]:
-                    state = self._torch_optimizer.state[partition]
-                    state |= {moment: torch.zeros_like(partition) for moment in self._moments}
+        for partition in self._partitions():
+            state = self._torch_optimizer.state[partition]
+            state |= {moment: torch.zeros_like(partition) for moment in self._moments}
         if self._zero in (1, 2):
+            # Links the state to the network's parameters; DeepSpeed does so after the first step.
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
-        for state in self._torch_optimizer.state.values():
-            for moment in self._moments:
-                state[moment].zero_()
         self._set_step_count(torch.tensor(0.0))
 
+    def _partitions(self) -> list[torch.Tensor]:
+        """The tensors that the optimizer keeps state of: parameters, or flat partitions of ZeRO."""
+        if self._zero == 3:
+            # Its groups are empty between steps: each partition is put in for its own update.
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return [p for group in self._torch_optimizer.param_groups for p in group["params"]]
+
     def _step_count(self) -> torch.Tensor:
+        # All parameters have taken the same number of steps; SGD counts none.
         counts = [
             state["step"] for state in self._torch_optimizer.state.values() if "step" in state
         ]
@@ -232,6 +239,7 @@ class Engine:
 
     def _set_step_count(self, count: torch.Tensor) -> None:
         if self.optimizer_section.name == "adamw":
+            # On the CPU, where torch's AdamW keeps it: a step then needs no host synchronisation.
             for state in self._torch_optimizer.state.values():
                 state["step"] = count.detach().clone().cpu()
 
@@ -245,3 +253,9 @@ class Engine:
             self._deepspeed.utils.safe_set_full_optimizer_state(parameter, value, moment)
         else:
             self._torch_optimizer.state[parameter][moment].copy_(value)
+
+
+def _copy(tensors: list[torch.Tensor], *, to: list[torch.Tensor]) -> None:
+    """Copy all tensors in one operation; there may be none."""
+    if tensors:
+        torch._foreach_copy_(to, tensors)

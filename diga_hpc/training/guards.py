@@ -62,7 +62,7 @@ class Guards:
         """The keys guard/* of a log line. Sets `alarm` when something lasted too many log points.
 
         metrics: means since the last log point. teacher_distance: of the teacher's parameters from
-        the student's, relative to the norm of these; None without a teacher.
+        the student's, relative to the norm of these; None for a stage without a teacher.
         """
         section = self.section
         low, high = section.consensus_kept

@@ -114,6 +114,6 @@ def _chunks(header: bytes, tensors: list["torch.Tensor"]) -> Iterator[bytes | me
     yield header
     for tensor in tensors:
         # Through uint8, since NumPy has no bfloat16.
-        content = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
         for start in range(0, len(content), CHUNK):
             yield content[start : start + CHUNK]

@@ -137,7 +137,6 @@ def test_missing_ranks_are_named(free_port):
     assert ended[0][0] == 2 and ended[1] == ended[3] == (2, [])
 
 
-@pytest.mark.slow
 def test_a_master_that_does_not_resolve():
     impatient = {"RES_OPTIONS": "timeout:1 attempts:1"}
     ended = meet({0: "2.14"}, 2, MASTER_ADDR="no-such-host.invalid", MASTER_PORT="7", **impatient)

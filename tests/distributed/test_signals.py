@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -26,7 +27,8 @@ def test_ctrl_c_is_not_caught():
 
 def test_a_signal_that_was_blocked_is_remembered():
     signal.pthread_sigmask(signal.SIG_BLOCK, signals.JOB_SIGNALS)
-    os.kill(os.getpid(), signal.SIGUSR2)
+    # To this thread: others of the test process do not block it.
+    signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)
     signals.listen()
     assert signals.take()
 

@@ -71,8 +71,8 @@ def test_ranks_that_stop_watching_alarm_nobody(ranks, ends):
 def test_a_published_failure_ends_the_other_rank_with_its_code(ranks, ends):
     for rank in ranks:
         rank.start()
-    told = RankFailure(1, "n1", "x.png: not readable", 2)
-    assert ranks[1].publish(told) == told
+    failure = RankFailure(1, "n1", "x.png: not readable", 2)
+    assert ranks[1].publish(failure) == failure
     assert ends.called.wait(10)
     line = f"rank 0 on {processes.host()} ends because of rank 1 on n1: x.png: not readable"
     assert ends.calls[line] == 2
@@ -185,21 +185,21 @@ def test_all_ranks_end_and_name_the_one_that_failed(outcomes, scenario):
     where = f"(an unknown host|{HOST})" if scenario == "gone_while_joining" else HOST
     expected = f"^diga-hpc: rank . on {HOST} ends because of rank {failed} on {where}: {cause}"
     for rank in [rank for number, rank in enumerate(ranks) if number != failed]:
-        assert re.search(expected, rank["said"].splitlines()[-1])
+        assert re.search(expected, rank["output"].splitlines()[-1])
         assert rank["code"] == code
         assert rank["seconds"] < 60
 
 
 @pytest.mark.slow
 def test_ranks_that_leave_one_after_the_other_alarm_nobody(outcomes):
-    assert [(rank["code"], rank["said"]) for rank in outcomes["clean"]] == [(0, "")] * 3
+    assert [(rank["code"], rank["output"]) for rank in outcomes["clean"]] == [(0, "")] * 3
 
 
 @pytest.mark.slow
 def test_a_rank_that_is_lost_when_all_work_is_done_fails_nobody_else(outcomes):
     ranks = outcomes["lost_when_done"]
     assert [rank["code"] for rank in ranks] == [0, -9, 0]
-    assert all("lost after all work had been done" in ranks[number]["said"] for number in (0, 2))
+    assert all("lost after all work had been done" in ranks[number]["output"] for number in (0, 2))
     assert max(rank["seconds"] for rank in ranks) < 30
 
 
@@ -207,5 +207,5 @@ def test_a_rank_that_is_lost_when_all_work_is_done_fails_nobody_else(outcomes):
 def test_what_rank_0_reports_is_reported_once(outcomes):
     ranks = outcomes["reported_by_rank_0"]
     assert [rank["code"] for rank in ranks] == [2, 2, 2]
-    last = [rank["said"].splitlines()[-1] for rank in ranks]
+    last = [rank["output"].splitlines()[-1] for rank in ranks]
     assert last == ["runs/a: in use", "rank 0 reports the cause", "rank 0 reports the cause"]

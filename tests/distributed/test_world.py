@@ -91,6 +91,13 @@ def test_many_ranks_raise_the_limit_of_open_files_or_are_refused():
     assert refused.startswith("`ulimit -Hn` is 3000: 512 ranks need 3048 open files each")
 
 
+def test_the_accelerator_is_described(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    world = World(0, 1, 0, torch.device("cuda", 0))
+    assert world.accelerator == f"cuda {torch.version.cuda}, device NVIDIA H100"
+
+
 def test_collectives_of_a_single_process_return_at_once():
     world, tensor = World(0, 1, 0, torch.device("cpu")), torch.tensor([1.0, 2.0])
     assert world.sum(tensor) is tensor and tensor.tolist() == [1, 2]

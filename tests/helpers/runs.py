@@ -27,7 +27,7 @@ distributed.finish()
 
 
 def on_ranks(ranks: int, tiny_yaml: Path, runs: dict[Path, list[str]], timeout: int = 400) -> None:
-    """Run the warm-up of each run directory with its overrides, one after the other, with torchrun."""
+    """Run the warm-up of each run directory, one after the other, with torchrun."""
     job = tiny_yaml.with_name("job.py")
     job.write_text(TWO_RANK_JOB)
     lines = [" ".join([f"run_dir={run_dir}", *o]) for run_dir, o in runs.items()]

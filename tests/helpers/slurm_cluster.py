@@ -1,6 +1,10 @@
-"""A real Slurm on this machine for tests: fixtures `cluster` (two nodes) and `gpu_cluster` (4 nodes of 8 played GPUs).
+"""A real Slurm on this machine, as fixtures.
 
-They skip with a reason where Slurm is not installed, unless DIGA_REQUIRE_SLURM=1: then that is a failure.
+    cluster          two nodes
+    gpu_cluster      4 nodes of 8 simulated GPUs
+    large_cluster    64 nodes, only to ask whether jobs would start
+
+They skip with a reason where Slurm is not installed; with DIGA_REQUIRE_SLURM=1 they fail instead.
 """
 
 import contextlib
@@ -22,7 +26,7 @@ SCRIPT = ROOT / "slurm/local_cluster.sh"
 
 
 class Cluster:
-    """One that is up; commands run in `folder` unless told otherwise."""
+    """A running cluster; its commands run in `folder`."""
 
     def __init__(self, folder: Path, *options: str):
         # Not below `folder`, whose name may be too long for the sockets in it.
@@ -51,11 +55,18 @@ class Cluster:
     def run(
         self, *command: str | Path, check: bool = True, timeout: int = 240, **environment: str
     ) -> str:
-        """What a command prints: sbatch, squeue, scontrol, a script of slurm/. With `check`, it must succeed."""
+        """Run a command (sbatch, scontrol, a script of slurm/ ...); returns what it prints.
+
+        With `check` it must succeed. environment: variables on top of the cluster's.
+        """
         done = subprocess.run(
-            [str(part) for part in command], cwd=self.folder, env=self.environment | environment,
-            capture_output=True, text=True, timeout=timeout,
-        )  # fmt: skip
+            [str(part) for part in command],
+            cwd=self.folder,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return (done.stdout + done.stderr).strip()
 
@@ -64,25 +75,25 @@ class Cluster:
         return self.run("sbatch", "--parsable", *arguments, **environment)
 
     def cancel_all(self) -> None:
-        """What a test has left, deaf ranks too, would stand in the way of the next."""
+        """End all jobs, also ranks that ignore SIGTERM: the next test needs free nodes."""
         for options in (["--full", "--signal=KILL"], []):
             if jobs := self.run("squeue", "-h", "-o", "%A").split():
                 self.run("scancel", *options, *set(jobs), check=False)
 
     def state(self, job: str) -> str:
-        """RUNNING, COMPLETED, FAILED, ...; a job that is requeued is PENDING or COMPLETING for a while."""
+        """RUNNING, COMPLETED, ...; of a requeued job PENDING or COMPLETING for a while."""
         words = self.run("scontrol", "show", "job", "--oneliner", job).split()
         return next(w for w in words if w.startswith("JobState=")).partition("=")[2]
 
     def wait(self, job: str, timeout: int = 300) -> str:
-        """The state in which the job ended."""
-        going_on = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "PREEMPTED")
+        """Wait until a job has ended; returns its state."""
+        unfinished = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "PREEMPTED")
         seen = []
 
         def ended() -> bool:
             seen.append(self.state(job))
-            # A job on its way to be requeued is in other states for a moment.
-            return len(seen) > 8 and not set(seen[-8:]) & set(going_on)
+            # A job that is being requeued is in a final state for a moment.
+            return len(seen) > 8 and not set(seen[-8:]) & set(unfinished)
 
         try:
             until(ended, timeout, f"job {job} to end")
@@ -91,7 +102,7 @@ class Cluster:
         return seen[-1]
 
     def ranks_on(self, node: str, job: str) -> list[int]:
-        """The processes of a job's ranks on a node; srun and the batch script are of no step."""
+        """Process ids of a job's ranks on a node, without srun and the batch script."""
         found = []
         expected = {f"SLURMD_NODENAME={node}", f"SLURM_JOB_ID={job}", "SLURM_STEP_ID=0"}
         expected.add(f"SLURM_CONF={self.dir}/slurm.conf")
@@ -104,10 +115,14 @@ class Cluster:
 
     @contextlib.contextmanager
     def without(self, node: str, job: str) -> Iterator[None]:
-        """A node dies with slurmd and all that it runs of a job, as by a power failure. It is back at the end."""
+        """Kill a node with slurmd and its processes of a job, as a power failure does.
+
+        It returns at the end.
+        """
         ranks = self.ranks_on(node, job)
         with self.without_slurmd(node):
-            # First those who would tell of the others' end, as long as they are there: a rank may just have ended.
+            # First the parents, which would report how the ranks ended; a rank may just have
+            # ended.
             for pid in [*({*map(_parent_of, ranks)} - {0, 1} - {*ranks}), *ranks]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -115,12 +130,12 @@ class Cluster:
                 yield
             finally:
                 self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
-        # Refused where it is back already.
+        # Refused if the node has returned already.
         self.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
 
     @contextlib.contextmanager
     def without_slurmd(self, node: str) -> Iterator[None]:
-        """Slurm's daemon of a node is killed. It runs again at the end."""
+        """Kill slurmd of a node; start it again at the end."""
         os.kill(int((self.dir / f"slurmd-{node}.pid").read_text()), signal.SIGKILL)
         try:
             yield
@@ -131,7 +146,7 @@ class Cluster:
             self.run("bash", "-c", start)
 
     def describe(self, job: str) -> str:
-        """What Slurm knows of a job, and the end of its daemons' logs."""
+        """Slurm's information on a job, and the end of its daemons' logs."""
         logs = [
             f"{log.name}:\n" + "\n".join(log.read_text().splitlines()[-15:])
             for log in sorted(self.dir.glob("*.log"))
@@ -140,15 +155,21 @@ class Cluster:
 
 
 def _parent_of(pid: int) -> int:
-    """0 if the process has ended."""
+    """Process id of a process's parent; 0 if the process has ended."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return 0
 
 
+def log_of(run_dir: Path, job: str) -> str:
+    """The log of a job of slurm/*.sh."""
+    (file,) = run_dir.glob(f"logs/*-{job}.log")
+    return file.read_text()
+
+
 def until(condition: Callable[[], object], timeout: float, what: str):
-    """Wait for a condition; returns what it gave."""
+    """Poll until a condition holds; returns its value."""
     end = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < end, f"waited {timeout} s for {what}"
@@ -157,13 +178,14 @@ def until(condition: Callable[[], object], timeout: float, what: str):
 
 
 def need(*daemons: str) -> None:
-    """Skip, or fail where Slurm is required, if one of the commands is not installed."""
+    """Skip the test, or fail it if Slurm is required, where one of the commands is missing."""
     where = os.environ["PATH"] + ":/usr/sbin:/sbin"
     missing = [d for d in daemons if shutil.which(d, path=where) is None]
     if os.getuid() and "DIGA_REQUIRE_SLURM" not in os.environ:
-        pytest.skip("the local cluster is tested as root: playing GPUs needs mknod")
+        pytest.skip("the local cluster is tested as root: simulated GPUs need mknod")
     if missing:
-        message = f"{', '.join(missing)} not installed: apt-get install slurm-wlm munge slurmdbd mariadb-server"
+        packages = "slurm-wlm munge slurmdbd mariadb-server"
+        message = f"{', '.join(missing)} not installed: apt-get install {packages}"
         if os.environ.get("DIGA_REQUIRE_SLURM") == "1":
             pytest.fail(message)
         pytest.skip(message)
@@ -192,13 +214,13 @@ def cluster(two_node_cluster: Cluster):
 
 @pytest.fixture(scope="session")
 def gpu_cluster(tmp_path_factory: pytest.TempPathFactory):
-    """Four nodes of 64 CPUs and 8 played GPUs."""
+    """Four nodes of 64 CPUs and 8 simulated GPUs."""
     options = ("--nodes", "4", "--cpus-per-node", "64", "--gpus-per-node", "8")
     yield from _cluster(tmp_path_factory.mktemp("gpu_cluster"), *options)
 
 
 @pytest.fixture(scope="session")
 def large_cluster(tmp_path_factory: pytest.TempPathFactory):
-    """The same with 64 nodes: too many daemons to run jobs, enough to ask whether they would start."""
+    """The same with 64 nodes: too many daemons to run jobs, but sbatch --test-only answers."""
     options = ("--nodes", "64", "--cpus-per-node", "64", "--gpus-per-node", "8")
     yield from _cluster(tmp_path_factory.mktemp("large_cluster"), *options)

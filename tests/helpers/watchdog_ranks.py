@@ -163,9 +163,13 @@ def main(scenarios: list[str]) -> None:
     while running:
         pid, status = os.waitpid(-1, 0)
         scenario, rank = running.pop(pid)
-        said = Path(f"{scenario}{rank}.log").read_text().strip()
+        output = Path(f"{scenario}{rank}.log").read_text().strip()
         code = os.waitstatus_to_exitcode(status)
-        results[scenario][rank] = {"code": code, "seconds": time.monotonic() - begin, "said": said}
+        results[scenario][rank] = {
+            "code": code,
+            "seconds": time.monotonic() - begin,
+            "output": output,
+        }
         # A stopped process is killed by its parent when the others have ended.
         rest = [p for p, (name, _) in running.items() if name == scenario == "stuck"]
         if len(rest) == 1:

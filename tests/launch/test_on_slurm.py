@@ -1,15 +1,11 @@
-"""Launches on a real Slurm of two nodes: results, interruptions, sweeps, failures; and the recorded text on 4 x 8 GPUs."""
+"""Launches on a real Slurm of two nodes: results, interruptions, sweeps and failures."""
 
 import json
 import os
-import re
-import shlex
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from diga_hpc import cli
 from diga_hpc.errors import JobFailed
 from diga_hpc.launch import status
 from diga_hpc.launch import submit as launch
@@ -17,11 +13,9 @@ from helpers.commands import diga
 from helpers.paths import RECORDED, ROOT
 from helpers.runs import final_files
 from helpers.slurm_cluster import until
+from helpers.uninterrupted import LONG, LONG_STEPS, requeues, steps_logged
 
-ONE_STAGE = [
-    "source_only=null", "warm_up.start=model", "self_training=null", "evaluation.adapt_normalization=false",
-    "evaluation.teacher=false", "optimizer.name=adamw",
-]  # fmt: skip
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -33,64 +27,37 @@ def two_nodes(cluster, monkeypatch):
 
 
 def last_step(run_dir: Path) -> int:
-    lines = (
-        (run_dir / "metrics.jsonl").read_text().splitlines()
-        if (run_dir / "metrics.jsonl").is_file()
-        else []
-    )
-    return json.loads(lines[-1])["step"] if lines else 0
+    return max(steps_logged(run_dir), default=0)
 
 
-def test_interrupted_twice_it_resumes_twice_and_ends_with_the_same_bits(
-    tiny_yaml, tmp_path, two_nodes
+def test_interrupted_twice_it_resumes_twice_and_ends_bit_identical(
+    tiny_yaml, tmp_path, two_nodes, uninterrupted
 ):
-    """Two nodes; told to stop once while it imports torch, and once in the middle of training."""
-    overrides = [*ONE_STAGE, "warm_up.steps=120", "logging.checkpoint_every=1000"]
-    options = dict(nodes=2, time=10)
-    whole = launch.submit(
-        "pipeline", tiny_yaml, [*overrides, f"run_dir={tmp_path / 'whole'}"], **options
-    )
-    rows = whole.results()
-    assert [row["stage"] for row in rows] == ["warm_up"] and rows[0]["images"] == 3
-
-    parts = launch.submit(
-        "pipeline", tiny_yaml, [*overrides, f"run_dir={tmp_path / 'parts'}"], **options
-    )
-    (job,) = parts.job_ids
-    logs = [tmp_path / f"parts/logs/{job}_{rank}_log.out" for rank in range(2)]
-    until(
-        lambda: all(log.is_file() and log.read_text() for log in logs), 120, "both ranks to start"
-    )
-    assert last_step(tmp_path / "parts") == 0
+    """Two nodes; signalled once while they import torch, and once in the middle of training."""
+    run = tmp_path / "run"
+    submission = launch.submit("pipeline", tiny_yaml, LONG, nodes=2, time=10)
+    (job,) = submission.job_ids
+    logs = [run / f"logs/{job}_{rank}_log.out" for rank in range(2)]
+    until(lambda: all(log.is_file() and log.read_text() for log in logs), 120, "both ranks")
+    assert last_step(run) == 0
     two_nodes.run("scancel", "--signal=USR2", job)
-    stopped = until(lambda: requeues(tmp_path / "parts"), 120, "the first requeue")[0]["done"]
+    stopped = until(lambda: requeues(run), 120, "the first requeue")[0]["done"]
     assert stopped < 12
-    until(lambda: last_step(tmp_path / "parts") > max(stopped, 12), 120, "training to go on")
+    until(lambda: last_step(run) > max(stopped, 12), 120, "training to resume")
     two_nodes.run("scancel", "--signal=USR2", job)
-    assert parts.results() == rows
+    assert submission.results() == uninterrupted.rows
 
-    assert [entry["job"] for entry in requeues(tmp_path / "parts")] == [job, job]
-    assert final_files(tmp_path / "parts") == final_files(tmp_path / "whole")
-    steps = [
-        json.loads(line)["step"]
-        for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()
-    ]
-    assert steps == list(range(1, 121))
-    assert (
-        len(logs[1].read_text().split("Starting with JobEnvironment")) == 4
-    )  # one log through all starts
-
-
-def requeues(run_dir: Path) -> list[dict]:
-    file = run_dir / "requeues.json"
-    return json.loads(file.read_text()) if file.is_file() else []
+    assert [entry["job"] for entry in requeues(run)] == [job, job]
+    assert final_files(run) == uninterrupted.files
+    assert steps_logged(run) == list(range(1, LONG_STEPS + 1))
+    # One log for all three starts.
+    assert logs[1].read_text().count("Starting with JobEnvironment") == 3
 
 
 def test_a_sweep_of_four_runs_collects_one_table(tiny_yaml, tmp_path, two_nodes):
-    done = diga(
-        "launch", "pipeline", tiny_yaml, *ONE_STAGE, "--time=10", "--wait", "--sweep=seed=0,1",
-        "--sweep=warm_up.distillation_weight=0.25,0.5",
-    )  # fmt: skip
+    keys = ["--sweep=seed=0,1", "--sweep=warm_up.distillation_weight=0.25,0.5"]
+    few = [*LONG, "warm_up.steps=2"]
+    done = diga("launch", "pipeline", tiny_yaml, *few, "--time=10", "--wait", *keys)
     assert done.returncode == 0, done.stderr
     names = [
         f"seed={seed},warm_up.distillation_weight={weight}"
@@ -100,38 +67,31 @@ def test_a_sweep_of_four_runs_collects_one_table(tiny_yaml, tmp_path, two_nodes)
     table = json.loads((tmp_path / "run/results.json").read_text())
     assert [row["run"] for row in table] == names
     for row in table:
-        rows = json.loads((tmp_path / "run" / row["run"] / "results.json").read_text())
-        assert row["warm_up/student/running"] == rows[0]["miou"] and rows[0]["seed"] == int(
-            row["seed"]
-        )
-        assert f"{rows[0]['miou']:.2f}" in done.stdout
+        (result,) = json.loads((tmp_path / "run" / row["run"] / "results.json").read_text())
+        assert row["warm_up/student/running"] == result["miou"]
+        assert int(row["seed"]) == result["seed"]
+        assert f"{result['miou']:.2f}" in done.stdout
     jobs = [status.read(tmp_path / "run" / name).jobs[0].id for name in names]
     assert jobs == [f"{jobs[0].split('_')[0]}_{number}" for number in range(4)]
 
 
 def test_a_killed_rank_ends_the_job_and_is_named_with_its_node(tiny_yaml, tmp_path, two_nodes):
-    submission = launch.submit(
-        "warm-up", tiny_yaml, [*ONE_STAGE, "warm_up.steps=1000"], nodes=2, time=10
-    )
+    long = [*LONG, "warm_up.steps=1000"]
+    submission = launch.submit("warm-up", tiny_yaml, long, nodes=2, time=10)
+    (job,) = submission.job_ids
     until(lambda: last_step(tmp_path / "run") > 2, 120, "training")
-    wanted = {
-        "SLURM_PROCID": "1",
-        "SLURM_JOB_ID": submission.job_ids[0],
-        "SLURM_CONF": os.environ["SLURM_CONF"],
-    }
-    killed = [pid for pid, environment in processes() if wanted.items() <= environment.items()
-              and "SUBMITIT_EXECUTOR" in environment]  # fmt: skip
-    for pid in killed:
-        os.kill(pid, 9)
-    with pytest.raises(
-        JobFailed, match=rf"^job {submission.job_ids[0]}, rank 1 on node2: Killed; end of "
-    ):
+    wanted = {"SLURM_PROCID": "1", "SLURM_JOB_ID": job, "SLURM_CONF": os.environ["SLURM_CONF"]}
+    for pid, environment in submitit_processes():
+        if wanted.items() <= environment.items() and "SUBMITIT_EXECUTOR" in environment:
+            os.kill(pid, 9)
+    with pytest.raises(JobFailed, match=rf"^job {job}, rank 1 on node2: Killed; end of "):
         submission.results()
     text = diga("status", tmp_path / "run", environment={"COLUMNS": "200"}).stdout
     assert "FAILED" in text and "rank 1 on node2: Killed, end of " in text
 
 
-def processes() -> list[tuple[int, dict[str, str]]]:
+def submitit_processes() -> list[tuple[int, dict[str, str]]]:
+    """Process id and environment of all ranks of launches."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -140,18 +100,20 @@ def processes() -> list[tuple[int, dict[str, str]]]:
         except OSError:
             continue
         if "submitit.core._submit" in command and "srun" not in command:
-            found.append(
-                (int(path.name), dict(pair.split("=", 1) for pair in pairs if "=" in pair))
-            )
+            environment = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+            found.append((int(path.name), environment))
     return found
 
 
+# Takes the place of Python, and writes down what its task was given.
+TASK = """#!/bin/sh
+echo "$SLURM_PROCID $SLURM_LOCALID $CUDA_VISIBLE_DEVICES $*" > {folder}/task-$SLURM_PROCID
+"""
+
+
 def test_the_recorded_text_starts_its_32_tasks_on_4_nodes_of_8_gpus(tmp_path, gpu_cluster):
-    """What takes the place of Python writes down what each task was given."""
     python = tmp_path / "python"
-    python.write_text(
-        f'#!/bin/sh\necho "$SLURM_PROCID $SLURM_LOCALID $CUDA_VISIBLE_DEVICES $*" > {tmp_path}/task-$SLURM_PROCID\n'
-    )
+    python.write_text(TASK.format(folder=tmp_path))
     python.chmod(0o755)
     text = (RECORDED / "launch_4x8.sh").read_text()
     for name, path in {"PYTHON": python, "FOLDER": tmp_path, "CHECKOUT": ROOT}.items():
@@ -166,15 +128,3 @@ def test_the_recorded_text_starts_its_32_tasks_on_4_nodes_of_8_gpus(tmp_path, gp
     assert {" ".join(task[3:]) for task in tasks.values()} == {
         f"-u -m submitit.core._submit {tmp_path}/run/logs"
     }
-
-
-LAUNCHES = re.findall(
-    r"^diga-hpc (launch .*)$", (ROOT / "slurm/README.md").read_text(), re.MULTILINE
-)
-
-
-@pytest.mark.parametrize("command", LAUNCHES)
-def test_the_launches_of_the_readme_are_valid(command, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    result = CliRunner().invoke(cli.app, [*shlex.split(command), "--dry-run"])
-    assert result.exit_code == 0 and result.output.startswith("#!/bin/bash"), result.exception

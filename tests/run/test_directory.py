@@ -2,7 +2,6 @@
 
 import errno
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -110,14 +109,3 @@ def test_a_directory_that_cannot_be_written(tiny_yaml, tmp_path, monkeypatch):
     run = Run(load(tiny_yaml, tmp_path / "run"))
     with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\); set run_d"):
         run.open(ALONE)
-
-
-def test_no_other_module_names_a_checkpoint_by_hand():
-    source = Path(directory.__file__).parents[1]
-    named = [
-        str(path.relative_to(source))
-        for folder in ("distributed", "run", "training")
-        for path in (source / folder).glob("*.py")
-        if 'f"step_' in path.read_text()
-    ]
-    assert named == []

@@ -204,6 +204,7 @@ def test_a_fork_does_not_release_the_lock(tmp_path):
     lock.release()
 
 
+@pytest.mark.slow
 def test_the_command_line_refuses_and_changes_nothing(tiny_yaml, tmp_path):
     run_dir = tmp_path / "run"
     run_dir.mkdir()

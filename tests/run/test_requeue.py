@@ -12,6 +12,7 @@ from diga_hpc.distributed.world import World
 from diga_hpc.errors import ReportedByRank0, Stopped, UserError
 from diga_hpc.run import requeue
 from diga_hpc.run.directory import Run
+from diga_hpc.stages.pipeline import Pipeline
 from helpers.fake_slurm import BATCH, STEP, fake_scontrol
 from helpers.runs import load
 
@@ -99,14 +100,14 @@ def test_a_requeue_whose_scontrol_is_killed_is_counted(
 def test_ctrl_c_in_a_shell_of_the_job_requeues_nothing(
     in_job, tiny_yaml, tmp_path, monkeypatch, number, requeued
 ):
-    def interrupted(pipeline, round_number):
+    def interrupted(pipeline, stages):
         os.kill(os.getpid(), number)
         raise stopped_at(5)
 
     # Alone, as in `srun --overlap --jobid=12 --pty`.
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     monkeypatch.setenv("SLURM_PROCID", "0")
-    monkeypatch.setitem(job.STAGES, "warm-up", interrupted)
+    monkeypatch.setattr(Pipeline, "run_stages", interrupted)
     with pytest.raises(Stopped) as error:
         job.run("warm-up", tiny_yaml)
     assert ("job 12 is requeued" in error.value.remedy) == requeued

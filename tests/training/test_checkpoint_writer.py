@@ -67,6 +67,7 @@ def test_an_error_is_raised_by_the_next_save_and_by_wait(tmp_path):
         writer.wait()
 
 
+@pytest.mark.slow
 def test_a_run_ends_at_the_step_after_a_write_failed(tiny_yaml, tmp_path, monkeypatch):
     """Not only at the next checkpoint, which may be hours away."""
     options = ["source_only=null", "warm_up.start=model", "warm_up.steps=500"]

@@ -184,7 +184,7 @@ def half_way(tmp_path_factory):
 def test_one_checkpoint_goes_on_on_other_ranks_and_zero_stages(half_way, tmp_path, ranks):
     """Saved on 2 ranks under ZeRO 1: the losses of one process that was never stopped, to 1e-5."""
     folder, expected = half_way
-    runs = {zero: tmp_path / f"zero{zero}" for zero in (0, 1, 2)}
+    runs = {zero: tmp_path / f"zero{zero}" for zero in (0, 1, 2, 3)}
     for run_dir in runs.values():
         shutil.copytree(folder / "half", run_dir)
     job = tmp_path / "job.py"

@@ -1,49 +1,20 @@
-"""Corrupt and forged files: an error or the previous checkpoint, and never anything executed."""
+"""Corrupt and forged checkpoints: the previous one is used, and never anything executed."""
 
 import hashlib
 import json
 import logging
 import os
-import pickle
 import shutil
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from diga_hpc.errors import Stopped, UserError
-from diga_hpc.models.deeplabv2 import DeepLabV2ResNet101
-from diga_hpc.models.weights import read_state_dict
-from diga_hpc.results import predict
-from diga_hpc.stages.pipeline import Pipeline
 from diga_hpc.training import checkpoint
-from helpers.runs import load
+from helpers.bombs import BOMB, cut, nothing_is_executed, replaced  # noqa: F401  a fixture
 
+pytestmark = pytest.mark.usefixtures("nothing_is_executed")
 IDENTITY = {"seed": 0, "warm_up.steps": 40}
-# The folder that unpickling a bomb creates.
-EXECUTED = "executed"
-
-
-class Bomb:
-    """Creates a folder when unpickled."""
-
-    def __reduce__(self):
-        return (os.mkdir, (EXECUTED,))
-
-
-BOMB = pickle.dumps(Bomb())
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_executed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    # The bomb works.
-    pickle.loads(BOMB)
-    os.rmdir(EXECUTED)
-    yield
-    assert not Path(EXECUTED).exists()
 
 
 def save(folder: Path, step: int, stage: str = "warm_up", **identity) -> Path:
@@ -63,22 +34,7 @@ def newer(tmp_path) -> Path:
     return save(tmp_path / "warm_up", 20)
 
 
-# ---------------------------------------------------------------------------------- damage to one file
-
-
-def replaced(content: bytes):
-    def damage(file: Path) -> None:
-        file.write_bytes(content)
-
-    return damage
-
-
-def cut(keep):
-    def damage(file: Path) -> None:
-        content = file.read_bytes()
-        file.write_bytes(content[: keep(len(content))])
-
-    return damage
+# ------------------------------------------------------------------------- damage to one file
 
 
 def flipped(place: float):
@@ -115,10 +71,20 @@ def circle(file: Path) -> None:
 
 
 DAMAGES = {
-    "removed": Path.unlink, "empty": replaced(b""), "cut by a byte": cut(lambda n: n - 1), "half": cut(lambda n: n // 2),
-    "first bit": flipped(0), "middle bit": flipped(0.5), "last bit": flipped(1), "pickle bomb": replaced(BOMB),
-    "foreign": replaced(b"\x89PNG\r\n\x1a\n"), "folder": folder, "pipe": pipe, "endless": endless, "circle": circle,
-}  # fmt: skip
+    "removed": Path.unlink,
+    "empty": replaced(b""),
+    "cut by a byte": cut(lambda n: n - 1),
+    "half": cut(lambda n: n // 2),
+    "first bit": flipped(0),
+    "middle bit": flipped(0.5),
+    "last bit": flipped(1),
+    "pickle bomb": replaced(BOMB),
+    "foreign": replaced(b"\x89PNG\r\n\x1a\n"),
+    "folder": folder,
+    "pipe": pipe,
+    "endless": endless,
+    "circle": circle,
+}
 NAMES = ("student.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 
 
@@ -149,10 +115,11 @@ def expect_the_previous(newer: Path, caplog) -> None:
 
 def sign(path: Path) -> None:
     """Write a manifest that matches the files."""
-    entries = {
-        file.name: {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-        for file in path.iterdir() if file.name != "manifest.json"
-    }  # fmt: skip
+    entries = {}
+    for file in path.iterdir():
+        if file.name != "manifest.json":
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            entries[file.name] = {"bytes": file.stat().st_size, "sha256": digest}
     (path / "manifest.json").write_text(json.dumps({"files": entries}))
 
 
@@ -182,6 +149,19 @@ def other(**changes):
 def manifest(text: str | bytes):
     content = text if isinstance(text, bytes) else text.encode()
     return lambda path: (path / "manifest.json").write_bytes(content)
+
+
+def listing(*names: str):
+    """A manifest with these files."""
+    entry = {"bytes": 1, "sha256": ""}
+    return manifest(json.dumps({"files": dict.fromkeys([*names, "state.json"], entry)}))
+
+
+def state(**values):
+    """A state with these values, and a manifest that matches."""
+    content = {"step": 20, "skipped": 0, "stage": "warm_up"} | values
+    given = {key: value for key, value in content.items() if value is not None}
+    return signed("state.json", json.dumps(given).encode())
 
 
 def signed(name: str, content: bytes):
@@ -220,32 +200,36 @@ FORGERIES = {
     "manifest: no files": manifest('{"files": null}'),
     "manifest: empty": manifest('{"files": {}}'),
     "manifest: entry": manifest('{"files": {"state.json": 3}}'),
-    "manifest: number": manifest('{"files": {"state.json": {"bytes": 1' + "0" * 5000 + ', "sha256": ""}}}'),
+    "manifest: number": manifest(
+        '{"files": {"state.json": {"bytes": 1' + "0" * 5000 + ', "sha256": ""}}}'
+    ),
     "manifest: deep": manifest("[" * 200_000),
     "manifest: not text": manifest(b"\xff\xfe\x00"),
     "manifest: elsewhere": listed_elsewhere,
-    "manifest: parent": manifest('{"files": {"..": {"bytes": 1, "sha256": ""}, "state.json": {"bytes": 1, "sha256": ""}}}'),
-    "manifest: absolute": manifest('{"files": {"/etc/hosts": {"bytes": 1, "sha256": ""}, "state.json": {"bytes": 1, "sha256": ""}}}'),
-    "manifest: zero byte": manifest('{"files": {"a\\u0000": {"bytes": 1, "sha256": ""}, "state.json": {"bytes": 1, "sha256": ""}}}'),
+    "manifest: parent": listing(".."),
+    "manifest: absolute": listing("/etc/hosts"),
+    "manifest: zero byte": listing("a\0"),
     "signed: bomb as student": signed("student.safetensors", BOMB),
     "signed: bomb as state": signed("state.json", BOMB),
     "signed: state is a list": signed("state.json", b"[]"),
     "signed: state without step": signed("state.json", b"{}"),
-    "signed: step is text": signed("state.json", b'{"step": "00000020"}'),
-    "signed: no skipped": signed("state.json", b'{"step": 20, "stage": "warm_up"}'),
-    "signed: skipped is text": signed("state.json", b'{"step": 20, "skipped": "0", "stage": "warm_up"}'),
-    "signed: skipped is negative": signed("state.json", b'{"step": 20, "skipped": -1, "stage": "warm_up"}'),
-    "signed: skipped is truth": signed("state.json", b'{"step": 20, "skipped": true, "stage": "warm_up"}'),
-    "signed: config is text": signed("state.json", b'{"step": 20, "skipped": 0, "stage": "warm_up", "config": "x"}'),
+    "signed: step is text": state(step="00000020"),
+    "signed: no skipped": state(skipped=None),
+    "signed: skipped is text": state(skipped="0"),
+    "signed: skipped is negative": state(skipped=-1),
+    "signed: skipped is truth": state(skipped=True),
+    "signed: config is text": state(config="x"),
     "signed: header too long": signed("student.safetensors", (2**63).to_bytes(8, "little") + b"{}"),
     "signed: header is a list": signed("student.safetensors", tensor_file([])),
     "signed: header is deep": signed("student.safetensors", tensor_file(b"[" * 200_000)),
     "signed: gap": signed("student.safetensors", tensor_file(entry([1], [4, 8]))),
-    "signed: behind the end": signed("student.safetensors", tensor_file(entry([3], [0, 12]))),
+    "signed: past the end": signed("student.safetensors", tensor_file(entry([3], [0, 12]))),
     "signed: shape and size differ": signed("student.safetensors", tensor_file(entry([2], [0, 4]))),
     "signed: negative": signed("student.safetensors", tensor_file(entry([-1], [4, 0]))),
-    "signed: unknown type": signed("student.safetensors", tensor_file(entry([1], [0, 8], "PICKLE"))),
-}  # fmt: skip
+    "signed: unknown type": signed(
+        "student.safetensors", tensor_file(entry([1], [0, 8], "PICKLE"))
+    ),
+}
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
@@ -266,151 +250,3 @@ def test_files_that_the_manifest_does_not_name_are_not_read(newer):
 def test_foreign_names_beside_checkpoints(newer, name):
     (newer.parent / name).write_bytes(BOMB)
     assert checkpoint.newest(newer.parent, "warm_up", IDENTITY) == newer
-
-
-# ----------------------------------------------------------------------------- where files enter a run
-
-
-@pytest.fixture
-def stopped(tiny_yaml, tmp_path):
-    """A configuration whose warm-up stopped at step 2, and that checkpoint."""
-    config = load(tiny_yaml, tmp_path / "run", "source_only=null", "warm_up.start=model")
-    with pytest.raises(Stopped):
-        Pipeline(config, stop_after=2).run("warm-up")
-    return config, config.run_dir / "checkpoints/warm_up/step_00000002"
-
-
-def lose_a_tensor(groups):
-    groups["student"].popitem()
-
-
-def bend_a_tensor(groups):
-    name = next(n for n, t in groups["optimizer"].items() if t.ndim == 4)
-    groups["optimizer"][name] = groups["optimizer"][name][:1].clone()
-
-
-def lose_the_teacher(groups):
-    del groups["teacher"]
-
-
-def normalise_otherwise(groups):
-    """A text as long as that of the network's own kind."""
-    groups["student"]["normalization._extra_state"].fill_(ord("x"))
-
-
-def add_centroids(groups):
-    groups["extra"] = {"values": torch.zeros(9, 4)}
-
-
-CHANGES = [lose_a_tensor, bend_a_tensor, lose_the_teacher, normalise_otherwise, add_centroids]
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_valid_tensors_of_another_network_are_an_error_that_names_the_file(stopped, change):
-    """A moment of shape [1, ...] would be broadcast silently."""
-    config, path = stopped
-    groups, state = checkpoint.load(path)
-    change(groups)
-    checkpoint.save(path.parent, 2, groups, state, keep=2)
-    with pytest.raises(
-        UserError, match=r"step_00000002/\w+.safetensors: not of this network.*remove"
-    ):
-        Pipeline(config).run("warm-up")
-
-
-def test_a_checkpoint_after_the_last_step_is_not_a_finished_stage(stopped):
-    config, path = stopped
-    groups, state = checkpoint.load(path)
-    foreign = checkpoint.save(path.parent, 99, groups, state, keep=2)
-    for job in (Pipeline.warm_up, lambda pipeline: pipeline._network("warm_up", "student")):
-        with pytest.raises(
-            UserError, match=f"{foreign}: is behind the end of warm_up, which has 4 steps; remove"
-        ):
-            job(Pipeline(config))
-    with pytest.raises(UserError, match="warm_up is at step 99 of 4"):
-        predict.find_checkpoint(config.run_dir)
-
-
-def test_with_the_only_checkpoint_corrupt_a_stage_starts_over_and_predict_refuses(stopped, caplog):
-    config, path = stopped
-    (path / "teacher.safetensors").write_bytes(BOMB)
-    with pytest.raises(UserError, match=r"corrupt checkpoint \(teacher.safetensors has"):
-        predict.find_checkpoint(path)
-    with pytest.raises(Stopped):
-        Pipeline(config, stop_after=1).run("warm-up")
-    assert f"{path}: corrupt checkpoint (teacher.safetensors has" in caplog.text
-
-
-def archive_with_a_bomb(path: Path) -> None:
-    torch.save({"weight": torch.ones(1)}, path)
-    with zipfile.ZipFile(path) as archive:
-        content = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in content.items():
-            archive.writestr(name, BOMB if name.endswith("data.pkl") else data)
-
-
-WEIGHTS = {
-    "bomb.pth": replaced(BOMB),
-    "bomb.pt": replaced(BOMB),
-    "archive.pth": archive_with_a_bomb,
-    "inside.pth": lambda path: torch.save({"weight": torch.ones(1), "extra": Bomb()}, path),
-    "module.pth": lambda path: torch.save(torch.nn.Linear(2, 2), path),
-    "cut.pth": lambda path: (
-        torch.save({"weight": torch.ones(9)}, path),
-        cut(lambda n: n // 2)(path),
-    ),
-    "empty.pth": replaced(b""),
-    "text.pth": replaced(b"hello"),
-    "list.pth": lambda path: torch.save([torch.ones(1)], path),
-    "bomb.safetensors": replaced(BOMB),
-    "empty.safetensors": replaced(b""),
-    "long.safetensors": replaced((2**63).to_bytes(8, "little")),
-    "bomb.pkl": replaced(BOMB),
-}
-
-
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_imported_weights_are_tensors_or_an_error(tmp_path, name):
-    WEIGHTS[name](tmp_path / name)
-    with pytest.raises(ValueError, match=f"weights: .*{name}"):
-        read_state_dict(tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["bomb.pth", "archive.pth", "cut.pth", "empty.pth"])
-def test_imagenet_weights_in_a_shared_cache_are_tensors_or_an_error(tmp_path, monkeypatch, name):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    (tmp_path / "hub/checkpoints").mkdir(parents=True)
-    WEIGHTS[name](tmp_path / "hub/checkpoints/resnet101-63fe2227.pth")
-    with pytest.raises(ValueError, match=f"missing or corrupt in {tmp_path}/hub/checkpoints"):
-        DeepLabV2ResNet101.imagenet_state()
-
-
-def test_damaged_and_foreign_centroids_are_named(tiny_yaml, tmp_path):
-    """One centroid for all classes would be broadcast silently."""
-    config = load(tiny_yaml, tmp_path / "run", "source_only=null", "warm_up.start=model")
-    Pipeline(config).run("warm-up")
-    Pipeline(config).run("pseudo-labels", 1)
-    file = config.run_dir / "centroids/round_1.safetensors"
-    own = load_file(file)
-    for foreign in ({"values": own["values"][:1], "seen": own["seen"]}, {"x": own["values"]}, {}):
-        save_file(foreign, file)
-        with pytest.raises(
-            UserError, match=f"{file}: not centroids of this network and label space"
-        ):
-            Pipeline(config).run("self-train", 1)
-    file.write_bytes(BOMB)
-    with pytest.raises(
-        UserError, match=r"centroids/round_1.safetensors: not a readable safetensors file"
-    ):
-        Pipeline(config).run("self-train", 1)
-    save_file(own, file)
-    with pytest.raises(Stopped):
-        Pipeline(config, stop_after=2).run("self-train", 1)
-    newest = config.run_dir / "checkpoints/self_training_1/step_00000002"
-    groups, state = checkpoint.load(newest)
-    one = groups["extra"] | {"values": groups["extra"]["values"][:1].clone()}
-    for foreign in (groups | {"extra": one}, {k: v for k, v in groups.items() if k != "extra"}):
-        checkpoint.save(newest.parent, 2, foreign, state, keep=2)
-        with pytest.raises(UserError, match="step_00000002/extra.safetensors: not of this network"):
-            Pipeline(config).run("self-train", 1)

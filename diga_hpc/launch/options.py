@@ -1,0 +1,42 @@
+"""Options of `diga-hpc launch`: annotated types of its parameters. Loads typer only."""
+
+from typing import Annotated, Optional
+
+import typer
+
+Stage = Annotated[
+    str,
+    typer.Argument(
+        help="pipeline, or the command of one stage: warm-up, evaluate ...", metavar="STAGE"
+    ),
+]
+
+# Resources of the job, see request.Resources.
+Nodes = Annotated[int, typer.Option(min=1)]
+GpusPerNode = Annotated[int, typer.Option(min=0, help="One task is started for each.")]
+TasksPerNode = Annotated[Optional[int], typer.Option(help="Where there are no GPUs.")]
+CpusPerTask = Annotated[Optional[int], typer.Option(help="One, and the loader's workers.")]
+Time = Annotated[
+    Optional[int],
+    typer.Option(metavar="MINUTES", help="Limit of one start; then the run is requeued."),
+]
+SignalDelay = Annotated[
+    int, typer.Option(metavar="SECONDS", help="Before the limit, for a step and a checkpoint.")
+]
+Dependency = Annotated[Optional[str], typer.Option(help="As sbatch takes it: afterok:JOB.")]
+Sbatch = Annotated[
+    Optional[list[str]],
+    typer.Option(metavar="OPTION[=VALUE]", help="Any other option of sbatch; repeatable."),
+]
+
+# What is submitted, and how.
+Sweep = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        metavar="KEY=V1,V2",
+        help="One run per value; repeated, one per combination, as a job array.",
+    ),
+]
+Executor = Annotated[str, typer.Option(help="slurm, or local: processes on this machine.")]
+DryRun = Annotated[bool, typer.Option(help="Print the sbatch text; submit nothing.")]
+Wait = Annotated[bool, typer.Option(help="Wait for the end, and print the results.")]
