@@ -1,55 +1,52 @@
-"""The README is true: its tree is the real one, and its commands run (with few steps)."""
+"""README.md: short, its tree is the real one, its commands and examples run (with few steps)."""
 
+import contextlib
+import json
 import re
-import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from helpers.commands import diga
+from diga_hpc import config
+from helpers.documents import (
+    FEWER_STEPS,
+    blocks,
+    commands,
+    one_process,
+    run,
+    with_fewer_steps,
+)
 from helpers.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
-COMMANDS = [
-    shlex.split(line, comments=True)
-    for block in BLOCKS
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.strip() and not line.strip().startswith("#")
-]
-FEWER_STEPS = [
-    "source_only.steps=1", "warm_up.steps=1", "self_training.steps=1", "warm_up.crop=[32,48]",
-    "source_only.crop=[32,48]", "self_training.crop=[32,48]", "evaluation.teacher=false",
-    "data.source.images=4", "data.target.images=2", "data.validation.images=1", "data.workers=0", "engine.threads=1",
-]  # fmt: skip
+COMMANDS = commands(README)
+DIGA = [one_process(c) for c in COMMANDS if c[0] in ("diga-hpc", "torchrun")]
+WITH_CONFIG = [c for c in DIGA if any(word.startswith("configs/") for word in c)]
+
+
+def test_it_is_short():
+    lines = README.splitlines()
+    assert len(lines) <= 160
+    assert max(map(len, lines)) <= 100
 
 
 def test_the_tree_is_the_real_one():
-    tree = re.search(r"```\n(setup.py .*?)```", README, re.S).group(1)
-    package = [line.split()[0] for line in tree.splitlines() if line.startswith("  ")]
-    real = {
-        p.name + ("/" if p.is_dir() else "")
-        for p in (ROOT / "diga_hpc").iterdir()
-        if not p.name.startswith(("_", ".")) and not p.is_symlink()
-    }
-    assert set(package) == real - {"errors.py"}
-    top = {line.split()[0] for line in tree.splitlines() if not line.startswith(" ")}
-    tracked = subprocess.run(
+    (tree,) = (block for block in blocks(README, "") if "diga_hpc/" in block)
+    named = set(re.findall(r"[\w.]+(?:/|\.py\b)", tree))
+    listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    folders = {
-        line.split("/")[0] + "/"
-        for line in tracked.splitlines()
-        if "/" in line and not line.startswith(".")
-    }
-    assert folders - {"tests/"} <= top
+    ).stdout.splitlines()
+    folders = {path.split("/")[0] + "/" for path in listed if "/" in path and path[0] != "."}
+    inside = [path.split("/")[1:] for path in listed if path.startswith("diga_hpc/")]
+    # configs, kernels and slurm are links in the package, and folders beside it.
+    rooms = {parts[0] + "/" for parts in inside if len(parts) > 1}
+    modules = {parts[0] for parts in inside if parts[0].endswith(".py") and parts[0][0] != "_"}
+    assert named == folders | rooms | modules
 
 
 def test_every_recipe_is_listed_and_valid():
-    from diga_hpc import config
-
     for path in (ROOT / "configs").glob("*.yaml"):
         assert f"`configs/{path.name}`" in README
         config.load(path)
@@ -60,72 +57,73 @@ def test_make_targets_exist(target):
     subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_the_commands_run(tmp_path):
-    """In the README's order, in a scratch folder, with few steps and small stand-ins for the user's own folders."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "runs").mkdir()
-    pictures = tmp_path / "IMAGES"
-    pictures.mkdir()
-    from PIL import Image
+def test_every_command_is_a_known_program():
+    assert {c[0] for c in COMMANDS} == {"make", "diga-hpc", "torchrun"}
 
-    Image.new("RGB", (96, 64), (90, 90, 90)).save(pictures / "street.png")
+
+@pytest.mark.parametrize("command", WITH_CONFIG, ids=" ".join)
+def test_configurations_of_commands_are_valid(command):
+    file = next(word for word in command if word.startswith("configs/"))
+    overrides = [word for word in command if re.match(r"[a-z_.]+=", word)]
+    resolved = config.load(ROOT / file, overrides)
+    assert str(resolved.run_dir).startswith("runs/")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A place with the recipes, and photographs for `predict`."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "IMAGES").mkdir()
+    Image.new("RGB", (96, 64), (90, 90, 90)).save(folder / "IMAGES/street.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_the_commands_run(folder):
+    """In their order; one run serves them all: further ones differ in keys, which are valid."""
     ran = set()
-    for command in COMMANDS:
-        if command[0] == "torchrun":
-            command = [
-                "diga-hpc",
-                *command[command.index("diga_hpc") + 1 :],
-            ]  # two ranks: tests/test_cli.py
-        if command[0] != "diga-hpc" or "data.root=CAMVID" in command:
+    for command in DIGA:
+        if command[1] == "pipeline" and "pipeline" in ran:
             continue
-        arguments = command[1:]
-        if any(a.startswith("configs/") for a in arguments):
-            arguments += [
-                o
-                for o in FEWER_STEPS
-                if o.split("=")[0] not in {a.split("=")[0] for a in arguments}
-            ]
-        done = diga(*arguments, cwd=tmp_path)
-        assert done.returncode == 0, (command, done.stderr[-2000:])
-        ran.add(arguments[0])
-    assert {"check", "pipeline", "report", "predict"} <= ran
+        run(with_fewer_steps(command), folder)
+        ran.add(command[1])
+    assert {"check", "pipeline", "report", "figure", "predict", "launch", "status"} <= ran
+    assert (folder / "OUTPUT/overlays/street.jpg").is_file()
 
 
 def example(word: str) -> str:
     """The one Python example of the README with this word in it."""
-    (found,) = (text for text in re.findall(r"```python\n(.*?)```", README, re.S) if word in text)
+    (found,) = (text for text in blocks(README, "python") if word in text)
     return found
 
 
 def run_example(text: str, folder: Path) -> None:
-    (folder / "configs").symlink_to(ROOT / "configs")
-    done = subprocess.run([sys.executable, "-c", text], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    fewer = ", ".join(map(repr, FEWER_STEPS))
+    text, count = re.subn(r'("run_dir=[\w/]+")', rf"\1, {fewer}", text)
+    assert count == 1
+    with contextlib.chdir(folder):
+        exec(compile(text, "README.md", "exec"), {"__name__": "readme"})
 
 
-def test_the_library_example_runs(tmp_path):
-    fewer = ", ".join(repr(o) for o in FEWER_STEPS)
-    run_example(example("Pipeline(").replace('"seed=2"]', f'"seed=2", {fewer}]'), tmp_path)
-    assert (tmp_path / "runs/d/results.json").is_file()
+@pytest.mark.slow
+def test_the_library_example_runs(folder):
+    run_example(example("Pipeline("), folder)
+    rows = json.loads((folder / "runs/d/results.json").read_text())
+    assert {row["stage"] for row in rows} == {"source_only", "warm_up", "self_training"}
+    assert {row["seed"] for row in rows} == {2}
 
 
-def test_the_launch_example_runs(tmp_path):
-    """On this machine, with two of its three seeds; on a cluster: tests/test_slurm_launch.py."""
-    fewer = ", ".join(repr(o) for o in FEWER_STEPS)
-    text = example("submission = submit(").replace(
-        '"run_dir=runs/sweep"]', f'"run_dir=runs/sweep", {fewer}]'
-    )
-    text = (
-        text.replace("gpus_per_node=4", 'executor="local"')
-        .replace("time=60,", "")
-        .replace("[0, 1, 2]", "[0, 1]")
-    )
-    run_example(
-        text + "\nassert [row['state'] for row in table] == ['done', 'done'], table\n", tmp_path
-    )
-    assert (tmp_path / "runs/sweep/results.csv").is_file()
-
-
-def test_the_kernels_example_runs_on_a_cpu_too():
-    text = example("kernels.warm_up_loss(").replace('device="cuda"', 'device="cpu"')
-    subprocess.run([sys.executable, "-c", text], check=True, capture_output=True)
+@pytest.mark.slow
+def test_the_launch_example_runs(folder):
+    """On this machine, with one of its seeds; on a cluster: tests/launch."""
+    text = example("submission = submit(")
+    for old, new in (
+        ("gpus_per_node=4", 'executor="local"'),
+        (", time=60", ""),
+        ("[0, 1, 2]", "[0]"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    run_example(text + "\nassert [row['state'] for row in table] == ['done'], table\n", folder)
+    assert (folder / "runs/sweep/results.csv").is_file()
