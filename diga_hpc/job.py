@@ -81,8 +81,3 @@ def _report(run_dir: Path) -> None:
 
     print_results(run_dir)
     print(f"report: {write_report(run_dir)}")
-
-
-def check(stage: str, config: Config, round_number: int) -> None:
-    """Raise UserError for a stage or a round that the configuration does not have."""
-    select(config, stage, round_number)

@@ -91,8 +91,7 @@ def hand_back(stopped: Stopped, run: RunPaths, world: "World") -> None:
     """Ask Slurm to requeue this job, after all ranks have stopped; sets `stopped.remedy`.
 
     Every rank calls it; outside a Slurm job it does nothing. Raises UserError if the job was asked
-    to
-    stop twice without progress in between: it would loop.
+    to stop twice without progress in between: it would loop.
     """
     job = job_name(os.environ)
     if job is None:

@@ -1,9 +1,10 @@
 """Plan of a run: the stages of a configuration in their order. Loads no torch.
 
-STAGES                              kind -> StageKind; the only list of stages plan(config) ->
-[Planned, ...]      what the pipeline runs; read by status, report, predict, check, launch, slurm
-select(config, command, round)      what one command runs register(...)                       adds a
-stage from outside the package
+STAGES                           kind -> StageKind; the only list of stages
+plan(config) -> [Planned, ...]   what the pipeline runs; what status, report, predict, check,
+                                 launch and slurm read
+select(config, command, round)   what one command runs
+register(...)                    adds a stage from outside the package
 
 source_only -> warm_up -> for each round: pseudo_labels -> self_training -> evaluation
 """
