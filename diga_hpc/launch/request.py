@@ -104,6 +104,7 @@ class LaunchRequest:
     ) -> "LaunchRequest":
         """Load and validate the configuration of every run; see `submit` for the arguments."""
         asked = Resources(**resources)
+        # Absolute: a job need not start in the folder that it was submitted from.
         folder = configuration.load(config, tuple(overrides)).run_dir.absolute()
         chosen = sweeps.combinations(sweep, overrides) if sweep else {}
         runs = {}
@@ -155,9 +156,11 @@ class LaunchRequest:
                 "ranks": self.resources.ranks,
                 "host": socket.gethostname(),
                 "submitted": time.time(),
+                # Relative: a run directory may be moved.
                 "logs": os.path.relpath(self.logs, run.logs),
             }
             if executor == "local":
+                # A process id alone may be another process later.
                 entry["process"] = asdict(processes.of(int(job_id)))
             with run.jobs.open("a") as stream:
                 stream.write(json.dumps(entry) + "\n")

@@ -79,6 +79,7 @@ class RunStatus:
         """A few words: state of the newest job and progress of the current stage."""
         words = [job.state.state.lower() for job in self.jobs[-1:] if job.state.state != "UNKNOWN"]
         unfinished = [stage for stage in self.stages if not stage.finished]
+        # Between two stages none has begun: the next one is the current one.
         begun = [stage for stage in unfinished if stage.done]
         if begun or (unfinished and any(stage.done for stage in self.stages)):
             stage = (begun or unfinished)[0]
@@ -150,6 +151,7 @@ def _job_entries(run_dir: Path) -> list[dict[str, Any]]:
     """Entries of jobs, oldest first: lines of jobs.jsonl, and one per log of a script in slurm/."""
     run = RunPaths(run_dir)
     entries = {}
+    # Scripts that were submitted by hand are known by their logs alone.
     for path in run.logs.glob("*-*.log"):
         stage, _, job = path.stem.rpartition("-")
         if job.isdigit():
@@ -206,6 +208,7 @@ def _state_from_files(job: JobStatus) -> str:
     if not job.logs.is_dir():
         last = _text(job.logs).rstrip().rpartition("\n")[2]
         return next((state for end, state in SCRIPT_ENDS.items() if end in last), "UNKNOWN")
+    # A rank leaves its result when it has returned or raised, but not when it was killed.
     if all((job.logs / f"{job.id}_{rank}_result.pkl").is_file() for rank in range(job.ranks)):
         return "FAILED" if job.rank_logs().raised else "COMPLETED"
     if job.process is None:

@@ -30,7 +30,7 @@ FAILED_GRACE = 6.0
 UNKNOWN_FOR = 600.0
 # Lines of the log of the rank that failed.
 SHOWN_LINES = 20
-# submitit puts the traceback in its report between two rules of so many hyphens.
+# submitit's report has the traceback between two lines of hyphens.
 RULE = "-" * 22
 
 
@@ -76,6 +76,7 @@ class Submission:
         known: dict[str, slurm.JobState] = {}
         seen: dict[str, tuple[str, float]] = {}
         while waiting:
+            # One query for all jobs, and a rare one: squeue is a burden to the controller.
             if not self.is_local and time.monotonic() - asked > QUEUE_POLL:
                 known = slurm.states(handle.job_id for handle in waiting.values())
                 asked = time.monotonic()
@@ -158,6 +159,7 @@ def _problem(handle: Handle) -> Exception | None:
     errors = [error for task in left if (error := task.exception()) is not None]
     if len(left) == len(tasks) and not errors:
         return None
+    # Before the first rank that failed: it may only be a consequence of what a user can act on.
     for error in errors:
         expected = _expected(str(error))
         if expected is not None:

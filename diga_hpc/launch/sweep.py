@@ -37,6 +37,7 @@ def parse(texts: Iterable[str]) -> dict[str, list[str]]:
     values: dict[str, list[str]] = {}
     for text in texts:
         key, _, listed = text.partition("=")
+        # A value: brackets, braces and quoted texts with what is in them, and other characters.
         parts = re.findall(r"""(?:\[.*?\]|\{.*?\}|".*?"|'.*?'|[^,])+""", listed)
         if not key or not parts or ",".join(parts) != listed:
             raise UserError(f"--sweep {text!r}: expected key=value,value, for example seed=0,1,2")
@@ -104,11 +105,13 @@ def collect(folder: Path) -> list[dict[str, Any]]:
     """
     runs = read(folder)
     found = status.read_all({name: folder / name for name in runs if (folder / name).is_dir()})
+    # A user may have removed the directory of a run.
     states = dict.fromkeys(runs, "removed") | {name: run.summary for name, run in found.items()}
     rows = [
         {"run": name, "state": states[name], **entry["set"], **_scores(folder / name)}
         for name, entry in runs.items()
     ]
+    # Everybody may read the table of somebody else's sweep.
     if os.access(folder, os.W_OK):
         write_json(RunPaths(folder).results, rows)
         _write_csv(RunPaths(folder).results_csv, rows)

@@ -1,4 +1,4 @@
-"""Class centroids: mean features, all images weighing the same (docs/method.md, 6).
+"""Class centroids: mean features of each class, every image weighing the same (docs/method.md, 6).
 
 Everything is sums and counts of per-image means: the result depends neither on the number of ranks
 nor on the order of images, and nothing synchronises with the host.
@@ -63,13 +63,14 @@ class Centroids:
         self.seen = images > 0
 
     def update(self, means: ClassMeans, sum_over_ranks: SumOverRanks) -> None:
-        """Move by n new per-image means: C <- (1 - m*n)*C + m*sum.
+        """Move by n new per-image means, m the momentum: C <- (1 - m*n)*C + m*sum.
 
         A class without centroid takes the mean of the new ones.
         """
         # The published update takes one image after another; both agree to order m^2.
         sums, images = sum_over_ranks(means.sums), sum_over_ranks(means.images)
-        weight = (self.section.momentum * images)[:, None]
+        # At most 1: a large batch with a large momentum would carry a centroid past the mean.
+        weight = (self.section.momentum * images).clamp(max=1)[:, None]
         mean = sums / images.clamp(min=1)[:, None]
         moved = torch.lerp(self.values, mean, weight)
         self.values = torch.where(self.seen[:, None], moved, mean)

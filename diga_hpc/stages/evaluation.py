@@ -5,6 +5,7 @@ RUN_DIR/partial/          counts of an evaluation that was stopped
 RUN_DIR/panels/           pictures for the report
 """
 
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeVar
@@ -29,7 +30,8 @@ from diga_hpc.training.stage import STUDENT, TEACHER, Context, DataPass
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-KEY = ("stage", "round", "network", "normalization")  # what tells the rows of results.json apart
+# Columns that tell the rows of results.json apart.
+ROW_KEY = ("stage", "round", "network", "normalization")
 
 
 class Evaluation(DataPass):
@@ -43,7 +45,7 @@ class Evaluation(DataPass):
         return cls(context)
 
     def is_done(self) -> bool:
-        # Networks may have been trained since: `run` skips the rows that are there.
+        # Networks may have been trained since; `run` skips those that results.json has.
         return False
 
     def run(self) -> None:
@@ -64,11 +66,12 @@ class Evaluation(DataPass):
         for normalization in ("running", "adapted") if adapting else ("running",):
             key = {"stage": stage.kind, "round": stage.round, "network": network}
             key |= {"normalization": normalization}
-            is_done = context.world.is_main and has_result(context, **key)
-            if context.world.broadcast(is_done):
+            if context.world.on_rank0(functools.partial(has_result, context, **key)):
                 continue
+            # Loaded for the first row that is missing, and only then.
             model = model or trained_network(context, stage.name, network)
             if normalization == "adapted":
+                # Last, since it changes the network in place.
                 adapt_to_target(context, model, self._watched)
             panel = stage.name if (network, normalization) == (STUDENT, "running") else None
             name = f"{stage.name}_{network}_{normalization}"
@@ -100,10 +103,13 @@ def measure(
     )
     partial = context.run.partial_evaluation(name)
     nothing = ([0] * len(validation), None)
-    earlier, counts = world.broadcast(read_json(partial, nothing) if world.is_main else nothing)
+    earlier, counts = world.on_rank0(lambda: read_json(partial, nothing))
+    # Images were added or removed since: the numbers mean other images now.
+    if len(earlier) != len(validation):
+        earlier, counts = nothing
     todo = [index for index, is_seen in enumerate(earlier) if not is_seen]
     mine = [todo[i] for i in world.share(len(todo))]
-    # What an earlier start counted enters the sums over ranks once, by rank 0.
+    # Rank 0 alone holds what an earlier start counted, so sums over ranks have it once.
     matrix = ConfusionMatrix(context.space.num_classes, world.device)
     if counts is not None and world.is_main:
         matrix.counts.copy_(torch.tensor(counts))
@@ -169,7 +175,7 @@ def write_truth_panels(context: Context, validation: Dataset) -> None:
 
 def add_result(context: Context, row: dict[str, Any]) -> None:
     """Put a row into results.json, in place of one of the same stage, network and normalisation."""
-    rows = [r for r in read_json(context.run.results, []) if any(r[k] != row[k] for k in KEY)]
+    rows = [r for r in read_json(context.run.results, []) if any(r[k] != row[k] for k in ROW_KEY)]
     write_json(context.run.results, [*rows, row])
 
 

@@ -54,9 +54,7 @@ class PseudoLabels(DataPass):
         return cls(context, planned)
 
     def is_done(self) -> bool:
-        # Rank 0 decides: on a network file system other ranks may see an older state.
-        done = self.context.run.centroids(self.round).is_file()
-        return bool(self.context.world.broadcast(done))
+        return self.context.world.on_rank0(self.context.run.centroids(self.round).is_file)
 
     def run(self) -> None:
         """Labels, then centroids, then the quality of their consensus."""

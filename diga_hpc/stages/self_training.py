@@ -136,7 +136,7 @@ class SelfTraining(TrainingStage):
         # Student: views of both domains in one pass
         logits = networks[STUDENT](prepared.views, prepared.keys).logits
         on_source, on_mixed = logits[: 2 * len(labels)], logits[2 * len(labels) :]
-        # Losses
+        # Losses: means over all pixels here; `scale` turns a cross-entropy into the configured one
         source_loss, distillation = kernels.warm_up_loss(
             on_source,
             prepared.taught.logits,

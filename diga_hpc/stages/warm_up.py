@@ -24,12 +24,12 @@ from diga_hpc.training.stage import STUDENT, Context, Prepared, StepOutput, Trai
 
 @dataclass
 class TwoViews(Prepared):
-    """Both views of the source [2B,3,H,W] in [0,1], keys [2B]; teacher's predictions; labels."""
+    """Both views of the source, the teacher's predictions for them, and the labels."""
 
-    views: torch.Tensor
-    taught: Prediction
-    labels: torch.Tensor
-    keys: torch.Tensor
+    views: torch.Tensor  # [2B,3,H,W] in [0,1]: source, its second view
+    taught: Prediction  # of these 2B views
+    labels: torch.Tensor  # uint8 [B,H,W] of the source
+    keys: torch.Tensor  # int64 [2B]
 
 
 class WarmUp(TrainingStage):
@@ -78,13 +78,14 @@ class WarmUp(TrainingStage):
     def prepare(self, batch: Batch) -> TwoViews:
         """Both views of the source, and the teacher's predictions for them."""
         labels = batch.source_labels
-        # Views
+        # Views of the source
         source = unit_range(batch.source)
         target = None if batch.target is None else unit_range(batch.target)
         views = torch.cat([source, self.second_view(source, labels, target, batch.draws)])
         # Teacher
+        taught = self.teacher(views)
         counts = self.segmentation.counts(source=labels)
-        return TwoViews(counts, views, self.teacher(views), labels, view_keys(batch.draws[KEY], 2))
+        return TwoViews(counts, views, taught, labels, view_keys(batch.draws[KEY], 2))
 
     def step(
         self, prepared: TwoViews, networks: Mapping[str, Engine], totals: StepTotals
@@ -93,7 +94,8 @@ class WarmUp(TrainingStage):
         section, labels = self.section, prepared.labels
         # Student
         prediction = networks[STUDENT](prepared.views, prepared.keys)
-        # Losses: the teacher on each view teaches the student on the other
+        # Losses: the teacher on each view teaches the student on the other. Means over all pixels
+        # here; `scale` turns the first into the configured normaliser.
         cross_entropy, distillation = kernels.warm_up_loss(
             prediction.logits,
             prepared.taught.logits,

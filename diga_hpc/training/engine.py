@@ -6,7 +6,9 @@
     engine.gathered()                complete parameters on every rank, under every ZeRO stage
     engine.optimizer_state()         complete, per parameter: loads under any ZeRO stage and ranks
 
-A stage that trains several networks has an engine for each.
+A stage that trains several networks has an engine for each. What DeepSpeed does not do is done
+here: one skipped step on all ranks, running statistics averaged over ranks and restored, and an
+optimizer state that loads under another ZeRO stage and another number of ranks.
 """
 
 import contextlib
@@ -49,11 +51,11 @@ class Engine:
         section: TrainingSection,
         world: World,
     ):
+        # Importing it takes seconds, and reads which accelerator `distributed.world` chose.
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        # A C++ extension for ranks that share a CPU host; DeepSpeed would compile it at the first
-        # start.
+        # A C++ extension for ranks on one CPU host: DeepSpeed would compile it at the first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._deepspeed = deepspeed
         self.optimizer_section = optimizer_section
@@ -73,6 +75,7 @@ class Engine:
             model=self.network,
             optimizer=optimizer,
             config=self._deepspeed_config(),
+            # `distributed.world` has joined the ranks already.
             dist_init_required=False,
         )
         self._torch_optimizer = optimizer
@@ -93,6 +96,7 @@ class Engine:
             "gradient_accumulation_steps": self.accumulation,
             "gradient_clipping": clip,
             "zero_optimization": {"stage": self._zero},
+            # Torch's optimizers, not DeepSpeed's own: the same update with and without ZeRO.
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": NEVER,
@@ -119,7 +123,8 @@ class Engine:
         finite: bool scalar, whether every loss of the stage is; by default whether this one is.
         """
         self._backwards += 1
-        finite = loss.detach().isfinite() if finite is None else finite
+        if finite is None:
+            finite = loss.detach().isfinite()
         # A loss may be infinite while its gradient is finite. A NaN in the gradient lets `step` see
         # it on all ranks without a host synchronisation here.
         poison = torch.where(finite, 1.0, float("nan"))
@@ -142,6 +147,7 @@ class Engine:
         # Reading the gradient's norm is the one host synchronisation of a training step: all of the
         # backward pass is queued by then.
         if self._zero:
+            # ZeRO looks for overflow on all ranks, and skips the update itself.
             self._engine.step()
             norm = float(self._engine.get_global_grad_norm())
             result = StepResult(not self._engine.optimizer.overflow, norm)
@@ -157,6 +163,7 @@ class Engine:
 
     def _clip_or_discard(self) -> StepResult:
         """Clip, and skip a step whose gradient is not finite, as the optimizers of ZeRO do."""
+        # The gradients are means over ranks by now, hence the same on all of them.
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         limit = self.optimizer_section.clip_norm or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
@@ -181,6 +188,7 @@ class Engine:
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
         """Within, `network` has its complete parameters on every rank; they must not be changed."""
+        # Only stage 3 partitions parameters.
         if self._zero < 3:
             yield
         else:

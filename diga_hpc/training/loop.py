@@ -1,18 +1,19 @@
 """Training loop of all stages: resume, step, log, checkpoint, stop.
 
-One step, with B the images of a domain on this rank:
+One step of a rank:
 
     batch -> micro batches -> stage.prepare            views, teacher, labels; no gradients
     counts of labels, summed over micro batches and ranks                     one all-reduce
     stage.step, engine.backward                        once a micro batch
     engine.step, stage.absorb                          once
 
-Between two log points nothing waits for the device but the gradient's norm (engine.py): metrics
-stay on the device.
+Between two log points the host waits for the device only to read the gradient's norm (engine.py):
+metrics stay on the device.
 """
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -51,6 +52,7 @@ def train(stage: TrainingStage) -> None:
     groups, state = checkpoint.load(found) if found else ({}, {"step": 0, "skipped": 0})
     if state["step"] == stage.section.steps:
         return
+    # Networks before engines: ZeRO-3 partitions the parameters that it is given.
     modules = stage.modules()
     for module in modules.values():
         module.to(context.world.device)
@@ -80,12 +82,14 @@ class _Loop:
         self.engines = engines
         self.done: int = state["step"]
         self.skipped: int = state["skipped"]
+        # Not in the checkpoint: a resumed run has as many tries as a new one.
         self.bad_in_a_row = 0
-        self.gradient_norm = 0.0  # of the last step
+        self.gradient_norm = 0.0  # of the last step, the largest of all networks
         self.meter = Meter(context.world)
         self.guards = Guards(context.config.guards, stage.name)
         self.broken_files = context.broken_files()
         folder = context.run.checkpoints(stage.name)
+        # Checkpoints are complete on rank 0, so it writes alone.
         self.writer = (
             CheckpointWriter(folder, context.config.logging) if context.world.is_main else None
         )
@@ -101,6 +105,7 @@ class _Loop:
             self.done,
             steps,
         )
+        # A trained network comes in evaluation mode. The teacher keeps its mode: it has no engine.
         for engine in self.engines.values():
             engine.network.train()
         first = self.done + 1
@@ -108,9 +113,11 @@ class _Loop:
         try:
             for batch in self._batches():
                 clock.data_arrived()
+                # Found by this rank alone; ranks exchange them at log points.
                 if batch.skipped:
                     self.broken_files.add(batch.skipped)
                 self._step(batch.to(context.world.device))
+                # Skipped steps count too: the data and the schedule of a step follow its number.
                 self.done += 1
                 if self.done == first:
                     self._prepare_saving()
@@ -118,8 +125,8 @@ class _Loop:
                 clock.step_done()
         finally:
             if self.writer:
-                # Only after an error is a write still running here. Other ranks then wait to be
-                # told of the error, so the wait has a limit.
+                # A write still runs here only after an error. Other ranks wait to be told of the
+                # error, so the wait has a limit.
                 self.writer.close(None if context.world.size == 1 else failures.FINISHING)
             journal.close()
 
@@ -145,17 +152,18 @@ class _Loop:
         self._seed()
         with self._gathered():
             self.stage.before_step(self.done)
-        # Views, teacher and labels of every micro batch come first: what losses are divided by is
-        # known only then.
+        # All engines split alike: the size follows from the configuration and the ranks.
         micro_batch = next(iter(self.engines.values())).micro_batch
         micros = batch.split(micro_batch)
+        # All of them before the first loss, which is divided by counts over the complete step.
         prepared = [self.stage.prepare(micro) for micro in micros]
         totals = self._totals(prepared, len(batch))
         statistics = []
         for micro in micros:
-            # Taken off the list, so that the views of a micro batch are freed after it.
+            # Popped, so that the views of a micro batch are freed after it.
             output = self.stage.step(prepared.pop(0), self.engines, totals)
-            # A loss that is not finite discards the step of every network of the stage.
+            # A loss that is not finite skips the step of every network: what one computed may have
+            # reached the others. A gradient that is not finite skips that of its own network.
             finite = (
                 torch.stack([loss.detach() for loss in output.losses.values()]).isfinite().all()
             )
@@ -164,7 +172,10 @@ class _Loop:
             self.meter.add(output.metrics, len(micro) / len(batch))
             statistics.append(output.statistics)
         results = [engine.step(self.done) for engine in self.engines.values()]
-        self.gradient_norm = max(result.gradient_norm for result in results)
+        # NaN counts as the largest, which a plain `max` does not promise.
+        norms = [result.gradient_norm for result in results]
+        self.gradient_norm = max(norms, key=lambda norm: math.inf if math.isnan(norm) else norm)
+        # `applied` is the same on all ranks, so each takes the same branch.
         if all(result.applied for result in results):
             self.bad_in_a_row = 0
             self.guards.step(self.done, self.gradient_norm)
@@ -184,6 +195,7 @@ class _Loop:
         """Sum the counts of the micro batches over all ranks, in one collective."""
         world = self.context.world
         names = list(prepared[0].counts)
+        # The same on all ranks, since it depends on the configuration: no rank waits in vain.
         if not names:
             return StepTotals({}, images * world.size)
         counts = torch.stack([torch.stack([p.counts[name] for name in names]) for p in prepared])
@@ -204,18 +216,19 @@ class _Loop:
         """Log, save and stop where it is time; every rank decides the same."""
         logging_section, stop = self.context.config.logging, self.context.stop
         if self.writer and self.writer.failed:
-            # All ranks stop at the same step, and rank 0 finds the error in _save.
+            # As for a signal, so that all ranks stop at one step; rank 0 raises the error in _save.
             stop.requested = True
         last = self.done == self.stage.section.steps
-        # Called at every step, since it is a collective.
+        # Called at every step, even the last: it is a collective.
         stopping = stop.at_step_boundary()
         alarmed = self._is_stuck() or self.guards.alarm
         if last or stopping or alarmed or self.done % logging_section.every == 0:
             line = self._log_line(clock)
             journal.write(self.done, line)
+            # After the line, so that the log shows what ended the run.
             self._check(line)
         if last or stopping or self.done % logging_section.checkpoint_every == 0:
-            # Lines of the log first: a resumed run does not repeat these steps.
+            # The log first: steps before a checkpoint are not repeated, nor are their lines.
             journal.sync()
             self._save(wait=last or stopping)
         if stopping and not last:
@@ -230,16 +243,16 @@ class _Loop:
         return self.bad_in_a_row >= self.context.config.engine.max_bad_steps
 
     def _check(self, line: dict[str, float]) -> None:
-        """Raise UserError for what must end the run, after a log line that shows it.
+        """Raise UserError for what must end the run: bad steps, an alarm, too many broken files.
 
-        All ranks find the same.
+        All ranks call it together and find the same, as its inputs are sums and means over ranks.
         """
         self.broken_files.write()
         if self._is_stuck():
             parts = ", ".join(
                 f"{name} = {value:.4g}" for name, value in line.items() if name.startswith("loss/")
             )
-            raise UserError(
+            raise self._error(
                 f"{self.stage.name}: {self.bad_in_a_row} steps in a row up to step {self.done - 1} "
                 "had a loss or gradient that is not finite (gradient norm "
                 f"{self.gradient_norm:.4g}; means since the last log point: {parts}); lower "
@@ -247,9 +260,14 @@ class _Loop:
                 "engine.precision=fp32"
             )
         if self.guards.alarm:
-            raise UserError(self.guards.alarm)
+            raise self._error(self.guards.alarm)
+
+    def _error(self, problem: str) -> UserError:
+        """The error of a problem that all ranks know of: rank 0 alone says it."""
+        return UserError(problem) if self.context.world.is_main else ReportedByRank0()
 
     def _log_line(self, clock: "_Clock") -> dict[str, float]:
+        # The one read of metrics from the device, and their one reduction over ranks.
         means = self.meter.flush()
         rates: dict[str, float] = {}
         for name, engine in self.engines.items():
@@ -257,6 +275,7 @@ class _Loop:
             rates |= {f"{prefix}/{part}": r for part, r in engine.rates(self.done - 1).items()}
         distance = None
         if self.stage.teacher is not None:
+            # Every rank, not rank 0 alone: gathering is a collective.
             with self._gathered():
                 distance = self.stage.teacher.distance(self.stage.student)
         return (
@@ -273,8 +292,7 @@ class _Loop:
     # ----------------------------------------------------------------------- checkpoints
 
     def _prepare_saving(self) -> None:
-        """Allocate the writer's buffers, after the first step."""
-        # ZeRO-3 has no optimizer state before it.
+        """Allocate the writer's buffers after the first step, ahead of the first checkpoint."""
         optimizers = self._optimizer_states()
         with self._gathered():
             if self.writer:
@@ -292,10 +310,10 @@ class _Loop:
                         self.writer.wait()
                 except UserError as error:
                     problem = str(error)
-        # With `wait`, no rank continues before the files are on disk.
+        # Also the signal, with `wait`, that the files are on disk: no rank continues before it.
         problem = self.context.world.broadcast(problem)
         if problem:
-            raise UserError(problem) if self.writer else ReportedByRank0
+            raise self._error(problem)
 
     def _optimizer_states(self) -> Groups:
         # Every rank takes part: ZeRO gathers the partitions.
@@ -306,22 +324,26 @@ class _Loop:
     def _groups(self, optimizers: Groups) -> Groups:
         modules = {name: m.state_dict() for name, m in self.stage.modules().items()}
         extra = self.stage.state()
+        # No file for a stage without other state.
         return modules | optimizers | ({EXTRA: extra} if extra else {})
 
     def _state(self) -> dict[str, Any]:
         return {
             "stage": self.stage.name,
             "skipped": self.skipped,
+            # Read by people alone.
             "version": __version__,
             "commit": source_commit(),
+            # Compared on resume: a checkpoint of another experiment is refused.
             "config": configuration.identity(self.context.config),
         }
 
 
 class _Clock:
-    """Throughput, and the share of time that is spent waiting for data, between two log points."""
+    """Throughput, and the share of time spent waiting for data, between two log points."""
 
     def __init__(self) -> None:
+        # The first wait includes the start of the loader's workers.
         self._ready = time.perf_counter()
         self._since = self._ready
         self._waited = 0.0
@@ -335,7 +357,10 @@ class _Clock:
         self._ready = time.perf_counter()
 
     def rates(self, batch: int) -> dict[str, float]:
-        """Images of a domain per second over all ranks, seconds a step, percent without data."""
+        """Images of a domain per second over all ranks, seconds per step, percent spent waiting.
+
+        batch: images of a domain in a step, over all ranks.
+        """
         now = time.perf_counter()
         elapsed = now - self._since
         values = {

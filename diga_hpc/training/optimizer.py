@@ -24,9 +24,10 @@ def build_optimizer(network: nn.Module, section: OptimizerSection) -> torch.opti
             (section.weight_decay, [p for p in parameters if p.ndim > 1]),
             (0.0, [p for p in parameters if p.ndim <= 1]),
         ):
+            # `part` is read when rates are set; torch keeps keys that it does not know.
             if chosen:
                 groups.append({"params": chosen, "part": part, "weight_decay": decay})
-    # A rate of 0 keeps the step that ZeRO-3 takes at construction from moving anything.
+    # Older versions of DeepSpeed take a step at construction (ZeRO-3): at a rate of 0, no harm.
     if section.name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=section.momentum)
     return torch.optim.AdamW(groups, lr=0.0, betas=(section.momentum, 0.999))

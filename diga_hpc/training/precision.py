@@ -1,4 +1,4 @@
-"""Precision of forward passes: float32, or bfloat16 by autocast. Decided here and nowhere else."""
+"""Precision of forward passes: float32, or bfloat16 by autocast. Defined here and nowhere else."""
 
 from dataclasses import dataclass
 

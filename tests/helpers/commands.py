@@ -1,4 +1,4 @@
-"""The command line in a process of its own."""
+"""Run the command line, or a Python script, in a process of its own."""
 
 import os
 import subprocess
@@ -12,30 +12,26 @@ def diga(
     timeout: int = 300,
     cwd: Path | None = None,
     environment: dict[str, str] | None = None,
-) -> subprocess.CompletedProcess:
+) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process, or with torchrun in several."""
     command = [sys.executable, "-m", "diga_hpc"]
     if ranks > 1:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={ranks}",
-            "-m",
-            "diga_hpc",
-        ]
+        torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command = [sys.executable, "-m", *torchrun, "-m", "diga_hpc"]
     return subprocess.run(
         [*command, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,
+        # Ranks and tests share the cores.
         env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
         cwd=cwd,
     )
 
 
-def python(*arguments: str | Path, cwd: Path, timeout: int = 300) -> subprocess.CompletedProcess:
+def python(
+    *arguments: str | Path, cwd: Path, timeout: int = 300
+) -> subprocess.CompletedProcess[str]:
     """Run a Python script in a process of its own."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],

@@ -23,7 +23,7 @@ logging: {{every: 1, checkpoint_every: 2}}
 
 
 def write_tiny_yaml(folder: Path) -> Path:
-    """The same in any folder."""
+    """Write the configuration to `folder`/tiny.yaml; its run directory is `folder`/run."""
     path = folder / "tiny.yaml"
     text = TINY.format(run_dir=folder / "run")
     # Half-size crops need half-size images at least as large as the crop.

@@ -196,6 +196,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(normal_shape, device, layout):
     student, teacher, labels, _ = maps(normal_shape, device)
@@ -232,6 +233,7 @@ def test_a_shared_offset_costs_no_digits(normal_shape, device):
     )
 
 
+@pytest.mark.slow
 @corners
 def test_near_equal_logits_of_wide_cells(device, align_corners):
     """The product of a row's sums of exponentials, each close to K here, must not overflow."""
@@ -244,6 +246,7 @@ def test_near_equal_logits_of_wide_cells(device, align_corners):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("whose", ["student", "teacher"])
 def test_logits_that_are_not_finite_make_the_loss_not_finite(normal_shape, device, value, whose):
@@ -261,6 +264,7 @@ def test_logits_that_are_not_finite_make_the_loss_not_finite(normal_shape, devic
 # ---------------------------------------------------------------------------------------- behaviour
 
 
+@pytest.mark.slow
 def test_bitwise_repeatable_also_in_groups(normal_shape, device, monkeypatch):
     """Bit-identical on every call, also when the images are split into groups to bound memory."""
     student, teacher, labels, _ = maps(normal_shape, device)
@@ -310,6 +314,7 @@ def test_autocast_changes_nothing(normal_shape, device):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_compiled_surroundings(normal_shape, device):
     """torch.compile with fullgraph: the loss is an opaque operator with a fake implementation."""
     student, teacher, labels, size = maps(normal_shape, device)

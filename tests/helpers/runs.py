@@ -7,6 +7,7 @@ from pathlib import Path
 
 from diga_hpc import config as configuration
 
+# Without dropout and batch statistics, losses do not depend on ranks and micro batches.
 STEPS = [
     "source_only=null",
     "warm_up.start=model",
@@ -37,22 +38,25 @@ def on_ranks(ranks: int, tiny_yaml: Path, runs: dict[Path, list[str]], timeout: 
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def load(tiny_yaml, run_dir, *overrides):
+def load(tiny_yaml: Path, run_dir: Path, *overrides: str) -> configuration.Config:
+    """The configuration of a file with another run directory and overrides."""
     return configuration.load(tiny_yaml, [f"run_dir={run_dir}", *overrides])
 
 
 def losses(run_dir: Path, stage: str) -> list[float]:
+    """The losses of a stage's log lines, in their order."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [line["loss/total"] for line in lines if line["stage"] == stage]
 
 
 def final_files(run_dir: Path) -> dict[str, bytes]:
-    """The content of the last checkpoint of every stage, and of pseudo labels and centroids."""
+    """File name -> content: newest checkpoint of each stage, pseudo labels, centroids."""
     from diga_hpc.training import checkpoint
 
     files = {}
     for stage in sorted((run_dir / "checkpoints").iterdir()):
         last = checkpoint.newest(stage)
+        assert last is not None, f"{stage}: no valid checkpoint"
         files |= {f"{stage.name}/{file.name}": file.read_bytes() for file in last.iterdir()}
     for file in [*run_dir.glob("pseudo_labels/*/*.png"), *run_dir.glob("centroids/*")]:
         files[str(file.relative_to(run_dir))] = file.read_bytes()

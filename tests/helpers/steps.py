@@ -1,8 +1,9 @@
-"""One step of each training stage, and a watch over the operations that it calls."""
+"""One step of a training stage without a run, and a record of the operations that it calls."""
 
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -10,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diga_hpc import config as configuration
 from diga_hpc.distributed.world import World
 from diga_hpc.loading import dataset as datasets
-from diga_hpc.loading.loader import TrainingSamples, collate
+from diga_hpc.loading.dataset import Dataset
+from diga_hpc.loading.loader import Batch, TrainingSamples, collate
 from diga_hpc.method.centroids import Centroids
 from diga_hpc.method.losses import Segmentation, StepTotals
 from diga_hpc.models import build_model
@@ -19,7 +21,7 @@ from diga_hpc.stages.self_training import SelfTraining
 from diga_hpc.stages.source_only import SourceOnly
 from diga_hpc.stages.warm_up import WarmUp
 from diga_hpc.training.precision import Precision
-from diga_hpc.training.stage import STUDENT, TrainingStage
+from diga_hpc.training.stage import STUDENT, StepOutput, TrainingStage
 from helpers.configurations import TINY
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
@@ -30,19 +32,19 @@ WAITING = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "bincoun
 
 
 class Watch(TorchDispatchMode):
-    """Shapes of float tensors that operations give, operations that wait, tensors from numbers."""
+    """Record of operations: shapes of float results, names of those that wait for the device."""
 
     def __init__(self):
         super().__init__()
         self.float_shapes: set[tuple[int, ...]] = set()
         self.waiting: list[str] = []
-        self.from_numbers: list[
-            torch.Tensor
-        ] = []  # of torch.tensor and the like: on a GPU they wait for it
+        # Made by torch.tensor and the like: on a GPU the host waits for the copy.
+        self.from_numbers: list[torch.Tensor] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        # A boolean index has a result whose size depends on the data.
         boolean_index = name.startswith("index") and any(
             i is not None and i.dtype in (torch.bool, torch.uint8)
             for a in args
@@ -61,7 +63,7 @@ class Watch(TorchDispatchMode):
 
 
 def large_images(folder: Path, *overrides: str) -> configuration.Config:
-    """The tiny configuration on images so large that the reference needs several tiles for one."""
+    """The tiny configuration with images so large that the kernels need several tiles for one."""
     text = (
         TINY.format(run_dir=folder / "run")
         .replace("[48, 96]", "[104, 200]")
@@ -100,8 +102,13 @@ def build_stage(kind: str, config: configuration.Config, world: World = ALONE) -
     )
 
 
-def step_losses(stage: TrainingStage, batch, micro_batch: int | None = None):
-    """Losses of a step on one rank, and gradients in the student; networks stand for engines."""
+def step_losses(
+    stage: TrainingStage, batch: Batch, micro_batch: int | None = None
+) -> list[StepOutput]:
+    """Outputs of the micro batches of a step on one rank; gradients are in the student.
+
+    The student stands for its engine.
+    """
     parts = batch.split(micro_batch or len(batch))
     prepared = [stage.prepare(part) for part in parts]
     names = prepared[0].counts
@@ -113,7 +120,7 @@ def step_losses(stage: TrainingStage, batch, micro_batch: int | None = None):
     return outputs
 
 
-def batch_of(stage: TrainingStage, device: torch.device = ALONE.device):
+def batch_of(stage: TrainingStage, device: torch.device = ALONE.device) -> Batch:
     """The first batch of a stage, with random pseudo labels."""
     config, context = stage.context.config, stage.context
     samples = TrainingSamples(
@@ -128,7 +135,7 @@ def batch_of(stage: TrainingStage, device: torch.device = ALONE.device):
 def one_step(
     kind: str, config: configuration.Config, world: World
 ) -> tuple[TrainingStage, Callable[[], None]]:
-    """A stage, and a function that does all of one of its steps but the optimizer's part."""
+    """A stage, and a function that runs one step without the optimizer's update."""
     stage = build_stage(kind, config, world)
     if stage.teacher is not None:
         stage.teacher.model.to(world.device)
@@ -142,23 +149,29 @@ def one_step(
     return stage, step
 
 
-def images_alone(dataset, count):
-    """The first images of a data set."""
-    return type(
-        "First",
-        (),
-        {"__len__": lambda _: count, "__getattr__": lambda _, name: getattr(dataset, name)},
-    )()
+class FirstImages:
+    """`Dataset` of the first images of another one."""
+
+    def __init__(self, dataset: Dataset, count: int):
+        self._dataset = dataset
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
 
 
-def watched(work) -> Watch:
+def watched(work: Callable[[], object]) -> Watch:
+    """The operations that `work` calls."""
     with Watch() as watch:
         work()
     return watch
 
 
 def full_size_floats(watch: Watch, size: tuple[int, int], classes: int) -> list[tuple[int, ...]]:
-    """Shapes of logits or probabilities of every pixel, also flattened or with classes last."""
+    """Shapes seen that hold a number per pixel and class, flattened or with classes last too."""
     pixels = size[0] * size[1]
     return [
         shape

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+# Minutes, unless Triton has cached the compiled kernels.
+pytestmark = pytest.mark.slow
 TESTS = Path(__file__).parents[1]
 RESOURCES = TESTS / "helpers" / "kernel_resources.py"
 ACCEPT = "if that is intended, record it: python tests/helpers/kernel_resources.py --accept"

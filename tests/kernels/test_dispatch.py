@@ -49,6 +49,7 @@ print("diga_hpc.kernels.cross_entropy" in sys.modules)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
@@ -67,6 +68,7 @@ def test_impossible_choices(environment, message):
     assert done.returncode != 0 and message in done.stderr
 
 
+@pytest.mark.slow
 def test_environment_chooses():
     """By default tensors on a CPU take the reference, and Triton is not imported."""
     assert run_python(CALL).stdout.strip() == "False"

@@ -38,6 +38,7 @@ def test_the_examples_run_on_a_cpu_too():
     run_python("\n".join(EXAMPLES))
 
 
+@pytest.mark.slow
 def test_the_folder_works_alone(tmp_path):
     """As a copy under another name, without diga_hpc."""
     shutil.copytree(ROOT / "kernels", tmp_path / "losses")

@@ -66,6 +66,7 @@ def test_a_sweep_of_four_runs_collects_one_table(tiny_yaml, tmp_path, two_nodes)
     ]
     table = json.loads((tmp_path / "run/results.json").read_text())
     assert [row["run"] for row in table] == names
+    assert len({row["warm_up/student/running"] for row in table}) > 1
     for row in table:
         (result,) = json.loads((tmp_path / "run" / row["run"] / "results.json").read_text())
         assert row["warm_up/student/running"] == result["miou"]

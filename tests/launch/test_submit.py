@@ -1,6 +1,5 @@
 """submit.py: the text for sbatch, what is submitted, and jobs on this machine."""
 
-import json
 import os
 import pickle
 import signal
@@ -21,15 +20,6 @@ from helpers.uninterrupted import LONG, LONG_STEPS, steps_logged
 FOR_32_RANKS = [
     f"{stage}.batch={{full: 32}}" for stage in ("source_only", "warm_up", "self_training")
 ]
-# One stage of few steps, and little to evaluate.
-SHORT = [
-    "source_only=null",
-    "warm_up.start=model",
-    "self_training=null",
-    "evaluation.adapt_normalization=false",
-    "evaluation.teacher=false",
-]
-
 # ----------------------------------------------------------------------------------------- the text
 
 TEXTS = {
@@ -188,35 +178,6 @@ def test_a_local_job_is_stopped_and_the_same_launch_ends_as_torchrun(
     assert final_files(tmp_path / "run") == uninterrupted.files
     assert steps_logged(tmp_path / "run") == list(range(1, LONG_STEPS + 1))
     assert (tmp_path / f"run/logs/{second.job_ids[0]}_1_log.out").is_file()
-
-
-@pytest.mark.slow
-def test_a_sweep_on_this_machine_collects_one_table(tiny_yaml, tmp_path):
-    submission = launch.submit(
-        "pipeline", tiny_yaml, SHORT, executor="local", sweep={"seed": [0, 7]}
-    )
-    table = submission.results()
-    assert [row["run"] for row in table] == ["seed=0", "seed=7"]
-    for row in table:
-        rows = json.loads((tmp_path / "run" / row["run"] / "results.json").read_text())
-        assert row["state"] == "done" and row["warm_up/student/running"] == rows[0]["miou"]
-    assert table[0]["warm_up/student/running"] != table[1]["warm_up/student/running"]
-
-
-EXECUTORS = {
-    "unknown": ({"executor": "pbs"}, "'pbs': expected one of slurm, local"),
-    "nodes here": ({"executor": "local", "nodes": 2}, "this machine only; set nodes=1"),
-    "batch": ({"nodes": 3}, "does not divide by 3 ranks"),
-}
-
-
-@pytest.mark.parametrize("case", EXECUTORS)
-def test_refused_before_anything_is_submitted(case, tiny_yaml, tmp_path, sbatch):
-    options, expected = EXECUTORS[case]
-    with pytest.raises(UserError) as error:
-        launch.submit("warm-up", tiny_yaml, **options)
-    assert expected in str(error.value)
-    assert not list(tmp_path.glob("run/logs/*.sh")) and not list(tmp_path.glob("run/logs/*.pkl"))
 
 
 def test_a_start_takes_its_rank_and_removes_what_an_earlier_one_left(tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ class TestUnreadable:
             raise OSError(errno.EIO, "Input/output error", str(image))
 
         monkeypatch.setattr(pictures.Image, "open", fail)
-        with pytest.raises(MachineError, match="have the disk or file server looked at"):
+        with pytest.raises(MachineError, match="have the disk or file server checked"):
             pictures.read_image(image)
 
 

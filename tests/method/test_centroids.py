@@ -69,6 +69,13 @@ def test_online_update_equals_one_after_another_to_first_order():
     assert centroids.seen.all()
 
 
+def test_a_large_batch_with_a_large_momentum_moves_a_centroid_to_the_mean_at_most():
+    centroids = Centroids(1, 2, CentroidSection(momentum=0.09), torch.device("cpu"))
+    centroids.initialize(ClassMeans(torch.zeros(1, 2), torch.ones(1)), alone)
+    centroids.update(ClassMeans(torch.full((1, 2), 20.0), torch.tensor([20.0])), alone)
+    assert centroids.values.tolist() == [[1.0, 1.0]]
+
+
 def test_labels_at_nodes_are_those_under_the_aligned_corners():
     labels = torch.arange(9 * 13).view(1, 9, 13)
     got = labels_at_nodes(labels, (3, 4))

@@ -73,7 +73,7 @@ def test_requeued_preempted_and_a_node_lost_it_ends_bit_identical(
     assert [entry["by"] for entry in requeues(run)] == ["slurm", "job", "slurm"]
 
 
-RESUMED = "warm_up goes on from step {step}"
+RESUMED = "warm_up resumes from step {step}"
 
 
 def until_it_trains(run: Path, job: str, restart: int) -> None:

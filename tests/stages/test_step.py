@@ -12,8 +12,8 @@ from diga_hpc.stages.pipeline import Pipeline
 from helpers.steps import (
     ALONE,
     TRAINING_STAGES,
+    FirstImages,
     full_size_floats,
-    images_alone,
     large_images,
     one_step,
     watched,
@@ -70,7 +70,7 @@ def test_labels_of_whole_images_hold_no_full_size_logits_and_never_wait(
     )
 
     def work(count):
-        first = images_alone(target, count), images_alone(validation, count)
+        first = FirstImages(target, count), FirstImages(validation, count)
         {
             "evaluation": lambda: evaluation.measure(
                 context, model, first[1], f"images_{count}", "panel"

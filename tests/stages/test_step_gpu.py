@@ -13,7 +13,7 @@ from diga_hpc.run.directory import Run
 from diga_hpc.stages import evaluation
 from diga_hpc.stages.networks import starting_network
 from diga_hpc.training.stage import Context
-from helpers.steps import TRAINING_STAGES, images_alone, large_images, one_step
+from helpers.steps import TRAINING_STAGES, FirstImages, large_images, one_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,7 +58,7 @@ def test_evaluation_synchronises_at_its_end_only(tmp_path, world):
         try:
             with warnings.catch_warnings(record=True) as found:
                 warnings.simplefilter("always")
-                evaluation.measure(context, model, images_alone(validation, images), "images", None)
+                evaluation.measure(context, model, FirstImages(validation, images), "images", None)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         return sum("synchronizing CUDA operation" in str(warning.message) for warning in found)

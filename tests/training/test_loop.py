@@ -1,4 +1,7 @@
-"""Training: resume is bit-identical, ranks and ZeRO stages and accumulation change nothing, bad steps are skipped."""
+"""Training loop: bit-identical resume, equal losses for any ranks, ZeRO stage and micro batch.
+
+And steps that are not finite, which are skipped.
+"""
 
 import json
 import os
@@ -27,10 +30,11 @@ from helpers.runs import STEPS, TWO_RANK_JOB, final_files, load, losses
 from helpers.slurm_cluster import until
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_stopped_and_resumed_equals_uninterrupted_bit_by_bit(tiny_yaml, tmp_path, stop_after):
-    """Stopped every `stop_after` steps through all stages: student, teacher, optimiser, centroids, labels."""
-    Pipeline(load(tiny_yaml, tmp_path / "whole", "optimizer.name=adamw")).run()
+    """Stopped every `stop_after` steps through all stages; all checkpoints and labels are equal."""
+    Pipeline(load(tiny_yaml, tmp_path / "complete", "optimizer.name=adamw")).run()
     stops = 0
     while True:
         try:
@@ -41,17 +45,17 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_by_bit(tiny_yaml, tmp_path
         except Stopped:
             stops += 1
     assert stops >= 2
-    whole, parts = final_files(tmp_path / "whole"), final_files(tmp_path / "parts")
-    assert whole.keys() == parts.keys() and "self_training_1/teacher.safetensors" in whole
-    assert [name for name in whole if whole[name] != parts[name]] == []
+    complete, parts = final_files(tmp_path / "complete"), final_files(tmp_path / "parts")
+    assert complete.keys() == parts.keys() and "self_training_1/teacher.safetensors" in complete
+    assert [name for name in complete if complete[name] != parts[name]] == []
     for stage in ("source_only", "warm_up", "self_training_1"):
-        assert losses(tmp_path / "whole", stage) == losses(tmp_path / "parts", stage)
-    assert (tmp_path / "whole/results.json").read_text() == (
-        tmp_path / "parts/results.json"
-    ).read_text()
+        assert losses(tmp_path / "complete", stage) == losses(tmp_path / "parts", stage)
+    results = [(tmp_path / run / "results.json").read_text() for run in ("complete", "parts")]
+    assert results[0] == results[1]
 
 
-def test_a_signal_stops_at_a_step_boundary_and_the_same_command_goes_on(tiny_yaml, tmp_path):
+@pytest.mark.slow
+def test_a_signal_stops_at_a_step_boundary_and_the_same_command_resumes(tiny_yaml, tmp_path):
     """The real command line, SIGTERM in the middle of the warm-up."""
     arguments = [
         "warm-up",
@@ -110,11 +114,11 @@ def test_missing_pseudo_labels_alone_are_made_again(tiny_yaml, tmp_path):
     assert labels[1].stat().st_mtime_ns == kept
 
 
-def test_a_broken_newest_checkpoint_costs_the_steps_behind_the_one_before(
+def test_a_corrupt_newest_checkpoint_costs_the_steps_since_the_one_before(
     tiny_yaml, tmp_path, caplog
 ):
-    whole = load(tiny_yaml, tmp_path / "whole", "logging.checkpoint_every=1")
-    Pipeline(whole).run("warm-up")
+    complete = load(tiny_yaml, tmp_path / "complete", "logging.checkpoint_every=1")
+    Pipeline(complete).run("warm-up")
     config = load(tiny_yaml, tmp_path / "run", "logging.checkpoint_every=1")
     with pytest.raises(Stopped):
         Pipeline(config, stop_after=6).run("warm-up")  # 3 of source_only, 3 of warm_up
@@ -123,15 +127,19 @@ def test_a_broken_newest_checkpoint_costs_the_steps_behind_the_one_before(
     student.write_bytes(student.read_bytes()[:100])
     Pipeline(config).run("warm-up")
     assert "corrupt checkpoint" in caplog.text
-    assert final_files(config.run_dir) == final_files(whole.run_dir)
+    assert final_files(config.run_dir) == final_files(complete.run_dir)
     assert len(losses(config.run_dir, "warm_up")) == 4  # no step is logged twice
 
 
 # ------------------------------------------------------------- ranks, ZeRO, accumulation, precision
 
 
+@pytest.mark.slow
 def test_two_ranks_and_every_zero_stage_give_the_losses_of_one_process(tiny_yaml, tmp_path):
-    """1 rank x batch 4 against 2 ranks x batch 2, ZeRO 0 to 3, SGD and AdamW: 20 steps to 1e-5, and the weights."""
+    """1 rank x batch 4 against 2 ranks x batch 2, ZeRO 0 to 3, SGD and AdamW.
+
+    Losses of 20 steps to 1e-5, and the weights.
+    """
     variants = {
         f"{optimizer}_zero{zero}": [f"optimizer.name={optimizer}", f"engine.zero_stage={zero}"]
         for optimizer in ("sgd", "adamw")
@@ -177,7 +185,7 @@ def test_two_ranks_and_every_zero_stage_give_the_losses_of_one_process(tiny_yaml
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
 def test_accumulated_micro_batches_give_the_same_step(tiny_yaml, tmp_path, micro_batch):
-    """Also where the last micro batch is smaller (4 = 3 + 1); the loss's normaliser here is `all`."""
+    """Also where the last micro batch is smaller (4 = 3 + 1). `valid`: test_ranks.py."""
     options = [*STEPS, "warm_up.steps=5", "loss.normalizer=all"]
     Pipeline(load(tiny_yaml, tmp_path / "a", *options)).run("warm-up")
     Pipeline(load(tiny_yaml, tmp_path / "b", *options, f"engine.micro_batch={micro_batch}")).run(
@@ -202,7 +210,7 @@ def test_bf16_keeps_parameters_and_optimiser_in_float32(tiny_yaml, tmp_path):
 
 
 class Faulty(TrainingStage):
-    """Loss of the mean logit, not finite at chosen steps; inf has a finite gradient, NaN has not."""
+    """A loss that is not finite at chosen steps: inf has a finite gradient, NaN has not."""
 
     name = "warm_up"
 
@@ -253,7 +261,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tiny_yaml, tmp_path, zero, ba
     images = torch.rand(4, 3, 32, 48)
 
     def update(step, factor):
-        # The images too: what is not finite reaches the running statistics before the loss is known.
+        # The images too, so that the running statistics are not finite before the loss is.
         loss = engine(images * factor).logits.square().mean() * factor
         engine.backward(loss, samples=4)
         return engine.step(step).applied
@@ -300,7 +308,7 @@ def test_skipped_steps_are_counted(tiny_yaml, tmp_path):
 
 
 def test_other_ranks_load_what_rank_0_has_verified():
-    """They look at nothing themselves."""
+    """They read no file before: it may be stale on a network file system."""
 
     class Rank1(World):
         def broadcast(self, value):

@@ -1,4 +1,4 @@
-"""Whatever dies, the same command goes on from the last checkpoint and ends with the same bits."""
+"""Failures of ranks, workers, nodes and disks: the same command resumes, with the same bits."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from diga_hpc.stages.pipeline import Pipeline
 from helpers.commands import diga
 from helpers.configurations import write_tiny_yaml
 from helpers.paths import ROOT
-from helpers.runs import TWO_RANK_JOB, final_files, load, losses
+from helpers.runs import final_files, load, losses, on_ranks
 from helpers.slurm_cluster import until
 
 SOAK = ROOT / "benchmarks/soak.py"
@@ -36,32 +36,41 @@ def children(pid: int) -> list[int]:
 
 def start(*command: str | Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", *map(str, command)], env=ENVIRONMENT, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-m", *map(str, command)],
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
 
 
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_cost_at_most_the_steps_since_a_checkpoint(tmp_path):
     """See benchmarks/soak.py for what is checked after each kill, and how runs are compared."""
+    options = ["--kills", "20", "--folder", tmp_path / "runs", "--report", tmp_path / "soak"]
     done = subprocess.run(
-        [sys.executable, SOAK, "--kills", "20", "--folder", tmp_path / "runs", "--report", tmp_path / "soak"],
-        capture_output=True, text=True, timeout=900, env=ENVIRONMENT,
-    )  # fmt: skip
+        [sys.executable, SOAK, *options],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=ENVIRONMENT,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     summary = json.loads((tmp_path / "soak.json").read_text())
     kills = summary["kills"]
     assert len(kills) == 20 and summary["problems"] == [] and summary["runs"] >= 1
-    assert 1 <= summary["resumes"] <= len(kills)  # each kill is followed by one start at most
+    # Each kill is followed by one start at most.
+    assert 1 <= summary["resumes"] <= len(kills)
     assert {kill["rank"] for kill in kills} == {0, 1} and any(kill["saving"] for kill in kills)
     assert max(kill["to_end"] for kill in kills) <= 60
-    assert (
-        sum(-signal.SIGKILL in kill["exit_codes"] for kill in kills) >= 15
-    )  # the others came too late
+    # The others hit a process that had just ended.
+    assert sum(-signal.SIGKILL in kill["exit_codes"] for kill in kills) >= 15
 
 
+@pytest.mark.slow
 def test_torchrun_sees_a_killed_rank_and_its_name_is_in_the_last_lines(tiny_yaml, tmp_path):
-    job = start("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "diga_hpc",
-                "warm-up", tiny_yaml, *LONG)  # fmt: skip
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    job = start(*torchrun, "-m", "diga_hpc", "warm-up", tiny_yaml, *LONG)
     until(lambda: steps_logged(tmp_path / "run") > 3, 90, "steps")
     ranks = [
         pid
@@ -71,10 +80,11 @@ def test_torchrun_sees_a_killed_rank_and_its_name_is_in_the_last_lines(tiny_yaml
     os.kill(ranks[-1], signal.SIGKILL)
     _, errors = job.communicate(timeout=60)
     assert job.returncode != 0
-    assert f"because of rank 1 on {os.uname().nodename}: process {ranks[-1]} is gone" in errors
+    assert f"because of rank 1 on {os.uname().nodename}: process {ranks[-1]} died" in errors
     assert not (tmp_path / "run/.lock").exists()
 
 
+@pytest.mark.slow
 def test_a_loader_worker_killed_for_memory_is_named_with_the_remedy(tiny_yaml, tmp_path):
     job = start("diga_hpc", "warm-up", tiny_yaml, *LONG, "data.workers=1")
     until(lambda: steps_logged(tmp_path / "run") > 3, 90, "steps")
@@ -105,7 +115,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_ends_the_run_and_with_space_it_goes_on(tiny_yaml, tmp_path, small_disk):
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_and_with_space_it_resumes(tiny_yaml, tmp_path, small_disk):
     run_dir = small_disk / "run"
     options = ["source_only=null", "warm_up.start=model", "warm_up.steps=8", "logging.keep=9"]
     full = diga("warm-up", tiny_yaml, *options, f"run_dir={run_dir}")
@@ -119,13 +130,17 @@ def test_a_full_disk_ends_the_run_and_with_space_it_goes_on(tiny_yaml, tmp_path,
     assert not (run_dir / ".lock").exists()
     subprocess.run(["mount", "-o", "remount,size=600m", str(small_disk)], check=True)
     assert diga("warm-up", tiny_yaml, *options, f"run_dir={run_dir}").returncode == 0
-    whole = load(tiny_yaml, tmp_path / "whole", *options)
-    Pipeline(whole).run("warm-up")
-    assert final_files(run_dir) == final_files(whole.run_dir)
+    complete = load(tiny_yaml, tmp_path / "complete", *options)
+    Pipeline(complete).run("warm-up")
+    assert final_files(run_dir) == final_files(complete.run_dir)
 
 
-def test_a_node_that_dies_costs_the_job_a_minute_and_it_goes_on(cluster, tiny_yaml, tmp_path):
-    """slurmd, its steps and its tasks are killed at once, as a power failure does; Slurm itself notices much later."""
+@pytest.mark.slow
+def test_a_job_resumes_within_a_minute_after_a_node_failed(cluster, tiny_yaml, tmp_path):
+    """slurmd, its steps and its tasks are killed at once, as in a power failure.
+
+    Slurm itself notices much later.
+    """
     options = ["source_only=null", "warm_up.start=model", "warm_up.steps=120"]
     script = ROOT / "slurm/warmup.sh"
     run_dir = tmp_path / "run"
@@ -137,18 +152,20 @@ def test_a_node_that_dies_costs_the_job_a_minute_and_it_goes_on(cluster, tiny_ya
         assert not cluster.ranks_on("node1", job)
         assert "rank 0 on node1 ends because of rank 1 on node2: process" in log.read_text()
         assert "the node is lost" in log.read_text()
-        time.sleep(8)  # a node refuses for `cred_expire` a job that it has just been told to end
+        # A node refuses a job for `cred_expire` after it was told to end it.
+        time.sleep(8)
     assert cluster.wait(job) == "COMPLETED", log.read_text() + cluster.describe(job)
-    assert "goes on from step" in log.read_text()
+    assert "resumes from step" in log.read_text()
     assert (
-        diga("warm-up", tiny_yaml, *options, f"run_dir={tmp_path / 'whole'}", ranks=2).returncode
+        diga("warm-up", tiny_yaml, *options, f"run_dir={tmp_path / 'complete'}", ranks=2).returncode
         == 0
     )
-    assert final_files(run_dir) == final_files(tmp_path / "whole")
+    assert final_files(run_dir) == final_files(tmp_path / "complete")
 
 
+@pytest.mark.slow
 def test_a_job_outlives_slurmd(cluster, tiny_yaml, tmp_path):
-    """Its steps go on without the daemon, whose node is given back when it runs again."""
+    """Its steps run without the daemon, and the node is usable again once the daemon is."""
     options = ["source_only=null", "warm_up.start=model", "warm_up.steps=150"]
     script = ROOT / "slurm/warmup.sh"
     job = cluster.submit("--nodes=2", "--ntasks-per-node=1", script, tiny_yaml, *options)
@@ -162,48 +179,46 @@ def test_a_job_outlives_slurmd(cluster, tiny_yaml, tmp_path):
 
 
 FROZEN = [
-    "source_only=null", "warm_up.start=model", "warm_up.steps=10", "model.batch_norm=frozen", "model.dropout=0",
-    "optimizer.name=adamw", "optimizer.lr_head=1e-4", "optimizer.lr_backbone=1e-4",
-]  # fmt: skip
+    "source_only=null",
+    "warm_up.start=model",
+    "warm_up.steps=10",
+    "model.batch_norm=frozen",
+    "model.dropout=0",
+    "optimizer.name=adamw",
+    "optimizer.lr_head=1e-4",
+    "optimizer.lr_backbone=1e-4",
+]
 
 
 @pytest.fixture(scope="module")
 def half_way(tmp_path_factory):
-    """tiny.yaml, a run stopped at step 5 on 2 ranks under ZeRO 1, and the losses of one that was not."""
+    """A folder with tiny.yaml and a run `half`, and the losses of an uninterrupted run.
+
+    `half` was stopped at step 5 on 2 ranks under ZeRO 1.
+    """
     folder = tmp_path_factory.mktemp("half_way")
     write_tiny_yaml(folder)
-    whole = load(folder / "tiny.yaml", folder / "whole", *FROZEN)
-    Pipeline(whole).run("warm-up")
-    done = diga("warm-up", folder / "tiny.yaml", f"run_dir={folder / 'half'}", *FROZEN,
-                "engine.zero_stage=1", "--stop-after", "5", ranks=2)  # fmt: skip
+    complete = load(folder / "tiny.yaml", folder / "complete", *FROZEN)
+    Pipeline(complete).run("warm-up")
+    options = [f"run_dir={folder / 'half'}", *FROZEN, "engine.zero_stage=1", "--stop-after", "5"]
+    done = diga("warm-up", folder / "tiny.yaml", *options, ranks=2)
     assert "stopped at step 5" in done.stderr, done.stderr[-2000:]
-    return folder, losses(whole.run_dir, "warm_up")
+    return folder, losses(complete.run_dir, "warm_up")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_one_checkpoint_goes_on_on_other_ranks_and_zero_stages(half_way, tmp_path, ranks):
+def test_a_checkpoint_resumes_on_other_ranks_and_under_other_zero_stages(half_way, tmp_path, ranks):
     """Saved on 2 ranks under ZeRO 1: the losses of one process that was never stopped, to 1e-5."""
     folder, expected = half_way
     runs = {zero: tmp_path / f"zero{zero}" for zero in (0, 1, 2, 3)}
     for run_dir in runs.values():
         shutil.copytree(folder / "half", run_dir)
-    job = tmp_path / "job.py"
-    job.write_text(TWO_RANK_JOB)
-    lines = [
-        " ".join([f"run_dir={run}", f"engine.zero_stage={zero}", *FROZEN])
-        for zero, run in runs.items()
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={ranks}",
-    ]
-    done = subprocess.run(
-        [*command, job, folder / "tiny.yaml", *lines], capture_output=True, text=True, timeout=300, env=ENVIRONMENT
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_ranks(
+        ranks,
+        Path(shutil.copy(folder / "tiny.yaml", tmp_path)),
+        {run: [f"engine.zero_stage={zero}", *FROZEN] for zero, run in runs.items()},
+    )
     for zero, run_dir in runs.items():
         got = losses(run_dir, "warm_up")
         assert len(expected) == 10 and got == pytest.approx(expected, rel=1e-5), (ranks, zero)

@@ -1,4 +1,4 @@
-"""A stage with two networks and two optimizers, as a GAN has them: steps, resume, bad gradients."""
+"""A stage with two networks under the stages of ZeRO: resume, a gradient that is not finite."""
 
 import pytest
 import torch
@@ -64,6 +64,7 @@ class Adversarial(TrainingStage):
         self.absorbed.append(self.calls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 1, 3])
 def test_two_networks_resume_bit_by_bit(tiny_yaml, tmp_path, zero):
     option = f"engine.zero_stage={zero}"
@@ -75,17 +76,6 @@ def test_two_networks_resume_bit_by_bit(tiny_yaml, tmp_path, zero):
     complete, parts = final_files(tmp_path / "complete"), final_files(tmp_path / "parts")
     assert "warm_up/optimizer_critic.safetensors" in complete and complete == parts
     assert losses(tmp_path / "complete", "warm_up") == losses(tmp_path / "parts", "warm_up")
-
-
-def test_both_networks_learn_and_their_rates_are_logged(tiny_yaml, tmp_path):
-    stage = Adversarial(Pipeline(load(tiny_yaml, tmp_path / "run")).context)
-    before = [p.detach().clone() for p in stage.critic.parameters()]
-    train(stage)
-    assert all(
-        not torch.equal(a, b) for a, b in zip(before, stage.critic.parameters(), strict=True)
-    )
-    text = (tmp_path / "run/metrics.jsonl").read_text()
-    assert '"lr/head"' in text and '"lr/critic/head"' in text
 
 
 @pytest.mark.parametrize("zero", [0, 1])
