@@ -1,5 +1,4 @@
-"""Job: one command of stages from a configuration file; what cli, sbatch, torchrun and submitit
-call on every rank.
+"""Job: run the stages of one command. What cli, sbatch, torchrun and submitit call on every rank.
 
 The arguments are strings and numbers, so that a job submitted to a cluster needs nothing else.
 Importing this module loads neither torch nor deepspeed.
@@ -29,8 +28,7 @@ def run(
     round_number: int = 1,
     stop_after: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Run the stages of a command (stages.plan.commands) with a configuration file and its
-    overrides.
+    """Run the stages of a command (stages.plan.commands) with a configuration and overrides.
 
     overrides: `key=value` each. round_number: which round, for pseudo-labels and self-train.
     stop_after: stop cleanly after so many training steps. Returns the rows of results.json, on
@@ -62,11 +60,11 @@ def _run(
             _report(config.run_dir)
         context.world.barrier()
     except Stopped as stopped:
-        # A Ctrl-C, or the end of a count of steps, is not for Slurm to undo.
+        # Not requeued after a Ctrl-C or `stop_after`: somebody wanted the run to stop.
         if not (context.stop.counted_down or context.world.broadcast(context.stop.interrupted)):
             requeue.hand_back(stopped, context.run, context.world)
         context.world.barrier()
-        # All ranks have agreed to leave, so none is missed.
+        # All ranks have agreed to end: from here on a missing rank is no failure.
         watchdog.stop()
         raise
     finally:

@@ -32,7 +32,7 @@ Draws = dict[str, torch.Tensor]
 # tensors
 DrawFunction = Callable[[np.random.Generator, Domain, torch.Tensor, torch.Tensor | None], Draws]
 KEY = "key"
-"""In `Batch.draws`: int64 [B], what anything random within a network depends on."""
+"""In `Batch.draws`: int64 [B], seeds of what is random within a network (dropout)."""
 PREFETCHED = 4  # batches that each worker loads ahead
 
 
@@ -253,8 +253,8 @@ def inference_images(
 
 
 def _ignore_signals(worker: int) -> None:
-    # Slurm signals every process of a job: a worker that died would end its rank before the
-    # checkpoint.
+    # Slurm signals every process of a job; a worker that ended would end its rank before the
+    # checkpoint is written.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -264,7 +264,7 @@ def _kill_workers() -> None:
     # Workers ignore SIGTERM, so a process that ends with an error would wait for them forever.
     children = multiprocessing.active_children()
     if children:
-        # Torch's handler would take the end of a worker for a failure.
+        # Torch's handler would report the end of a worker as a failure.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in children:
         child.kill()

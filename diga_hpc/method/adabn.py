@@ -58,8 +58,8 @@ def _collecting(layers: list[BatchNorm], moments: dict[BatchNorm, torch.Tensor])
     try:
         for layer in layers:
             hooks.append(layer.register_forward_pre_hook(accumulate))
-            # A momentum of 0 keeps the running statistics, which belong to another domain, out of
-            # it.
+            # In training mode a layer normalises by its batch; a momentum of 0 keeps its running
+            # statistics unchanged, in case of an error.
             layer.train()
             layer.momentum = 0.0
         yield

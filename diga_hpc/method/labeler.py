@@ -13,8 +13,7 @@ from diga_hpc.models.base import Prediction, SegmentationModel
 
 
 class Labeler:
-    """Predict labels: maximum over scales (and mirrored images) of the upsampled logits, then
-    argmax.
+    """Predict labels: argmax of the maximum over scales and mirrored images of upsampled logits.
 
     model: a network in evaluation mode. scales: factors of the image's size. sliding_window: height
     and width of windows that overlap by at least a third, instead of the image at once. autocast:
@@ -98,7 +97,7 @@ def rescale(images: torch.Tensor, scale: float) -> torch.Tensor:
     if scale == 1.0:
         return images
     size = [max(round(s * scale), 1) for s in images.shape[-2:]]
-    # About images, not about a network: corners are aligned whatever the network's convention is.
+    # This resizes images, not a network's output: its `align_corners` does not apply.
     return F.interpolate(images, size, mode="bilinear", align_corners=True)
 
 

@@ -11,13 +11,13 @@ from diga_hpc.training.stage import STUDENT, Context
 
 
 def starting_network(context: Context, planned: Planned | None = None) -> SegmentationModel:
-    """The student that a stage starts from; without a stage, or where it says so, the starting
-    weights.
+    """Build the student that a stage starts from: of an earlier stage, or with starting weights.
 
     Raises UserError for weights that do not fit, and for a stage before it that is not finished.
     """
     if planned is not None and planned.starts_from is not None:
         return trained_network(context, planned.starts_from)
+    # Random starting weights are the same on all ranks and after a resume.
     torch.manual_seed(context.config.seed)
     return models.build(context.config.model, context.space.num_classes)
 

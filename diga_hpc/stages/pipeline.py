@@ -40,7 +40,7 @@ class Pipeline:
         run = Run(config)
         self.context = Context(config, run, world, stop, source, target, validation)
         if not run.exists:
-            # Wrong weights are found before anything is written.
+            # Raises for weights that do not fit, before anything is written.
             starting_network(self.context)
         run.open(world)
 

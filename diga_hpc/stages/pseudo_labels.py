@@ -89,7 +89,7 @@ def watched(
     """Iterate until a stop is requested (StopFlag.watch); progress is the files in `folder`."""
 
     def done() -> int:
-        # Rank 0's is what counts.
+        # The other ranks need not look: rank 0's answer is the one that is used.
         return len(list(folder.glob("*.png"))) if context.world.is_main else 0
 
     stage = f"pseudo_labels_{folder.name}"
@@ -192,8 +192,9 @@ def consensus_quality(
     watch: Watch,
     panel_name: str,
 ) -> dict[str, float]:
-    """Share of the validation images' pixels that the consensus keeps, and how often rightly: a
-    diagnosis only.
+    """Measure the consensus on validation images: what it keeps, and how much of it is right.
+
+    For diagnosis only: nothing in training depends on it.
 
     Labels are made as the pseudo labels are, features by the teacher that self-training starts
     with. Returns kept, accuracy (of what is kept), accuracy_offline (of the pseudo labels without
@@ -202,7 +203,7 @@ def consensus_quality(
     world, config, validation = context.world, context.config, context.validation
     teacher = Teacher(student, config.teacher, context.precision)
     label = Labeler(labeler, scales=config.pseudo_labels.scales, autocast=context.precision)
-    # Pixels: labelled, kept, kept and right, right without consensus
+    # Pixels: labelled; kept; kept and right; right without consensus.
     counts = torch.zeros(4, dtype=torch.int64, device=world.device)
     mine = world.share(len(validation))
     loaded = inference_images(validation, mine, config.data.workers, pin_memory=context.pin_memory)

@@ -1,4 +1,4 @@
-"""Engine: DeepSpeed behind what a stage needs of it. The only module that imports deepspeed.
+"""Engine: a network trained by DeepSpeed. The only module that imports deepspeed.
 
     engine(images) -> Prediction     forward pass in the configured precision
     engine.backward(loss, samples)   once a micro batch

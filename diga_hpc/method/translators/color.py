@@ -9,7 +9,7 @@ from diga_hpc.method.translators.lab import lab_to_rgb, rgb_to_lab
 
 
 class ColorStatistics:
-    """Translates by Lab statistics of whole images, which the loader computes."""
+    """Translate by Lab statistics of complete images, which the loader computes."""
 
     def __init__(self, section: TranslatorSection):
         pass
@@ -24,9 +24,9 @@ class ColorStatistics:
 
 
 def color_statistics(image: torch.Tensor) -> torch.Tensor:
-    """Mean and standard deviation of each Lab channel, [2,3], of a whole image uint8 [3,H,W]."""
-    # Of the whole image: a crop's own statistics would say what it shows (road, sky) rather than in
-    # which light. Every n-th pixel is enough, about 64 along the shorter side.
+    """Mean and standard deviation of each Lab channel, [2,3], of an image uint8 [3,H,W]."""
+    # Of the image, not of a crop, whose colours depend more on what it shows (road, sky) than on
+    # the light. Every n-th pixel is enough, about 64 along the shorter side.
     step = max(min(image.shape[-2:]) // 64, 1)
     lab = rgb_to_lab(image[:, ::step, ::step].float() / 255)
     std, mean = torch.std_mean(lab, dim=(1, 2))

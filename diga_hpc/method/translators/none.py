@@ -1,4 +1,4 @@
-"""No translation: the source as it is."""
+"""No translation: source images pass unchanged."""
 
 from collections.abc import Mapping
 
