@@ -55,11 +55,10 @@ Round = Annotated[int, typer.Option("--round", min=1, help="Which round of self-
 
 @app.command()
 def pipeline(config: ConfigPath, overrides: Overrides = None, stop_after: StopAfter = None) -> None:
-    """Run every stage that is not done yet: source only, warm-up, pseudo labels, self-training,
-    evaluation, report.
+    """Run every stage that is not done yet, then evaluation and report.
 
-    Started again with the same configuration it goes on where it stopped. On several processes:
-    torchrun --nproc-per-node 2 -m diga_hpc pipeline CONFIG
+    Run the same command again to resume. On several processes: torchrun --nproc-per-node 2 -m
+    diga_hpc pipeline CONFIG
     """
     _run("pipeline", config, overrides, stop_after=stop_after)
 

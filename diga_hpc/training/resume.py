@@ -7,7 +7,7 @@ import torch
 
 from diga_hpc import config as configuration
 from diga_hpc.errors import UserError
-from diga_hpc.run.directory import checkpoint_steps
+from diga_hpc.run.directory import checkpoint_name, checkpoint_steps
 from diga_hpc.training import checkpoint
 from diga_hpc.training.checkpoint import Groups
 from diga_hpc.training.optimizer import MOMENTS
@@ -84,7 +84,7 @@ def has_weights(context: Context, stage: str, steps: int, network: str) -> bool:
     """Whether a finished stage kept the weights of a network: not every stage has a teacher."""
     return context.world.on_rank0(
         lambda: (
-            context.run.checkpoints(stage) / f"step_{steps:08d}/{network}.safetensors"
+            context.run.checkpoints(stage) / checkpoint_name(steps) / f"{network}.safetensors"
         ).is_file()
     )
 

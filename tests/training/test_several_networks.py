@@ -101,3 +101,15 @@ def test_a_loss_that_is_not_finite_discards_the_step_of_both_networks(tiny_yaml,
     for network in ("student", CRITIC):
         assert all(torch.equal(before[network][k], v) for k, v in after[network].items())
         assert not all(torch.equal(after[network][k], v) for k, v in later[network].items())
+
+
+def test_both_networks_learn_and_their_rates_are_logged(tiny_yaml, tmp_path):
+    stage = Adversarial(Pipeline(load(tiny_yaml, tmp_path / "run")).context)
+    before = [p.detach().clone() for p in stage.critic.parameters()]
+    train(stage)
+    after = stage.critic.parameters()
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    text = (tmp_path / "run/metrics.jsonl").read_text()
+    assert '"lr/head"' in text and '"lr/critic/head"' in text
+    # The critic has no backbone, whose rate would be that of nothing.
+    assert "lr/critic/backbone" not in text
