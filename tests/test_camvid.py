@@ -52,6 +52,8 @@ def test_the_chain_runs_on_photographs(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads((tmp_path / "run/results.json").read_text())
     assert [(row["stage"], row["images"]) for row in rows] == [
-        ("source_only", 31), ("warm_up", 31), ("self_training", 31),
-    ]  # fmt: skip
+        ("source_only", 31),
+        ("warm_up", 31),
+        ("self_training", 31),
+    ]
     assert len(list((tmp_path / "run/pseudo_labels/round_1").glob("0001TP*.png"))) == 62

@@ -72,9 +72,14 @@ plan.register("toy", "toy_stage:Toy", ToySection, after="warm_up", views=2)
 def folder(tmp_path, monkeypatch) -> Path:
     """An empty current directory for modules; registrations are undone afterwards."""
     tables = (
-        DATASETS, SPACES, MODELS, choices.SAMPLERS, choices.TRANSLATORS, schema.STAGE_SECTIONS,
+        DATASETS,
+        SPACES,
+        MODELS,
+        choices.SAMPLERS,
+        choices.TRANSLATORS,
+        schema.STAGE_SECTIONS,
         plan.STAGES,
-    )  # fmt: skip
+    )
     before = [dict(table) for table in tables]
     modules = set(sys.modules)
     monkeypatch.chdir(tmp_path)
@@ -199,9 +204,12 @@ class TestStage:
         assert saved == config and saved.toy == config.toy
         written = yaml.safe_load((tmp_path / "saved.yaml").read_text())
         assert written["toy"] == {
-            "steps": 2, "batch": {"full": 2, "half": 0}, "crop": [8, 8], "lr_scale": 1.0,
+            "steps": 2,
+            "batch": {"full": 2, "half": 0},
+            "crop": [8, 8],
+            "lr_scale": 1.0,
             "strength": 0.25,
-        }  # fmt: skip
+        }
 
     def test_its_keys_are_part_of_the_experiment(self, stage):
         old, new = (configuration.load(stage, [f"toy.steps={steps}"]) for steps in (2, 3))

@@ -25,8 +25,11 @@ def test_every_class_has_a_name_and_a_colour_of_its_own(name):
 
 def test_sizes_and_protocols():
     assert {name: space.num_classes for name, space in SPACES.items()} == {
-        "streets": 9, "camvid": 11, "cityscapes": 19, "synthia": 16,
-    }  # fmt: skip
+        "streets": 9,
+        "camvid": 11,
+        "cityscapes": 19,
+        "synthia": 16,
+    }
     synthia = SPACES["synthia"]
     left_out = set(range(16)) - set(synthia.protocols["miou_13"])
     assert {synthia.classes[i] for i in left_out} == {"wall", "fence", "pole"}

@@ -32,9 +32,16 @@ def test_columns_are_in_the_order_of_the_run(run_dir):
     found = read(run_dir, "old")
     assert list(found["images"]) == ["frame_0", "frame_1"] and found["left_out"] == 0
     assert found["kinds"] == [
-        "image", "truth", "source_only", "warm_up", "consensus_1", "self_training_1", "consensus_2",
-        "self_training_2", "old",
-    ]  # fmt: skip
+        "image",
+        "truth",
+        "source_only",
+        "warm_up",
+        "consensus_1",
+        "self_training_1",
+        "consensus_2",
+        "self_training_2",
+        "old",
+    ]
 
 
 def test_large_pictures_are_reduced(run_dir):

@@ -36,9 +36,13 @@ def test_pictures_have_the_size_of_the_image_and_the_palette(trained_run, images
         path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()
     )
     assert written == [
-        "labels/tall.png", "labels/wide.png", "masks/tall.png", "masks/wide.png",
-        "overlays/tall.jpg", "overlays/wide.jpg",
-    ]  # fmt: skip
+        "labels/tall.png",
+        "labels/wide.png",
+        "masks/tall.png",
+        "masks/wide.png",
+        "overlays/tall.jpg",
+        "overlays/wide.jpg",
+    ]
     palette = np.array(configuration.load(trained_run / "config.yaml").space.palette, np.uint8)
     for name, (height, width) in SIZES.items():
         with Image.open(output / f"labels/{name}.png") as picture:

@@ -94,9 +94,15 @@ def test_panels_are_embedded_in_the_order_of_the_run(full_run):
     start = page.cells.index("image")
     heads = [cell for cell in page.cells[start:] if cell]
     assert heads == [
-        "image", "truth", "source only", "warm-up", "kept labels 1", "self-training 1",
-        "kept labels 2", "self-training 2",
-    ]  # fmt: skip
+        "image",
+        "truth",
+        "source only",
+        "warm-up",
+        "kept labels 1",
+        "self-training 1",
+        "kept labels 2",
+        "self-training 2",
+    ]
 
 
 def test_many_panels_stop_at_the_budget(full_run, monkeypatch):

@@ -34,8 +34,12 @@ def test_a_registered_stage_is_one_of_them(tmp_path, toy_stage):
     order = StageOrder(configuration.load(run_dir / "config.yaml"))
     assert order.names == ["source_only", "warm_up", TOY, "self_training_1", "self_training_2"]
     assert order.pictures(["self_training_1", TOY, "consensus_1", "truth", "image", "notes"]) == [
-        "image", "truth", TOY, "consensus_1", "self_training_1",
-    ]  # fmt: skip
+        "image",
+        "truth",
+        TOY,
+        "consensus_1",
+        "self_training_1",
+    ]
 
 
 def test_each_stage_has_a_colour_of_its_own(config):

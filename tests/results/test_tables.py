@@ -24,13 +24,25 @@ def test_one_line_a_stage(config):
     results = table(config, result_rows(CLASSES, miou_13=55.5)[::-1])
     assert results.stages == list(NAMES) and results.last == "self_training_2"
     assert results.heads == [
-        "stage", "student\nrunning", "student\nadapted", "teacher\nrunning", "teacher\nadapted",
-        "mIoU\n13", "pixel\nacc.", "vs source\nonly",
-    ]  # fmt: skip
+        "stage",
+        "student\nrunning",
+        "student\nadapted",
+        "teacher\nrunning",
+        "teacher\nadapted",
+        "mIoU\n13",
+        "pixel\nacc.",
+        "vs source\nonly",
+    ]
     assert results.lines["source_only"][0] == "31.25" and results.lines["source_only"][-1] == "–"
     assert results.lines["self_training_2"] == [
-        "51.75", "52.75", "53.75", "54.75", "55.50", "80.50", "+20.50",
-    ]  # fmt: skip
+        "51.75",
+        "52.75",
+        "53.75",
+        "54.75",
+        "55.50",
+        "80.50",
+        "+20.50",
+    ]
 
 
 def test_columns_without_a_value_are_left_out(config):
