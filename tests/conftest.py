@@ -33,6 +33,11 @@ for name in list(os.environ):
         del os.environ[name]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: one that began last would leave the other processes idle."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def keep_signal_handlers():
     """A pipeline listens to signals; pytest's own handlers are put back."""
