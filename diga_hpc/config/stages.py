@@ -71,6 +71,10 @@ class DistillationSection(TrainingSection):
     """View 2 of a source image. `crdomix`: classes of its colour-changed version pasted onto its
     version in the style of the target (needs `data.target`). `color`: the colour-changed version,
     which never looks at the target."""
+    distillation_weight: NonNegativeFloat
+    """Factor on the distillation loss, the sum of both directions."""
+    color_blend: Fraction
+    """Share of the colour-changed image in the colour view."""
 
 
 class WarmUpSection(DistillationSection):

@@ -4,25 +4,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
 import torch
 
 from diga_hpc import kernels
 from diga_hpc.config import SelfTrainingSection
 from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.loading.dataset import Dataset, WithPseudoLabels
-from diga_hpc.loading.loader import KEY, Batch, Domain, Draws
+from diga_hpc.loading.loader import KEY, Batch
 from diga_hpc.method.centroids import Centroids, ClassMeans, image_class_means, labels_at_nodes
 from diga_hpc.method.losses import Segmentation, StepTotals
-from diga_hpc.method.teacher import Teacher
-from diga_hpc.method.translators import build_translator
-from diga_hpc.method.views import SecondView, color_view, target_mix, unit_range, view_keys
+from diga_hpc.method.views import color_view, target_mix, unit_range, view_keys
 from diga_hpc.models.base import Prediction, SegmentationModel
 from diga_hpc.stages import networks as run_networks
+from diga_hpc.stages.base import DistillationStage
 from diga_hpc.stages.plan import Planned
 from diga_hpc.stages.pseudo_labels import load_centroids
 from diga_hpc.training.engine import Engine
-from diga_hpc.training.stage import STUDENT, Context, Prepared, StepOutput, TrainingStage
+from diga_hpc.training.stage import STUDENT, Context, Prepared, StepOutput
 
 
 @dataclass
@@ -38,10 +36,10 @@ class ThreeViews(Prepared):
     means: ClassMeans  # features of the teacher, for the centroids
 
 
-class SelfTraining(TrainingStage):
+class SelfTraining(DistillationStage):
     """Adds to the warm-up's losses the cross-entropy on target images mixed with source classes."""
 
-    teacher: Teacher
+    section: SelfTrainingSection
 
     def __init__(
         self,
@@ -53,20 +51,9 @@ class SelfTraining(TrainingStage):
         target: Dataset,
         centroids: Centroids,
     ):
-        assert isinstance(planned.section, SelfTrainingSection)
-        self.name = planned.name
-        self.context = context
-        self.section: SelfTrainingSection = planned.section
-        self.student: SegmentationModel = student
-        self.teacher = Teacher(student, context.config.teacher, context.precision)
-        self.segmentation = segmentation
+        super().__init__(context, planned, student, segmentation)
         self.target = target
         self.centroids = centroids
-        self.second_view = SecondView(
-            self.section.second_view,
-            self.section.color_blend,
-            build_translator(context.config.translator),
-        )
 
     @classmethod
     def build(cls, context: Context, planned: Planned) -> Self:
@@ -85,15 +72,6 @@ class SelfTraining(TrainingStage):
 
     def datasets(self) -> tuple[Dataset, Dataset | None]:
         return self.context.source, self.target
-
-    def draw(
-        self,
-        rng: np.random.Generator,
-        domain: Domain,
-        image: torch.Tensor,
-        label: torch.Tensor | None,
-    ) -> Draws:
-        return self.second_view.draw(rng, domain, image, label)
 
     def prepare(self, batch: Batch) -> ThreeViews:
         """Views of both domains, the teacher's predictions, and the labels of the target mix."""
@@ -131,27 +109,14 @@ class SelfTraining(TrainingStage):
         self, prepared: ThreeViews, networks: Mapping[str, Engine], totals: StepTotals
     ) -> StepOutput:
         """loss = CE(source) + CE(target mix) + weight * distillation between the source views."""
-        section, segmentation = self.section, self.segmentation
-        align_corners, labels = self.student.align_corners, prepared.labels
+        labels = prepared.labels
         # Student: views of both domains in one pass
         logits = networks[STUDENT](prepared.views, prepared.keys).logits
         on_source, on_mixed = logits[: 2 * len(labels)], logits[2 * len(labels) :]
-        # Losses: means over all pixels here; `scale` turns a cross-entropy into the configured one
-        source_loss, distillation = kernels.warm_up_loss(
-            on_source,
-            prepared.taught.logits,
-            labels,
-            reverse_weight=section.reverse_weight,
-            temperature=section.temperature,
-            normalizer="all",
-            class_weights=segmentation.class_weights,
-            align_corners=align_corners,
-        )
-        source_loss = source_loss * segmentation.scale("source", totals, labels)
-        mixed_loss = segmentation.cross_entropy(
-            on_mixed, prepared.mixed_labels, align_corners
-        ) * segmentation.scale("mixed", totals, prepared.mixed_labels)
-        loss = source_loss + mixed_loss + section.distillation_weight * distillation
+        # Losses
+        source_loss, distillation = self.source_losses(on_source, prepared.taught, labels, totals)
+        mixed_loss = self.cross_entropy(on_mixed, "mixed", prepared.mixed_labels, totals)
+        loss = source_loss + mixed_loss + self.section.distillation_weight * distillation
         metrics = {
             "loss/total": loss,
             "loss/segmentation": source_loss,

@@ -2,19 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 
-from diga_hpc.config import TrainingSection
 from diga_hpc.loading.loader import KEY, Batch
-from diga_hpc.method.losses import Segmentation, StepTotals
+from diga_hpc.method.losses import StepTotals
 from diga_hpc.method.views import unit_range
-from diga_hpc.models.base import SegmentationModel
-from diga_hpc.stages import networks as run_networks
-from diga_hpc.stages.plan import Planned
+from diga_hpc.stages.base import StudentStage
 from diga_hpc.training.engine import Engine
-from diga_hpc.training.stage import STUDENT, Context, Prepared, StepOutput, TrainingStage
+from diga_hpc.training.stage import STUDENT, Prepared, StepOutput
 
 
 @dataclass
@@ -26,27 +22,8 @@ class SourceImages(Prepared):
     keys: torch.Tensor
 
 
-class SourceOnly(TrainingStage):
+class SourceOnly(StudentStage):
     """A student that sees the source alone. No target, no teacher."""
-
-    def __init__(
-        self,
-        context: Context,
-        planned: Planned,
-        student: SegmentationModel,
-        segmentation: Segmentation,
-    ):
-        assert isinstance(planned.section, TrainingSection)
-        self.name = planned.name
-        self.context = context
-        self.section = planned.section
-        self.student: SegmentationModel = student
-        self.segmentation = segmentation
-
-    @classmethod
-    def build(cls, context: Context, planned: Planned) -> Self:
-        student = run_networks.starting_network(context, planned)
-        return cls(context, planned, student, run_networks.segmentation(context))
 
     def prepare(self, batch: Batch) -> SourceImages:
         """The clean source."""
@@ -58,9 +35,6 @@ class SourceOnly(TrainingStage):
         self, prepared: SourceImages, networks: Mapping[str, Engine], totals: StepTotals
     ) -> StepOutput:
         """loss = cross-entropy of the student on the clean source."""
-        labels = prepared.labels
-        prediction = networks[STUDENT](prepared.images, prepared.keys)
-        loss = self.segmentation.cross_entropy(
-            prediction.logits, labels, self.student.align_corners
-        ) * self.segmentation.scale("source", totals, labels)
+        logits = networks[STUDENT](prepared.images, prepared.keys).logits
+        loss = self.cross_entropy(logits, "source", prepared.labels, totals)
         return StepOutput({STUDENT: loss}, {"loss/total": loss})

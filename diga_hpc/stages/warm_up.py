@@ -2,24 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
-import numpy as np
 import torch
 
-from diga_hpc import kernels
 from diga_hpc.config import WarmUpSection
 from diga_hpc.loading.dataset import Dataset
-from diga_hpc.loading.loader import KEY, Batch, Domain, Draws
-from diga_hpc.method.losses import Segmentation, StepTotals
-from diga_hpc.method.teacher import Teacher
-from diga_hpc.method.translators import build_translator
-from diga_hpc.method.views import SecondView, unit_range, view_keys
-from diga_hpc.models.base import Prediction, SegmentationModel
-from diga_hpc.stages import networks as run_networks
-from diga_hpc.stages.plan import Planned
+from diga_hpc.loading.loader import KEY, Batch
+from diga_hpc.method.losses import StepTotals
+from diga_hpc.method.views import unit_range, view_keys
+from diga_hpc.models.base import Prediction
+from diga_hpc.stages.base import DistillationStage
 from diga_hpc.training.engine import Engine
-from diga_hpc.training.stage import STUDENT, Context, Prepared, StepOutput, TrainingStage
+from diga_hpc.training.stage import STUDENT, Prepared, StepOutput
 
 
 @dataclass
@@ -32,48 +26,14 @@ class TwoViews(Prepared):
     keys: torch.Tensor  # int64 [2B]
 
 
-class WarmUp(TrainingStage):
+class WarmUp(DistillationStage):
     """Learns the source labels on the clean view, and to predict the same on both views."""
 
-    teacher: Teacher
-
-    def __init__(
-        self,
-        context: Context,
-        planned: Planned,
-        student: SegmentationModel,
-        segmentation: Segmentation,
-    ):
-        assert isinstance(planned.section, WarmUpSection)
-        self.name = planned.name
-        self.context = context
-        self.section: WarmUpSection = planned.section
-        self.student: SegmentationModel = student
-        self.teacher = Teacher(student, context.config.teacher, context.precision)
-        self.segmentation = segmentation
-        self.second_view = SecondView(
-            self.section.second_view,
-            self.section.color_blend,
-            build_translator(context.config.translator),
-        )
-
-    @classmethod
-    def build(cls, context: Context, planned: Planned) -> Self:
-        student = run_networks.starting_network(context, planned)
-        return cls(context, planned, student, run_networks.segmentation(context))
+    section: WarmUpSection
 
     def datasets(self) -> tuple[Dataset, Dataset | None]:
         """The target only where the second view is mixed with it."""
         return self.context.source, self.context.target if self.second_view.mixes else None
-
-    def draw(
-        self,
-        rng: np.random.Generator,
-        domain: Domain,
-        image: torch.Tensor,
-        label: torch.Tensor | None,
-    ) -> Draws:
-        return self.second_view.draw(rng, domain, image, label)
 
     def prepare(self, batch: Batch) -> TwoViews:
         """Both views of the source, and the teacher's predictions for them."""
@@ -91,23 +51,13 @@ class WarmUp(TrainingStage):
         self, prepared: TwoViews, networks: Mapping[str, Engine], totals: StepTotals
     ) -> StepOutput:
         """loss = cross-entropy on the clean view + weight * distillation between the views."""
-        section, labels = self.section, prepared.labels
         # Student
-        prediction = networks[STUDENT](prepared.views, prepared.keys)
-        # Losses: the teacher on each view teaches the student on the other. Means over all pixels
-        # here; `scale` turns the first into the configured normaliser.
-        cross_entropy, distillation = kernels.warm_up_loss(
-            prediction.logits,
-            prepared.taught.logits,
-            labels,
-            reverse_weight=section.reverse_weight,
-            temperature=section.temperature,
-            normalizer="all",
-            class_weights=self.segmentation.class_weights,
-            align_corners=self.student.align_corners,
+        logits = networks[STUDENT](prepared.views, prepared.keys).logits
+        # Losses
+        cross_entropy, distillation = self.source_losses(
+            logits, prepared.taught, prepared.labels, totals
         )
-        cross_entropy = cross_entropy * self.segmentation.scale("source", totals, labels)
-        loss = cross_entropy + section.distillation_weight * distillation
+        loss = cross_entropy + self.section.distillation_weight * distillation
         metrics = {
             "loss/total": loss,
             "loss/segmentation": cross_entropy,

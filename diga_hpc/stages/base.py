@@ -1,0 +1,105 @@
+"""Base classes of training stages: one student; one that learns from two views of the source."""
+
+from typing import Self
+
+import numpy as np
+import torch
+
+from diga_hpc import kernels
+from diga_hpc.config import TrainingSection
+from diga_hpc.config.stages import DistillationSection
+from diga_hpc.loading.loader import Domain, Draws
+from diga_hpc.method.losses import Segmentation, StepTotals
+from diga_hpc.method.teacher import Teacher
+from diga_hpc.method.translators import build_translator
+from diga_hpc.method.views import SecondView
+from diga_hpc.models.base import Prediction, SegmentationModel
+from diga_hpc.stages.networks import segmentation, starting_network
+from diga_hpc.stages.plan import Planned
+from diga_hpc.training.stage import Context, TrainingStage
+
+
+class StudentStage(TrainingStage):
+    """Trains one segmentation network, which starts from the stage before, on labels."""
+
+    student: SegmentationModel
+
+    def __init__(
+        self,
+        context: Context,
+        planned: Planned,
+        student: SegmentationModel,
+        segmentation: Segmentation,
+    ):
+        assert isinstance(planned.section, TrainingSection)
+        self.name = planned.name
+        self.context = context
+        self.section = planned.section
+        self.student = student
+        self.segmentation = segmentation
+
+    @classmethod
+    def build(cls, context: Context, planned: Planned) -> Self:
+        return cls(context, planned, starting_network(context, planned), segmentation(context))
+
+    def cross_entropy(
+        self, logits: torch.Tensor, name: str, labels: torch.Tensor, totals: StepTotals
+    ) -> torch.Tensor:
+        """Cross-entropy with the configured weights and normaliser.
+
+        logits [B,K,h,w]; labels uint8 [B,H,W], which `prepare` counted under `name`.
+        """
+        mean = self.segmentation.cross_entropy(logits, labels, self.student.align_corners)
+        return mean * self.segmentation.scale(name, totals, labels)
+
+
+class DistillationStage(StudentStage):
+    """Adds a teacher, a second view of the source, and the symmetric distillation between views."""
+
+    section: DistillationSection
+    teacher: Teacher
+
+    def __init__(
+        self,
+        context: Context,
+        planned: Planned,
+        student: SegmentationModel,
+        segmentation: Segmentation,
+    ):
+        super().__init__(context, planned, student, segmentation)
+        self.teacher = Teacher(student, context.config.teacher, context.precision)
+        self.second_view = SecondView(
+            self.section.second_view,
+            self.section.color_blend,
+            build_translator(context.config.translator),
+        )
+
+    def draw(
+        self,
+        rng: np.random.Generator,
+        domain: Domain,
+        image: torch.Tensor,
+        label: torch.Tensor | None,
+    ) -> Draws:
+        return self.second_view.draw(rng, domain, image, label)
+
+    def source_losses(
+        self, logits: torch.Tensor, taught: Prediction, labels: torch.Tensor, totals: StepTotals
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy on the clean view, and distillation: the teacher on each view teaches the
+        student on the other.
+
+        logits [2B,K,h,w] of the student on both views, taught: the teacher's, labels uint8 [B,H,W].
+        """
+        cross_entropy, distillation = kernels.warm_up_loss(
+            logits,
+            taught.logits,
+            labels,
+            reverse_weight=self.section.reverse_weight,
+            temperature=self.section.temperature,
+            normalizer="all",
+            class_weights=self.segmentation.class_weights,
+            align_corners=self.student.align_corners,
+        )
+        # Both are means over all pixels: `scale` turns the first into the configured normaliser.
+        return cross_entropy * self.segmentation.scale("source", totals, labels), distillation
