@@ -9,7 +9,7 @@ from torch import nn
 
 from diga_hpc.method.views import unit_range
 from diga_hpc.models.base import SegmentationModel
-from diga_hpc.models.batch_norm import BatchNorm
+from diga_hpc.models.batch_norm import BatchNorm, batch_norms
 
 GROUP = 8  # consecutive images that are normalised by their common statistics
 
@@ -27,7 +27,7 @@ def adapt_normalization(
     so that the result does not depend on the number of ranks. The model is in evaluation mode
     afterwards; after an error its statistics are unchanged.
     """
-    layers = [m for m in model.modules() if isinstance(m, BatchNorm)]
+    layers = batch_norms(model)
     device = next(model.parameters()).device
     moments = {layer: torch.zeros(2, layer.num_features, device=device) for layer in layers}
     count = torch.zeros(1, device=device)
