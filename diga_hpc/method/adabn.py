@@ -11,8 +11,6 @@ from diga_hpc.method.views import unit_range
 from diga_hpc.models.base import SegmentationModel
 from diga_hpc.models.batch_norm import BatchNorm, batch_norms
 
-GROUP = 8  # consecutive images that are normalised by their common statistics
-
 
 @torch.inference_mode()
 def adapt_normalization(
@@ -41,7 +39,8 @@ def adapt_normalization(
         mean, second = sum_over_ranks(moments[layer]) / count
         assert layer.running_mean is not None and layer.running_var is not None
         layer.running_mean.copy_(mean)
-        layer.running_var.copy_(second - mean.square())
+        # The difference of two rounded numbers: below 0 for a channel that is nearly constant.
+        layer.running_var.copy_((second - mean.square()).clamp(min=0))
 
 
 @contextlib.contextmanager

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 import torch
 
 from diga_hpc.loading.dataset import Dataset, Sample
-from diga_hpc.method.adabn import GROUP, adapt_normalization
+from diga_hpc.method.adabn import adapt_normalization
 from diga_hpc.models.base import SegmentationModel
 from diga_hpc.training.stage import Context, Watch
 
+GROUP = 8  # consecutive images that are normalised by their common statistics
 Group = list[torch.Tensor]  # batches uint8 [n,3,H,W], one for each run of equal sizes
 
 
