@@ -93,10 +93,10 @@ class Watch(Protocol):
     """Iterate until a stop is requested on any rank: StopFlag.watch, bound to a stage."""
 
     def __call__(self, items: Iterator[T], what: str, count: int, /) -> Iterator[T]:
-        """Yield the `count` items of this rank; raise Stopped after the loop if a stop was
-        requested.
+        """Yield the `count` items of this rank, fewer where a stop is requested.
 
-        All ranks must iterate. what: the work, as the message of Stopped names it.
+        All ranks must iterate, and wait for each other at the end, where Stopped is raised if a
+        stop was requested. what: the work, as the message of Stopped names it.
         """
 
 
