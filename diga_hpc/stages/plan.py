@@ -104,12 +104,14 @@ STAGES: dict[str, StageKind] = {
 def register(
     kind: str, implementation: str, section: type[TrainingSection], *, after: str, views: int = 1
 ) -> None:
-    """Add a training stage: it runs where the configuration has a section of its name, after
-    another one.
+    """Add a training stage; it runs where the configuration has a section of its name.
 
-    kind: its name, section and command. implementation: `module:Class`. after: a key of STAGES. It
-    starts from the student of the stage before it. Registering again with the same name replaces
+    It starts from the student of the stage before it. Registering again with the same name replaces
     it.
+
+    kind: its name, section and command. implementation: `module:Class`. after: the key of STAGES
+    that it follows. views: see Planned. Raises UserError for a kind that is a key of the
+    configuration, and for an unknown `after`.
     """
 
     def planned(config: Config, before: Sequence[Planned]) -> list[Planned]:
