@@ -119,7 +119,7 @@ def register(
         start = last_trained(before)
         return [Planned(kind, kind, own, starts_from=start, views=views)] if own else []
 
-    if after not in STAGES or kind in Config.model_fields:
+    if after not in STAGES or after == kind or kind in Config.model_fields:
         raise UserError(
             f"stage {kind!r} after {after!r}: expected a name that is no key of the configuration, "
             f"after one of {', '.join(STAGES)}; correct the call of register"
