@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import nn
 
+from diga_hpc.errors import UserError
 from diga_hpc.method.views import unit_range
 from diga_hpc.models.base import SegmentationModel
 from diga_hpc.models.batch_norm import BatchNorm, batch_norms
@@ -35,6 +36,11 @@ def adapt_normalization(
             count += 1
     model.eval()
     sum_over_ranks(count)
+    if not float(count):
+        raise UserError(
+            "`data.target`: no image could be read, so there are no normalisation statistics to adapt "
+            "to; correct the files that RUN_DIR/skipped_data.json lists"
+        )
     for layer in layers:
         mean, second = sum_over_ranks(moments[layer]) / count
         assert layer.running_mean is not None and layer.running_var is not None

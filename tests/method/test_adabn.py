@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from diga_hpc import config as configuration
+from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
 from diga_hpc.method.adabn import adapt_normalization
 from diga_hpc.method.views import unit_range
@@ -69,3 +70,10 @@ def test_a_constant_channel_has_a_variance_that_is_not_negative(constant):
     adapt_normalization(network, groups, lambda tensor: tensor)
     assert (network[1].running_var >= 0).all()
     assert network(torch.rand(1, 3, 4, 4)).isfinite().all()
+
+
+def test_no_image_at_all_is_an_error_and_changes_nothing(model):
+    before = [buffer.clone() for buffer in float_buffers(model)]
+    with pytest.raises(UserError, match="data.target`: no image could be read"):
+        adapt_normalization(model, iter([[]]), lambda tensor: tensor)
+    assert all(map(torch.equal, before, float_buffers(model)))
