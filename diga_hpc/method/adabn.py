@@ -38,8 +38,8 @@ def adapt_normalization(
     sum_over_ranks(count)
     if not float(count):
         raise UserError(
-            "`data.target`: no image could be read, so there are no normalisation statistics to adapt "
-            "to; correct the files that RUN_DIR/skipped_data.json lists"
+            "`data.target`: no image could be read, so there are no normalisation statistics to "
+            "adapt to; correct the files that RUN_DIR/skipped_data.json lists"
         )
     for layer in layers:
         mean, second = sum_over_ranks(moments[layer]) / count
