@@ -284,7 +284,7 @@ def launch(
 ) -> None:
     """Submit a stage, the pipeline or a sweep to Slurm, a task per GPU; interrupted jobs resume."""
     from diga_hpc.launch.request import sbatch_options
-    from diga_hpc.launch.submit import sbatch_text, submit
+    from diga_hpc.launch.submit import check_executor, sbatch_text, submit
     from diga_hpc.launch.sweep import parse
 
     log_to_terminal()
@@ -303,6 +303,7 @@ def launch(
         dependency=dependency,
         sbatch=sbatch_options(sbatch or []),
     )
+    check_executor(executor)
     if dry_run:
         print(sbatch_text(stage, config, overrides or [], **asked), end="")
         return
