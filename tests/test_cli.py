@@ -225,7 +225,7 @@ def test_show_prints_what_a_run_would_use(tiny_yaml, tmp_path):
     one = run(cli.app, ["show", str(tiny_yaml), "warm_up.steps=9", "--key", "warm_up.steps"])
     assert one.output == "9\n"
     unknown = run(cli.app, ["show", str(tiny_yaml), "--key", "warm_up.stepz"])
-    assert isinstance(unknown.exception, UserError) and "no key `warm_up.stepz`" in str(
+    assert isinstance(unknown.exception, UserError) and "did you mean `warm_up.steps`" in str(
         unknown.exception
     )
 

@@ -37,6 +37,23 @@ EXECUTION_KEYS = (
 )
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Loader that refuses a key given twice, of which PyYAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            # Keys that are lists or mappings are left to PyYAML, which refuses them.
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key `{key.value}` is given twice; keep one", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `key=value` overrides, import its extensions and validate.
 
@@ -44,7 +61,9 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file ({error}); expected YAML in UTF-8") from error
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give the path of a YAML file"
@@ -54,7 +73,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     if not isinstance(values, dict):
         raise UserError(
             f"{path}: expected sections such as `data:` and `warm_up:`, found "
-            f"{type(values).__name__}"
+            f"{'an empty file' if values is None else repr(values)[:40]}; configs/ has examples"
         )
     for override in overrides:
         _apply(values, override)

@@ -40,15 +40,15 @@ file with all of its defaults.
 diga-hpc pipeline configs/demo.yaml seed=1 warm_up.batch.full=8 'evaluation.scales=[1.0, 0.5]'
 ```
 
-**Empty values.** `empty` is YAML's `null`: `self_training=null` takes a section out.
+**Empty values.** `empty` is YAML's `null`: `self_training=null` removes a section.
 
 **One run, one configuration.** The resolved configuration is saved in the run directory, which
-refuses any other one. On resume only keys may change that say where and how a run is executed, not
-what it computes:
+refuses any other one. On resume, only keys that say where and how a run is executed may change, not
+those that decide what it computes. These may change:
 {execution} and the `root` of any data set.
 
-**Checks.** Unknown keys, values of a wrong type or out of bounds, and names that no table knows are
-errors that name the key. `diga-hpc check FILE` also looks at the data.
+**Checks.** Unknown keys, values of a wrong type or out of bounds, and unknown names are errors that
+name the key. `diga-hpc check FILE` also looks at the data.
 
 **Extensions.** `extensions: [my_parts]` imports the Python module `my_parts` (from the current
 directory or `PYTHONPATH`) before the file is validated. What it registers can then be chosen:

@@ -94,7 +94,7 @@ class SelfTrainingSection(DistillationSection):
     losses on the source."""
 
     rounds: PositiveInt = 1
-    """How often pseudo labels, centroids and training follow one another."""
+    """Number of rounds; each makes pseudo labels and centroids, and then trains."""
     distillation_weight: NonNegativeFloat = 0.25
     """Factor on the distillation loss, the sum of both directions; 0 turns it off."""
     color_blend: Fraction = 0.3

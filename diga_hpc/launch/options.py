@@ -12,18 +12,30 @@ Stage = Annotated[
 ]
 
 # Resources of the job, see request.Resources.
-Nodes = Annotated[int, typer.Option(min=1)]
-GpusPerNode = Annotated[int, typer.Option(min=0, help="One task is started for each.")]
-TasksPerNode = Annotated[Optional[int], typer.Option(help="Where there are no GPUs.")]
-CpusPerTask = Annotated[Optional[int], typer.Option(help="One, and the loader's workers.")]
+Nodes = Annotated[int, typer.Option(min=1, help="Nodes of the job.")]
+GpusPerNode = Annotated[
+    int, typer.Option(min=0, help="GPUs per node; one task is started for each.")
+]
+TasksPerNode = Annotated[
+    Optional[int], typer.Option(help="Tasks per node, on clusters without GPUs.")
+]
+CpusPerTask = Annotated[
+    Optional[int],
+    typer.Option(help="CPU cores of each task; one more than data.workers is enough."),
+]
 Time = Annotated[
     Optional[int],
-    typer.Option(metavar="MINUTES", help="Limit of one start; then the run is requeued."),
+    typer.Option(metavar="MINUTES", help="Time limit of the job, after which it is requeued."),
 ]
 SignalDelay = Annotated[
-    int, typer.Option(metavar="SECONDS", help="Before the limit, for a step and a checkpoint.")
+    int,
+    typer.Option(
+        metavar="SECONDS", help="Seconds before the limit to stop and write a checkpoint."
+    ),
 ]
-Dependency = Annotated[Optional[str], typer.Option(help="As sbatch takes it: afterok:JOB.")]
+Dependency = Annotated[
+    Optional[str], typer.Option(help="Passed to sbatch, for example afterok:JOB.")
+]
 Sbatch = Annotated[
     Optional[list[str]],
     typer.Option(metavar="OPTION[=VALUE]", help="Any other option of sbatch; repeatable."),

@@ -141,7 +141,10 @@ def _config(run: RunPaths) -> Config | None:
             return configuration.load(path)
     if run.logs.is_dir():
         return None
-    raise UserError(f"{run.path}: not a run directory: neither config.yaml nor logs/ in it")
+    raise UserError(
+        f"{run.path}: not a run directory: neither config.yaml nor logs/ in it; "
+        "name the run_dir of a run, or the folder of a sweep"
+    )
 
 
 # --------------------------------------------------------------------------------------------- jobs

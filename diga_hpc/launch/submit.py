@@ -74,12 +74,17 @@ def submit(
     request = LaunchRequest.make(
         stage, config, overrides, round_number=round_number, sweep=sweep, **resources
     )
-    if executor not in EXECUTORS:
-        raise UserError(f"executor {executor!r}: expected one of {', '.join(EXECUTORS)}")
+    check_executor(executor)
     request.check_directories()
     is_local = executor == "local"
     handles = _submit_local(request) if is_local else _submit_slurm(request)
     return Submission(request.folder, handles, is_sweep=request.is_sweep, is_local=is_local)
+
+
+def check_executor(executor: str) -> None:
+    """Raise UserError unless `executor` is one of EXECUTORS."""
+    if executor not in EXECUTORS:
+        raise UserError(f"executor {executor!r}: expected one of {', '.join(EXECUTORS)}")
 
 
 def sbatch_text(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from diga_hpc.config import Config, TrainingSection
 from diga_hpc.config.schema import STAGE_SECTIONS
 from diga_hpc.errors import UserError
-from diga_hpc.section import Section
+from diga_hpc.section import Section, nearest
 
 PIPELINE = "pipeline"  # the command that runs every stage
 
@@ -164,7 +164,9 @@ def select(config: Config, command: str, round_number: int = 1) -> list[Planned]
     not have.
     """
     if command not in commands():
-        raise UserError(f"unknown stage {command!r}; known: {', '.join(commands())}")
+        near = nearest(command, commands())
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise UserError(f"unknown stage {command!r}; known: {', '.join(commands())}{hint}")
     stages = plan(config)
     if command == PIPELINE:
         return stages
@@ -184,6 +186,6 @@ def select(config: Config, command: str, round_number: int = 1) -> list[Planned]
     if rounds and not 1 <= round_number <= rounds:
         raise UserError(
             f"round {round_number} of {command}: `self_training.rounds` is {rounds}; choose a "
-            f"round from 1 to {rounds}, or set more"
+            f"round from 1 to {rounds}, or set self_training.rounds={round_number}"
         )
     return [stage for stage in chosen if stage.round in (0, round_number)]

@@ -229,7 +229,7 @@ class TestStage:
             ),
             ("toy.batch.ful=3", "unknown key `toy.batch.ful`: did you mean `full`?"),
             ("toy.batch={full: 0}", "`toy.batch`: full + half is 0"),
-            ("toy.strength=2", "`toy.strength` = 2: Input should be less than or equal to 1"),
+            ("toy.strength=2", "`toy.strength` = 2: expected less than or equal to 1"),
             ("toy={steps: 3}", "`toy.crop` is missing"),
             (
                 "toy=3",

@@ -65,7 +65,7 @@ def test_saved_configuration_reads_back_equal(tiny_yaml, tmp_path):
         ("warm_up=null", "`warm_up` = None: expected a section with the keys steps, batch, crop"),
         (
             "warm_up.start=warm_up",
-            "`warm_up.start` = 'warm_up': Input should be 'model' or 'source_o",
+            "`warm_up.start` = 'warm_up': expected 'model' or 'source_o",
         ),
         ("source_only=null", "no section source_only; add it or set warm_up.start=model"),
         ("seed", "an override is written key=value"),
@@ -127,3 +127,21 @@ def test_import_loads_neither_torch_nor_deepspeed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seed: 1\nseed: 2\n", "the key `seed` is given twice; keep one .* line 2"),
+        (b"data: {root: a, root: b}\n", "the key `root` is given twice"),
+        (b"? [a]\n: 1\n", "not valid YAML"),
+        (b"\xff\xfe\x00", "not a text file .*expected YAML in UTF-8"),
+        (b"", "expected sections .* found an empty file"),
+        (b"hello", "expected sections .* found 'hello'"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(tmp_path, content, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"wrong.yaml: .*{message}"):
+        configuration.load(path)

@@ -41,13 +41,13 @@ class Root(Section):
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ({"leaf": {"size": "x"}}, "`part.leaf.size` = 'x': Input should be a valid integer"),
+        ({"leaf": {"size": "x"}}, "`part.leaf.size` = 'x': expected a valid integer"),
         ({"leaf": {"sizes": 1}}, "unknown key `part.leaf.sizes`: did you mean `size`?"),
         ({"lef": 1}, "unknown key `part.lef`: did you mean `leaf`?"),
         ({"leaves": [{}, {"sizes": 1}]}, "unknown key `part.leaves.1.sizes`: did you mean `size`?"),
         ({"maybe": {"other": 1}}, "unknown key `part.maybe.other`: known here: needed, size"),
         ({"maybe": 3}, "`part.maybe` = 3: expected a section with the keys size, needed"),
-        ({"free": {"a": "b"}}, "`part.free.a` = 'b': Input should be a valid integer"),
+        ({"free": {"a": "b"}}, "`part.free.a` = 'b': expected a valid integer"),
         (3, "`part` = 3: expected a section with the keys leaf, leaves, maybe, free"),
     ],
 )
