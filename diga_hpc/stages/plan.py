@@ -35,6 +35,9 @@ class Planned:
     """Name of the trained stage whose student it uses; None = the starting weights."""
     views: int = 1
     """Images of one sample that the student sees in a step."""
+    student: bool = True
+    """Whether a training stage trains a segmentation network that later stages start from, and that
+    is evaluated; False for one that trains other networks alone, as a translator."""
 
     @property
     def training(self) -> TrainingSection | None:
@@ -102,20 +105,29 @@ STAGES: dict[str, StageKind] = {
 
 
 def register(
-    kind: str, implementation: str, section: type[TrainingSection], *, after: str, views: int = 1
+    kind: str,
+    implementation: str,
+    section: type[TrainingSection],
+    *,
+    after: str,
+    views: int = 1,
+    student: bool = True,
 ) -> None:
     """Add a training stage: it runs where the configuration has a section of its name, after
     another one.
 
     kind: its name, section and command. implementation: `module:Class`. after: a key of STAGES. It
-    starts from the student of the stage before it. Registering again with the same name replaces
-    it.
+    starts from the student of the stage before it. views, student: see Planned; a stage with
+    `student=False` is passed over when later stages look for the network to start from, and is not
+    evaluated. Registering again with the same name replaces it.
     """
 
     def planned(config: Config, before: Sequence[Planned]) -> list[Planned]:
         own = getattr(config, kind, None)
         start = last_trained(before)
-        return [Planned(kind, kind, own, starts_from=start, views=views)] if own else []
+        if not own:
+            return []
+        return [Planned(kind, kind, own, starts_from=start, views=views, student=student)]
 
     if after not in STAGES or kind in Config.model_fields:
         raise UserError(
@@ -141,13 +153,19 @@ def plan(config: Config) -> list[Planned]:
 
 
 def trained(config: Config) -> list[Planned]:
-    """The stages that train a network, in their order."""
+    """The stages that train, in their order."""
     return [stage for stage in plan(config) if stage.training]
 
 
+def with_student(config: Config) -> list[Planned]:
+    """The stages that train a segmentation network, in their order: those that are evaluated."""
+    return [stage for stage in trained(config) if stage.student]
+
+
 def last_trained(stages: Sequence[Planned]) -> str | None:
-    """Name of the last stage that trains a network; None without one."""
-    return next((stage.name for stage in reversed(stages) if stage.training), None)
+    """Name of the last stage that trains a segmentation network; None without one."""
+    students = (stage.name for stage in reversed(stages) if stage.training and stage.student)
+    return next(students, None)
 
 
 def commands() -> list[str]:

@@ -103,3 +103,13 @@ def test_registering_again_replaces_the_stage():
         assert list(plan.STAGES)[1:3] == ["warm_up", "toy"]
         assert plan.STAGES["toy"].implementation == "toy:New"
     assert "toy" not in plan.STAGES
+
+
+def test_no_stage_starts_from_one_without_a_student(tiny_yaml):
+    with registrations_undone("toy"):
+        plan.register("toy", "toy:Toy", TrainingSection, after="warm_up", student=False)
+        config = configuration.load(tiny_yaml, ["toy={steps: 1, crop: [8, 8]}"])
+        starts = {stage.name: stage.starts_from for stage in plan.plan(config)}
+        assert starts["toy"] == starts["self_training_1"] == "warm_up"
+        assert "toy" in names(plan.trained(config))
+        assert "toy" not in names(plan.with_student(config))
