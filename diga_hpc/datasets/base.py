@@ -1,9 +1,9 @@
 """Base classes of data sets: what a section of the configuration says about its images and labels.
 
-FileDataset         images and labels on disk: `files(root)`, `table(space)`, optionally
-`decode(path)` GeneratedDataset    images computed on demand: `__len__`, `name(index)`,
-`render(index, seed)` ReaderDataset       anything else (archives, shards, a data base): `open(root,
-space, seed)`
+    FileDataset         images and labels on disk: `files(root)`, `table(space)`, and
+                        `decode(path)` for labels in another format than PNG
+    GeneratedDataset    images computed on demand: `__len__`, `name(index)`, `render(index, seed)`
+    ReaderDataset       anything else (archives, shards): `open(root, space, seed)`
 
 Letters: H, W height and width of an image.
 """
