@@ -111,7 +111,7 @@ def demo(
     run_dir: Annotated[Path, typer.Option(help="Where to write.")] = Path("runs/demo"),
     overrides: Overrides = None,
 ) -> None:
-    """Run the whole job on built-in street scenes: no files needed, minutes on two CPU cores."""
+    """Run every stage on built-in street scenes: no files needed, minutes on two CPU cores."""
     built_in = Path(__file__).parent / "configs" / "demo.yaml"
     _run("pipeline", built_in, [f"run_dir={run_dir}", *(overrides or [])])
 
@@ -178,15 +178,15 @@ def inspect(
         ),
     ],
     config: Annotated[
-        bool, typer.Option("--config", help="Show the whole configuration it is of.")
+        bool, typer.Option("--config", help="Show the complete configuration of its run.")
     ] = False,
 ) -> None:
     """Say what a checkpoint holds, from which configuration and step, and whether it is corrupt."""
     from diga_hpc.results.inspection import describe
 
-    text, whole = describe(path, config)
+    text, is_valid = describe(path, config)
     print(text)
-    if not whole:
+    if not is_valid:
         raise typer.Exit(1)
 
 

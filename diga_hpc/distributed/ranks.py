@@ -1,7 +1,7 @@
 """Rank, world size and master address of this process, from torchrun, from an srun step, or alone.
 
 submitit starts its tasks with srun. Only an srun step counts: a plain python in a batch script, or
-in the shell of salloc, runs alone although Slurm sets the variables of the whole job there. Loads
+in the shell of salloc, runs alone although Slurm sets the variables of the job there. Loads
 no torch.
 """
 

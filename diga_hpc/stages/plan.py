@@ -135,7 +135,9 @@ def register(
             f"after one of {', '.join(STAGES)}; correct the call of register"
         )
     STAGE_SECTIONS[kind] = section
+    # An extension may be imported twice, under two names or after an error.
     STAGES.pop(kind, None)
+    # The order of the table is the order of the stages, and a dict inserts at its end alone.
     ordered = list(STAGES.items())
     position = list(STAGES).index(after) + 1
     ordered.insert(position, (kind, StageKind(implementation, kind, planned)))
@@ -196,6 +198,7 @@ def select(config: Config, command: str, round_number: int = 1) -> list[Planned]
     if not chosen:
         missing = " or ".join(f"`{kind}`" for kind in kinds)
         raise UserError(f"{command} needs {missing}, which is not set; add it to the configuration")
+    # Stages outside rounds have round 0: `round_number` does not matter to them.
     rounds = max(stage.round for stage in chosen)
     if rounds and not 1 <= round_number <= rounds:
         raise UserError(
