@@ -13,6 +13,7 @@ import typer
 from diga_hpc import config as configuration
 from diga_hpc.distributed import failures, processes
 from diga_hpc.errors import (
+    EXIT_FAILED,
     EXIT_STOPPED,
     EXIT_USER_ERROR,
     JobFailed,
@@ -22,6 +23,7 @@ from diga_hpc.errors import (
     one_line,
 )
 from diga_hpc.launch import options
+from diga_hpc.run.directory import RunPaths
 from diga_hpc.terminal import find_ranks, log_to_terminal
 
 app = typer.Typer(
@@ -40,7 +42,7 @@ Overrides = Annotated[
     Optional[list[str]],
     typer.Argument(
         metavar="[KEY=VALUE]...",
-        help="Keys of the file set otherwise, for example seed=1 data.root=DIR",
+        help="Override keys of the file, for example seed=1 data.root=DIR",
     ),
 ]
 StopAfter = Annotated[
@@ -111,7 +113,7 @@ def demo(
     run_dir: Annotated[Path, typer.Option(help="Where to write.")] = Path("runs/demo"),
     overrides: Overrides = None,
 ) -> None:
-    """Run every stage on built-in street scenes: no files needed, minutes on two CPU cores."""
+    """Run the pipeline on built-in street scenes: no files needed, minutes on two CPU cores."""
     built_in = Path(__file__).parent / "configs" / "demo.yaml"
     _run("pipeline", built_in, [f"run_dir={run_dir}", *(overrides or [])])
 
@@ -178,16 +180,16 @@ def inspect(
         ),
     ],
     config: Annotated[
-        bool, typer.Option("--config", help="Show the complete configuration of its run.")
+        bool, typer.Option("--config", help="Show its complete configuration.")
     ] = False,
 ) -> None:
     """Say what a checkpoint holds, from which configuration and step, and whether it is corrupt."""
     from diga_hpc.results.inspection import describe
 
-    text, is_valid = describe(path, config)
+    text, complete = describe(path, config)
     print(text)
-    if not is_valid:
-        raise typer.Exit(1)
+    if not complete:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()
@@ -210,7 +212,7 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The run directory.")]) 
     """Write RUN_DIR/report.html: curves, results, per-class IoU, pictures."""
     from diga_hpc.results.report import write_report
 
-    if not (run_dir / "config.yaml").is_file():
+    if not RunPaths(run_dir).exists:
         raise UserError(f"{run_dir}: no config.yaml in it, so it is not a run directory")
     print(write_report(run_dir))
 
@@ -298,7 +300,7 @@ def status(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="A run directory, or a sweep's.")
     ],
-    lines: Annotated[int, typer.Option(min=1, help="Of the logs of failed ranks.")] = 10,
+    lines: Annotated[int, typer.Option(min=1, help="Shown of the log of each failed rank.")] = 10,
 ) -> None:
     """Show the jobs, stages and failures of a run, or the table of a sweep."""
     from diga_hpc.launch.show import show
@@ -343,7 +345,7 @@ def main() -> None:
         end(EXIT_USER_ERROR)
     except JobFailed as failed:
         print(f"diga-hpc: {failed}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(EXIT_FAILED)
     except Stopped as stopped:
         # All ranks have agreed on it.
         if not me.rank:
@@ -354,4 +356,4 @@ def main() -> None:
             raise
         traceback.print_exc()
         print(f"diga-hpc: {where}failed: {one_line(error)}", file=sys.stderr)
-        end(failures.EXIT_FAILED)
+        end(EXIT_FAILED)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Any stage: STAGE is pipeline, warm-up, pseudo-labels, self-train, evaluate, or one of an extension.
+# Any stage: STAGE is pipeline, warm-up, pseudo-labels, self-train, evaluate, or an extension's.
 #
 #   sbatch [options of sbatch] slurm/run_stage.sh STAGE [--round N] CONFIG [key=value ...]
 #   sbatch --nodes 2 --gpus-per-node 8 --ntasks-per-node 8 --cpus-per-task 8 --time 8:00:00 slurm/run_stage.sh self-train --round 1 configs/gta5_to_cityscapes.yaml
 #
-# One task drives one GPU (without GPUs: is one rank on CPUs). Output: RUN_DIR/logs/NAME-JOB.log,
+# One task drives one GPU; without GPUs, it is one rank on CPUs. Output: RUN_DIR/logs/NAME-JOB.log,
 # where NAME is the job's name (--job-name), else the stage and its round: self_train_1.
 #SBATCH --job-name=run_stage
 #SBATCH --requeue

@@ -4,7 +4,8 @@
 #   sbatch [options of sbatch] slurm/warmup.sh CONFIG [key=value ...]
 #   sbatch --nodes 2 --gpus-per-node 8 --ntasks-per-node 8 --cpus-per-task 8 --time 8:00:00 slurm/warmup.sh configs/gta5_to_cityscapes.yaml
 #
-# One task drives one GPU (without GPUs: is one rank on CPUs). Output: RUN_DIR/logs/warmup-JOB.log.
+# One task drives one GPU; without GPUs, it is one rank on CPUs. Output:
+# RUN_DIR/logs/warmup-JOB.log.
 #SBATCH --job-name=warmup
 #SBATCH --requeue
 #SBATCH --open-mode=append

@@ -12,10 +12,6 @@ import sys
 import threading
 from collections.abc import Callable
 
-from diga_hpc.errors import EXIT_FAILED
-
-__all__ = ["EXIT_FAILED", "FINISHING", "end", "leave", "on_end"]
-
 # Seconds that a process that must end gives to a checkpoint that is being written.
 FINISHING = 10.0
 # Seconds for releasing locks: the file system may be what hangs.

@@ -1,8 +1,8 @@
 """Rank, world size and master address of this process, from torchrun, from an srun step, or alone.
 
 submitit starts its tasks with srun. Only an srun step counts: a plain python in a batch script, or
-in the shell of salloc, runs alone although Slurm sets the variables of the job there. Loads
-no torch.
+in the shell of salloc, runs alone although Slurm sets the variables of the job there. Loads no
+torch.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ SRUN_NAMES = (
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank of this process and number of ranks: of the whole job, and (`local`) of this host."""
+    """Rank of this process and number of ranks: of the job, and (`local`) of this host."""
 
     rank: int = 0
     size: int = 1
@@ -90,10 +90,9 @@ def _number(name: str, text: str | None) -> int:
 def master(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
     """Host and port on which rank 0 waits for the others.
 
-    MASTER_ADDR and MASTER_PORT if they are set. Otherwise, in an srun step, its first host and a
-    port
-    computed from job, step and restart count: all ranks know it, and a restart does not find the
-    port of the previous start still in use.
+    MASTER_ADDR and MASTER_PORT if they are set. Otherwise, in an srun step, its first host, and a
+    port computed from job, step and restart count: all ranks know it, and a restart does not find
+    the port of the previous start still in use.
     """
     if "SLURM_STEP_NODELIST" not in environment and "MASTER_ADDR" not in environment:
         raise UserError("RANK is set, but MASTER_ADDR is not: start with torchrun, or set both")

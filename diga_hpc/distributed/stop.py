@@ -40,7 +40,7 @@ class StopFlag:
     def listen(self) -> None:
         """Install the signal handlers, and take over a signal received before.
 
-        A second SIGINT raises KeyboardInterrupt.
+        SIGINT after any of these signals raises KeyboardInterrupt.
         """
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)

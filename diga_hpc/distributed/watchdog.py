@@ -52,7 +52,7 @@ SUSPECTED_SILENT = 6.0
 # Delay between seeing that a rank is gone and ending: it may have finished regularly.
 GRACE = 2.0
 # How long rank 0 stays to let the others read the failure: its process may serve the store.
-TELLING = 2.5
+READING = 2.5
 # Timeout for publishing a failure in the store.
 PUBLISHING = 3.0
 # Timeout for joining each thread when watching stops.
@@ -161,7 +161,7 @@ class Watchdog:
     def let_others_read(self) -> None:
         """On rank 0, wait before exiting: the store closes with its process."""
         if self.rank == 0:
-            time.sleep(TELLING)
+            time.sleep(READING)
 
     # ------------------------------------------------------- the thread that talks to the store
 

@@ -70,7 +70,7 @@ def _evaluation(run: RunPaths, stage: Planned, config: Config) -> Progress:
     for trained_stage in with_student(config):
         checkpoint = _last_checkpoint(run, trained_stage)
         if not checkpoint.is_dir():
-            # Only the checkpoint of a finished stage tells whether it has a teacher.
+            # Whether a stage has a teacher is known only from the checkpoint of its last step.
             return Progress(stage.name, done, None, "networks", finished=False)
         has_teacher = section.teacher and (checkpoint / f"teacher{TENSORS}").is_file()
         total += (1 + has_teacher) * (1 + adapted)

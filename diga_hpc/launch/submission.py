@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from diga_hpc.errors import JobFailed, Stopped, UserError
+from diga_hpc.errors import JobFailed, MachineError, Stopped, UserError
 from diga_hpc.launch import show, slurm
 from diga_hpc.launch import sweep as sweeps
 from diga_hpc.launch.logs import RankLogs
@@ -180,8 +180,15 @@ def _problem(handle: Handle) -> Exception | None:
 def _expected(text: str) -> UserError | Stopped | None:
     """The UserError or Stopped in submitit's report of an exception; None for others."""
     kind, _, message = text.split(RULE)[1].strip().splitlines()[-1].partition(": ")
-    if kind == f"{Stopped.__module__}.{Stopped.__qualname__}":
+    if kind == _full_name(Stopped):
         return Stopped(message, stage="", done=0)
-    if kind == f"{UserError.__module__}.{UserError.__qualname__}":
-        return UserError(message)
+    # Not ReportedByRank0: its message does not name the cause.
+    for known in (UserError, MachineError):
+        if kind == _full_name(known):
+            return known(message)
     return None
+
+
+def _full_name(kind: type[Exception]) -> str:
+    """Name of an exception's class in the last line of a traceback."""
+    return f"{kind.__module__}.{kind.__qualname__}"

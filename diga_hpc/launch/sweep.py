@@ -10,6 +10,7 @@ import csv
 import io
 import itertools
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ from diga_hpc.results.stage_order import stage_name
 from diga_hpc.results.tables import read_rows
 from diga_hpc.run.directory import RunPaths
 from diga_hpc.run.files import atomic_write, read_json, write_json
+
+log = logging.getLogger(__name__)
 
 # Bytes in the name of a run directory; file systems allow 255.
 NAME_LIMIT = 200
@@ -113,8 +116,13 @@ def collect(folder: Path) -> list[dict[str, Any]]:
     ]
     # Everybody may read the table of somebody else's sweep.
     if os.access(folder, os.W_OK):
-        write_json(RunPaths(folder).results, rows)
-        _write_csv(RunPaths(folder).results_csv, rows)
+        try:
+            write_json(RunPaths(folder).results, rows)
+            _write_csv(RunPaths(folder).results_csv, rows)
+        except OSError as error:
+            # The disk is full, or another `diga-hpc status` has renamed the temporary file that
+            # both write to: the table is shown all the same.
+            log.warning("%s: table not written (%s)", folder, error.strerror)
     return rows
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from diga_hpc.results.stage_order import StageOrder
 from diga_hpc.run.files import read_jsonl
 
-CURVE_POINTS = 250  # per stage; longer logs are averaged
+# Points of a curve per stage; longer logs are averaged.
+CURVE_POINTS = 250
 # Size of a chart, and the margins for the texts of its axes, in SVG units.
 CHART_WIDTH, CHART_HEIGHT, CHART_LEFT, CHART_BOTTOM = 360, 170, 50, 20
 CHART_RIGHT, CHART_TOP = 14, 8
@@ -35,7 +36,8 @@ ALARMS = {
     "guard/consensus_degenerate": "log points where the consensus kept nothing or everything",
 }
 
-Lines = dict[str, list[tuple[float, float]]]  # stage -> (step, value)
+# Stage -> (step, value) of each point.
+Lines = dict[str, list[tuple[float, float]]]
 
 
 @dataclass(frozen=True)

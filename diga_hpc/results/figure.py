@@ -26,7 +26,8 @@ from diga_hpc.run.files import atomic_write
 WIDTH, GAP, MARGIN = 1280, 8, 6  # pixels
 TITLE_SIZE, NOTE_SIZE = 17, 14  # pixels
 INK, SOFT, PAGE = "#1c1c1a", "#61615c", "white"
-LARGEST = 200_000  # bytes: a README should open at once
+# Bytes: a README should open at once.
+LARGEST = 200_000
 # Colours to reduce the figure to, one after another until it is small enough.
 REDUCTIONS = (256, 64, 16)
 

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from diga_hpc.errors import UserError
-from diga_hpc.run.directory import RunPaths
+from diga_hpc.run.directory import CHECKPOINT_PREFIX, RunPaths
 from diga_hpc.training import checkpoint, tensor_file
 
 # The keys of the configuration that say most about a network.
@@ -29,7 +29,7 @@ def describe(path: Path, all_keys: bool = False) -> tuple[str, bool]:
     Returns the text, and whether every checkpoint is complete. Raises UserError if there is none.
     """
     expected = "expected a checkpoint step_*, or a run directory with some"
-    if path.name.startswith("step_"):
+    if path.name.startswith(CHECKPOINT_PREFIX):
         if not path.is_dir():
             raise UserError(f"{path}: no such folder; {expected}")
         problem = checkpoint.verify(path)
@@ -39,7 +39,7 @@ def describe(path: Path, all_keys: bool = False) -> tuple[str, bool]:
             lines += _details(path, all_keys)
         return "\n".join(lines), problem is None
     # Also a folder of checkpoints that were copied out of their run.
-    found = RunPaths(path).all_checkpoints() or sorted(path.glob("step_*"))
+    found = RunPaths(path).all_checkpoints() or sorted(path.glob(f"{CHECKPOINT_PREFIX}*"))
     if not found:
         raise UserError(f"{path}: no checkpoint in it; {expected}")
     problems = [checkpoint.verify(each) for each in found]

@@ -14,7 +14,7 @@ from diga_hpc import config as configuration
 from diga_hpc import models
 from diga_hpc.config import Config
 from diga_hpc.errors import UserError
-from diga_hpc.run.directory import RunPaths
+from diga_hpc.run.directory import CHECKPOINT_PREFIX, RunPaths
 from diga_hpc.stages.plan import with_student
 from diga_hpc.training import checkpoint
 
@@ -42,7 +42,7 @@ def find_checkpoint(path: Path) -> tuple[Path, Path]:
         )
     if RunPaths(path).exists:
         return path, _newest_finished(path)
-    if not path.name.startswith("step_"):
+    if not path.name.startswith(CHECKPOINT_PREFIX):
         raise UserError(
             f"{path}: neither a run directory (no config.yaml in it) nor a checkpoint step_*; name "
             "one of these"

@@ -12,7 +12,8 @@ from typing import Any
 from diga_hpc.config import Config
 from diga_hpc.stages.plan import plan, trained, with_student
 
-BASELINE = "source_only"  # the stage that results are compared with, in runs that have it
+# The stage that results are compared with, in runs that have it.
+BASELINE = "source_only"
 # Names of the style sheet's colours; grey is kept for the baseline, the others repeat.
 BASELINE_COLOR, COLORS = "s0", ("s1", "s2", "s3", "s4", "s5")
 

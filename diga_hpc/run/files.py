@@ -59,7 +59,7 @@ def read_json(path: Path, default: Any) -> Any:
         return default
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path}: not readable as JSON ({error}); remove it to have it made again"
+            f"{path}: not readable as JSON ({error}); remove it to have it written again"
         ) from error
 
 

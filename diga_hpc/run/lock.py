@@ -167,7 +167,7 @@ def _exclusively(path: Path) -> Iterator[int]:
     """
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        # A file system without flock: only two starts at the same instant are not told apart.
+        # A file system without flock: only two starts at the same instant can both get the lock.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         # The previous holder may have removed the file while this process waited: then the open

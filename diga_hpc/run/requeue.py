@@ -106,7 +106,7 @@ def job_name(environment: Mapping[str, str]) -> str | None:
     if "SLURM_STEP_ID" not in environment:
         return None
     if "SLURM_ARRAY_TASK_ID" in environment:
-        # Not SLURM_JOB_ID: the array's last task has the same id as the whole array.
+        # Not SLURM_JOB_ID: the array's last task has the same id as the array.
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return environment.get("SLURM_JOB_ID")
 

@@ -37,7 +37,7 @@ def ends(monkeypatch):
     ends = Ends()
     monkeypatch.setattr(failures, "end", ends.end)
     seconds = {"BEAT": 0.05, "JUDGING": 0.02, "SILENT": 0.6, "SUSPECTED_SILENT": 0.3}
-    for name, value in (seconds | {"GRACE": 0.1, "TELLING": 0.0, "PATIENCE": 0.2}).items():
+    for name, value in (seconds | {"GRACE": 0.1, "READING": 0.0, "PATIENCE": 0.2}).items():
         monkeypatch.setattr(watchdog, name, value)
     return ends
 

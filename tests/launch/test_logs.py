@@ -33,7 +33,7 @@ def test_ranks_that_srun_ended_after_the_first_failure_are_not_named(run_dir):
 
 
 def test_ranks_that_only_follow_rank_0_are_not_named(run_dir):
-    follower = "diga_hpc.errors.ReportedByRank0: rank 0 says why\n"
+    follower = "diga_hpc.errors.ReportedByRank0: rank 0 reports the cause\n"
     write_rank_logs(run_dir, ERROR + "UserError: no port\n", ERROR + follower)
     logs = RankLogs.of_submitit(run_dir / "logs", "12")
     assert logs.raised == [0] and [rank.rank for rank in logs.failed_ranks(1)] == [0]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from diga_hpc.errors import JobFailed, Stopped, UserError
+from diga_hpc.errors import JobFailed, MachineError, Stopped, UserError
 from diga_hpc.launch import submission as module
 from diga_hpc.launch.slurm import JobState
 from diga_hpc.launch.submission import Submission
@@ -107,6 +107,16 @@ def test_a_controller_that_restarts_is_waited_for(run_dir, clock, monkeypatch):
 
 ERRORS = {
     "user error": ("diga_hpc.errors.UserError: no file /x", UserError, "^no file /x$"),
+    "machine error": (
+        "diga_hpc.errors.MachineError: /x: disk full",
+        MachineError,
+        "^/x: disk full$",
+    ),
+    "follower": (
+        "diga_hpc.errors.ReportedByRank0: rank 0 reports the cause",
+        JobFailed,
+        "^job 12 ",
+    ),
     "stopped": ("diga_hpc.errors.Stopped: stopped at step 3", Stopped, "stopped at step 3"),
     "other": ("ValueError: boom", JobFailed, r"job 12, rank 0 on node1: raised an exception"),
 }

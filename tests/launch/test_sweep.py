@@ -1,6 +1,7 @@
 """Sweeps: which runs a sweep has, their names, and the table of their results."""
 
 import csv
+import errno
 import json
 import shutil
 
@@ -85,6 +86,17 @@ def test_the_table_has_a_row_per_run_and_a_column_per_result(swept):
         rows = list(csv.DictReader(stream))
     assert rows[0] == {key: str(value) for key, value in table[0].items()}
     assert rows[2]["warm_up/student/running"] == ""
+
+
+def test_a_table_that_cannot_be_written_is_shown_all_the_same(swept, monkeypatch, caplog):
+    """As on a full disk, or when another process collects it at the same time."""
+
+    def fail(path, value):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+
+    monkeypatch.setattr(sweep, "write_json", fail)
+    assert len(sweep.collect(swept)) == 3
+    assert "table not written (No such file or directory)" in caplog.text
 
 
 def test_a_run_that_was_removed_is_listed_as_removed(swept):

@@ -49,7 +49,7 @@ def test_ports_are_below_those_that_linux_gives_out(tmp_path):
 
 
 def test_a_rank_starts_with_its_signals_blocked(tmp_path):
-    """It is told to stop while it imports: the signal waits until it is listened to."""
+    """A signal during its imports stays pending until it listens."""
     blocked = source(tmp_path, '"${hold[@]}" grep SigBlk /proc/self/status').split()[1]
     assert int(blocked, 16) & (1 << 11) and int(blocked, 16) & (1 << 14)  # USR2, TERM
 
