@@ -34,8 +34,14 @@ for name in list(os.environ):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first: one that began last would leave the other processes idle."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Longest tests first: one that began last would leave the other processes idle."""
+
+    def seconds(item: pytest.Item) -> float:
+        # The closest mark has the time of the test; one of its module may have none.
+        mark = item.get_closest_marker("slow")
+        return 0 if mark is None else mark.kwargs.get("seconds", 1)
+
+    items.sort(key=seconds, reverse=True)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,4 @@
-"""Configuration: files and overrides in file.py; the sections in schema.py, data.py and
-stages.py."""
+"""Configuration: files and overrides in file.py; sections in schema.py, data.py, stages.py."""
 
 from diga_hpc.config.data import CustomClass, DataSection
 from diga_hpc.config.file import as_yaml, differences, flat, identity, load, save

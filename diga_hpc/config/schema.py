@@ -252,8 +252,8 @@ class Config(Section):
             raise ValueError(
                 "self_training needs data.target; leave self_training out or name a target"
             )
-        mixes = self.warm_up.second_view == "crdomix" and self.warm_up.distillation_weight > 0
-        if self.data.target is None and mixes:
+        # Even without distillation: its image is part of the student's batch statistics.
+        if self.data.target is None and self.warm_up.second_view == "crdomix":
             raise ValueError(
                 "warm_up.second_view 'crdomix' needs data.target; set warm_up.second_view=color or "
                 "name a target"

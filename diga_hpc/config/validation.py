@@ -82,8 +82,7 @@ def _known_keys(section: type[Section], parents: tuple[str, ...]) -> list[str]:
 
 
 def sections_in(annotation: Any) -> Iterator[type[Section]]:
-    """Section classes in the type of a field: of `Section | None`, `tuple[Section, ...]` and so
-    on."""
+    """Section classes in the type of a field, e.g. `Section | None`, `tuple[Section, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     for part in get_args(annotation):

@@ -1,9 +1,11 @@
 """Base classes of data sets: what a section of the configuration says about its images and labels.
 
-    FileDataset         images and labels on disk: `files(root)`, `table(space)`, and
-                        `decode(path)` for labels in another format than PNG
-    GeneratedDataset    images computed on demand: `__len__`, `name(index)`, `render(index, seed)`
-    ReaderDataset       anything else (archives, shards): `open(root, space, seed)`
+    FileDataset         images and labels on disk
+                        files(root), table(space), optionally decode(path)
+    GeneratedDataset    images computed on demand
+                        __len__, name(index), render(index, seed)
+    ReaderDataset       anything else (archives, shards, a data base)
+                        open(root, space, seed)
 
 Letters: H, W height and width of an image.
 """
@@ -87,8 +89,7 @@ class GeneratedDataset(DatasetSection):
         raise NotImplementedError
 
     def render(self, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 [H,W,3] RGB and its class indices uint8 [H,W]; a function of its
-        arguments."""
+        """Image uint8 [H,W,3] RGB and class indices uint8 [H,W]; depends on its arguments alone."""
         raise NotImplementedError
 
 

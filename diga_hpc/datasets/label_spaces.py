@@ -11,7 +11,6 @@ import numpy as np
 IGNORE = 255  # class index of pixels without a label, left out of losses and results
 UNKNOWN = 254
 
-# Names and colours are kept as tables, several to a line.
 CITYSCAPES_CLASSES = (
     "road",
     "sidewalk",

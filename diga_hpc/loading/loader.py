@@ -2,6 +2,7 @@
 
     file -> Sample -> crop, and the draws of the stage -> Batch          training_batches
     file -> Sample at its working size                                   inference_images
+    file -> LabelledImage at its working size, on the device             labelled_images
 
 The loader knows no method: a stage hands it a function that draws the random numbers of one sample,
 and finds them stacked in `Batch.draws`.
@@ -250,6 +251,32 @@ def inference_images(
         worker_init_fn=_ignore_signals,
     )
     return iter(loader)
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image to measure a network on; its tensors are on the device."""
+
+    index: int
+    """In the data set."""
+    name: str
+    image: torch.Tensor
+    """uint8 [3,H,W] at its working size"""
+    label: torch.Tensor
+    """uint8 [H',W'] at its own size"""
+
+
+def labelled_images(
+    dataset: Dataset, indices: list[int], workers: int, device: torch.device
+) -> Iterator[LabelledImage]:
+    """Images and labels one at a time. Raises UserError for a file that cannot be read."""
+    loaded = inference_images(dataset, indices, workers, pin_memory=device.type == "cuda")
+    for index, sample in zip(indices, loaded, strict=True):
+        assert not isinstance(sample, str), "a corrupt file is an error here"
+        assert sample.label is not None, f"{sample.name} has no label"
+        # Without waiting: the copies run while the device works on the image before.
+        image = sample.image.to(device, non_blocking=True)
+        yield LabelledImage(index, sample.name, image, sample.label.to(device, non_blocking=True))
 
 
 def _ignore_signals(worker: int) -> None:

@@ -9,9 +9,7 @@ from torch import nn
 
 from diga_hpc.method.views import unit_range
 from diga_hpc.models.base import SegmentationModel
-from diga_hpc.models.batch_norm import BatchNorm
-
-GROUP = 8  # consecutive images that are normalised by their common statistics
+from diga_hpc.models.batch_norm import BatchNorm, batch_norms
 
 
 @torch.inference_mode()
@@ -27,7 +25,7 @@ def adapt_normalization(
     so that the result does not depend on the number of ranks. The model is in evaluation mode
     afterwards; after an error its statistics are unchanged.
     """
-    layers = [m for m in model.modules() if isinstance(m, BatchNorm)]
+    layers = batch_norms(model)
     device = next(model.parameters()).device
     moments = {layer: torch.zeros(2, layer.num_features, device=device) for layer in layers}
     count = torch.zeros(1, device=device)
@@ -41,7 +39,8 @@ def adapt_normalization(
         mean, second = sum_over_ranks(moments[layer]) / count
         assert layer.running_mean is not None and layer.running_var is not None
         layer.running_mean.copy_(mean)
-        layer.running_var.copy_(second - mean.square())
+        # The difference of two rounded numbers: below 0 for a channel that is nearly constant.
+        layer.running_var.copy_((second - mean.square()).clamp(min=0))
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ class Labeler:
         images = unit_range(image[None])
         logits = []
         for scale in self.scales:
-            scaled = rescale(images, scale)
+            scaled = rescale(images, scale, self._align_corners)
             logits.append(self._logits(scaled))
             if self.flip:
                 logits.append(self._logits(scaled.flip(-1)).flip(-1))
@@ -92,13 +92,17 @@ def window_starts(size: int, window: int) -> list[int]:
     return [round(i * (size - window) / (count - 1)) for i in range(count)]
 
 
-def rescale(images: torch.Tensor, scale: float) -> torch.Tensor:
-    """Resize images [B,3,H,W] by a factor, bilinear."""
+def rescale(images: torch.Tensor, scale: float, align_corners: bool) -> torch.Tensor:
+    """Resize images [B,3,H,W] by a factor, bilinear.
+
+    align_corners: that of the network which sees them.
+    """
     if scale == 1.0:
         return images
     size = [max(round(s * scale), 1) for s in images.shape[-2:]]
-    # This resizes images, not a network's output: its `align_corners` does not apply.
-    return F.interpolate(images, size, mode="bilinear", align_corners=True)
+    # As the logits are upsampled: else those of a smaller image would lie up to half of one of its
+    # pixels off the original near the borders.
+    return F.interpolate(images, size, mode="bilinear", align_corners=align_corners)
 
 
 def features_and_labels(

@@ -9,7 +9,7 @@ from torch import nn
 
 from diga_hpc.config import TeacherSection
 from diga_hpc.models.base import Prediction, SegmentationModel
-from diga_hpc.models.batch_norm import BatchNorm, float_buffers
+from diga_hpc.models.batch_norm import batch_norms, float_buffers
 
 Autocast = Callable[[], AbstractContextManager[object]]  # precision of a forward pass
 
@@ -22,11 +22,10 @@ class Teacher:
         self._autocast = autocast
         self.model = copy.deepcopy(student).float().requires_grad_(False).eval()
         if section.normalization == "batch" and student.batch_norm == "train":
-            for module in self.model.modules():
-                if isinstance(module, BatchNorm):
-                    # Normalise by the batch, but keep the averaged running statistics.
-                    module.train()
-                    module.momentum = 0.0
+            for layer in batch_norms(self.model):
+                # Normalise by the batch, but keep the averaged running statistics.
+                layer.train()
+                layer.momentum = 0.0
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> Prediction:

@@ -22,11 +22,10 @@ SHARPNESS, SHARPNESS_PROBABILITY = 0.5, 0.3
 
 
 def draw_color_change(rng: np.random.Generator) -> torch.Tensor:
-    """float32 [7]: brightness, contrast, saturation factors, hue shift in turns, and three
-    switches.
+    """Draw a colour change, float32 [7].
 
-    The switches say whether grayscale, blur, sharpness apply; factors of 1 and a shift of 0 change
-    nothing.
+    Brightness, contrast and saturation factors, a hue shift in turns, and three switches: whether
+    grayscale, blur, sharpness apply. Factors of 1 and a shift of 0 change nothing.
     """
     jitter = [
         rng.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS),

@@ -154,7 +154,7 @@ class SegmentationModel(nn.Module):
         self.train()
 
     def _check_contract(self) -> None:
-        """Raise TypeError where the subclass is incomplete, before a training finds out."""
+        """Raise TypeError where the subclass is incomplete, before its first forward pass."""
         name = type(self).__name__
         for attribute in ("feature_channels", "stride"):
             if not hasattr(self, attribute):

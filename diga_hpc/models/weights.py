@@ -53,8 +53,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a weight file, on the CPU, without wrapper keys and prefixes.
 
     Raises:
-        ValueError: no such file, another suffix, a corrupt file, no tensors in it, or other things
-            beside.
+        ValueError: no such file, another suffix, a corrupt file, or one that does not hold tensors
+            alone.
     """
     path = Path(path).expanduser()
     if not path.is_file():

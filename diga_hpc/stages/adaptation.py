@@ -1,23 +1,23 @@
 """AdaBN over all ranks: a network's normalisation statistics become those of the target."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
 from diga_hpc.loading.dataset import Dataset, Sample
-from diga_hpc.method.adabn import GROUP, adapt_normalization
+from diga_hpc.method.adabn import adapt_normalization
 from diga_hpc.models.base import SegmentationModel
-from diga_hpc.training.stage import Context
+from diga_hpc.training.stage import Context, Watch
 
+GROUP = 8  # consecutive images that are normalised by their common statistics
 Group = list[torch.Tensor]  # batches uint8 [n,3,H,W], one for each run of equal sizes
-WatchGroups = Callable[[Iterator[Group], str, int], Iterator[Group]]
 
 
-def adapt_to_target(context: Context, model: SegmentationModel, watch: WatchGroups) -> None:
+def adapt_to_target(context: Context, model: SegmentationModel, watch: Watch) -> None:
     """Give a network the target's statistics; files that cannot be read are skipped and listed.
 
-    watch: raises Stopped where a stop was requested (StopFlag.watch); the model is unchanged then.
+    The model is unchanged if `watch` raises Stopped.
     """
     assert context.target is not None
     world = context.world

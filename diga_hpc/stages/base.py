@@ -86,8 +86,9 @@ class DistillationStage(StudentStage):
     def source_losses(
         self, logits: torch.Tensor, taught: Prediction, labels: torch.Tensor, totals: StepTotals
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy on the clean view, and distillation: the teacher on each view teaches the
-        student on the other.
+        """Cross-entropy on the clean view, and the distillation between the views.
+
+        The teacher on each view teaches the student on the other.
 
         logits [2B,K,h,w] of the student on both views, taught: the teacher's, labels uint8 [B,H,W].
         """

@@ -17,8 +17,7 @@ from diga_hpc.loading import dataset as datasets
 from diga_hpc.loading.dataset import Dataset, full_size, half_size
 from diga_hpc.models.base import SegmentationModel
 from diga_hpc.stages.plan import Planned, trained
-
-STATES = {"sgd": 1, "adamw": 2}  # float32 numbers that an optimiser keeps per parameter
+from diga_hpc.training.optimizer import MOMENTS
 
 
 def check(config: Config, limit: int | None = None) -> None:
@@ -145,7 +144,7 @@ def _memory(
     """Estimate the bytes that one rank needs when it trains a stage."""
     parameters = sum(p.numel() for p in model.parameters())
     # Parameters of student and teacher, gradients and the optimiser's state in float32.
-    fixed = 4 * parameters * (3 + STATES[config.optimizer.name])
+    fixed = 4 * parameters * (3 + len(MOMENTS[config.optimizer.name]))
     images = (config.engine.micro_batch or section.batch.total) * stage.views
     return fixed + images * activation_bytes(config, model, section.crop)
 

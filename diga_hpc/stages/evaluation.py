@@ -7,13 +7,13 @@ RUN_DIR/panels/           pictures for the report
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Self, TypeVar
 
 import torch
 
 from diga_hpc.loading.dataset import Dataset
-from diga_hpc.loading.loader import inference_images
+from diga_hpc.loading.loader import labelled_images
 from diga_hpc.loading.pictures import to_picture, write_labels, write_picture
 from diga_hpc.loading.transforms import resize_image
 from diga_hpc.method.labeler import Labeler
@@ -23,13 +23,13 @@ from diga_hpc.run.files import read_json, write_json
 from diga_hpc.stages.adaptation import adapt_to_target
 from diga_hpc.stages.networks import has_network, trained_network
 from diga_hpc.stages.plan import Planned, with_student
-from diga_hpc.stages.pseudo_labels import on_device
 from diga_hpc.training.resume import is_finished
 from diga_hpc.training.stage import STUDENT, TEACHER, Context, DataPass
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+STAGE = "evaluation"
 # Columns that tell the rows of results.json apart.
 ROW_KEY = ("stage", "round", "network", "normalization")
 
@@ -72,7 +72,7 @@ class Evaluation(DataPass):
             model = model or trained_network(context, stage.name, network)
             if normalization == "adapted":
                 # Last, since it changes the network in place.
-                adapt_to_target(context, model, self._watched)
+                adapt_to_target(context, model, self._watch)
             panel = stage.name if (network, normalization) == (STUDENT, "running") else None
             name = f"{stage.name}_{network}_{normalization}"
             measured = measure(context, model, context.validation, name, panel)
@@ -81,8 +81,11 @@ class Evaluation(DataPass):
                 add_result(context, row)
                 log.info("%s %s %s: mIoU %.2f", stage.name, network, normalization, row["miou"])
 
-    def _watched(self, images: Iterator[T], what: str, count: int) -> Iterator[T]:
-        return watched(self.context, len(self.context.validation), images, what, count)
+    def _watch(self, items: Iterator[T], what: str, count: int) -> Iterator[T]:
+        def done() -> int:
+            return images_in_results(self.context, self.context.validation)
+
+        return self.context.stop.watch(items, what, count, stage=STAGE, done=done)
 
 
 def measure(
@@ -117,23 +120,21 @@ def measure(
     seen = torch.tensor(earlier) * world.is_main
 
     def keep() -> int:
+        """Write what was counted, for the next call; progress for Stopped."""
         total, images = world.sum(matrix.counts.clone()), world.sum(seen.to(world.device))
         if world.is_main:
             write_json(partial, (images.tolist(), total.tolist()))
-        return int(images.sum())
+        return images_in_results(context, validation) + int(images.sum())
 
-    loaded = inference_images(
-        validation, mine, context.config.data.workers, pin_memory=context.pin_memory
-    )
-    images = zip(mine, loaded, strict=True)
-    for index, sample in watched(context, len(validation), images, "evaluation", len(mine), keep):
-        assert not isinstance(sample, str)
-        image, truth = on_device(sample, world.device)
+    images = labelled_images(validation, mine, context.config.data.workers, world.device)
+    watched = context.stop.watch(images, "evaluation", len(mine), stage=STAGE, done=keep)
+    for sample in watched:
+        truth = sample.label
         height, width = truth.shape
-        predicted = label(image, (height, width))
+        predicted = label(sample.image, (height, width))
         matrix.add(truth, predicted)
-        seen[index] = 1
-        if panel is not None and index < section.panels:
+        seen[sample.index] = 1
+        if panel is not None and sample.index < section.panels:
             write_labels(context.run.panel(sample.name, panel), predicted, context.space)
     result = scores(world.sum(matrix.counts), context.space) | {"images": len(validation)}
     if world.is_main:
@@ -141,25 +142,11 @@ def measure(
     return result
 
 
-def watched(
-    context: Context,
-    validation_images: int,
-    images: Iterator[T],
-    what: str,
-    count: int,
-    keep: Callable[[], int] = lambda: 0,
-) -> Iterator[T]:
-    """Iterate until a stop is requested (StopFlag.watch).
-
-    Progress is the rows of results.json, and what `keep` keeps.
-    """
-
-    def done() -> int:
-        # The other ranks need not look: rank 0's answer is the one that is used.
-        rows = read_json(context.run.results, []) if context.world.is_main else []
-        return len(rows) * validation_images + keep()
-
-    return context.stop.watch(images, what, count, stage="evaluation", done=done)
+def images_in_results(context: Context, validation: Dataset) -> int:
+    """Progress of an evaluation: one count per image and row of results.json."""
+    # The other ranks need not look: rank 0's answer is the one that is used.
+    rows = read_json(context.run.results, []) if context.world.is_main else []
+    return len(rows) * len(validation)
 
 
 def write_truth_panels(context: Context, validation: Dataset) -> None:

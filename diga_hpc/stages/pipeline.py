@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from diga_hpc.config import Config
 from diga_hpc.distributed import world as ranks
 from diga_hpc.distributed.stop import StopFlag
-from diga_hpc.loading import dataset
 from diga_hpc.run.directory import Run
 from diga_hpc.section import load
-from diga_hpc.stages.check import check_crops
+from diga_hpc.stages.check import check_crops, open_all
 from diga_hpc.stages.networks import starting_network
 from diga_hpc.stages.plan import PIPELINE, STAGES, Planned, select
 from diga_hpc.training.loop import train
@@ -20,8 +19,7 @@ from diga_hpc.training.stage import Context, DataPass, Stage, TrainingStage
 
 
 class Pipeline:
-    """The stages of a run. Every rank of the job has one and calls the same methods in the same
-    order.
+    """The stages of a run; every rank has one and calls the same methods in the same order.
 
     stop_after: stop cleanly after so many training steps. Raises UserError for ranks that do not
     meet, data that are missing or too small, weights that do not fit, and a run directory that is
@@ -33,12 +31,12 @@ class Pipeline:
         world = ranks.start(config)
         stop = StopFlag(world, stop_after)
         stop.listen()
-        source = dataset.open_source(config)
-        target = dataset.open_target(config)
-        validation = dataset.open_validation(config)
-        check_crops(config, {"source": source} | ({"target": target} if target else {}))
+        sets = open_all(config)
+        check_crops(config, sets)
         run = Run(config)
-        self.context = Context(config, run, world, stop, source, target, validation)
+        self.context = Context(
+            config, run, world, stop, sets["source"], sets.get("target"), sets["validation"]
+        )
         if not run.exists:
             # Raises for weights that do not fit, before anything is written.
             starting_network(self.context)

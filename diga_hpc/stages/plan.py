@@ -113,13 +113,15 @@ def register(
     views: int = 1,
     student: bool = True,
 ) -> None:
-    """Add a training stage: it runs where the configuration has a section of its name, after
-    another one.
+    """Add a training stage; it runs where the configuration has a section of its name.
 
-    kind: its name, section and command. implementation: `module:Class`. after: a key of STAGES. It
-    starts from the student of the stage before it. views, student: see Planned; a stage with
-    `student=False` is passed over when later stages look for the network to start from, and is not
-    evaluated. Registering again with the same name replaces it.
+    It starts from the student of the stage before it. Registering again with the same name replaces
+    it.
+
+    kind: its name, section and command. implementation: `module:Class`. after: the key of STAGES
+    that it follows. views, student: see Planned; a stage with `student=False` is passed over
+    when later stages look for the network to start from, and is not evaluated. Raises UserError for
+    a kind that is a key of the configuration, and for an unknown `after`.
     """
 
     def planned(config: Config, before: Sequence[Planned]) -> list[Planned]:
@@ -129,7 +131,7 @@ def register(
             return []
         return [Planned(kind, kind, own, starts_from=start, views=views, student=student)]
 
-    if after not in STAGES or kind in Config.model_fields:
+    if after not in STAGES or after == kind or kind in Config.model_fields:
         raise UserError(
             f"stage {kind!r} after {after!r}: expected a name that is no key of the configuration, "
             f"after one of {', '.join(STAGES)}; correct the call of register"

@@ -11,7 +11,7 @@ complete ones; memory does not grow with the number of images.
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from diga_hpc import kernels
 from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.errors import UserError
-from diga_hpc.loading.dataset import Dataset, Sample
-from diga_hpc.loading.loader import inference_images
+from diga_hpc.loading.dataset import Dataset
+from diga_hpc.loading.loader import labelled_images
 from diga_hpc.loading.pictures import write_labels
 from diga_hpc.method.centroids import Centroids, ClassMeans, image_class_means
 from diga_hpc.method.labeler import Labeler, features_and_labels, rescale
@@ -33,7 +33,7 @@ from diga_hpc.stages.networks import trained_network
 from diga_hpc.stages.plan import Planned
 from diga_hpc.training.checkpoint import read_tensors
 from diga_hpc.training.resume import forms
-from diga_hpc.training.stage import Context, DataPass
+from diga_hpc.training.stage import Context, DataPass, Watch
 
 T = TypeVar("T")
 
@@ -60,13 +60,14 @@ class PseudoLabels(DataPass):
         """Labels, then centroids, then the quality of their consensus."""
         context, run = self.context, self.context.run
         student = trained_network(context, self.network)
-        # A copy: the teacher, whose features the consensus compares, keeps its own statistics.
-        labeler = copy.deepcopy(student)
+        # Labels and centroids are of the adapted network; self-training starts from the other one.
+        adapted = copy.deepcopy(student)
         if context.config.pseudo_labels.adapt_normalization:
-            adapt_to_target(context, labeler, self._watched)
-        write_pseudo_labels(context, labeler, self.target, self.folder, self._watched)
-        centroids = initial_centroids(context, labeler, self.target, self._watched)
-        quality = self._consensus_quality(labeler, student, centroids)
+            adapt_to_target(context, adapted, self._watch)
+        write_pseudo_labels(context, adapted, self.target, self.folder, self._watch)
+        centroids = initial_centroids(context, adapted, self.target, self._watch)
+        panel = f"consensus_{self.round}"
+        quality = consensus_quality(context, adapted, student, centroids, self._watch, panel)
         if context.world.is_main:
             # A round that is repeated after a stop replaces its row.
             rows = [row for row in read_json(run.consensus, []) if row["round"] != self.round]
@@ -75,32 +76,14 @@ class PseudoLabels(DataPass):
             save_centroids(centroids, run.centroids(self.round))
         context.world.barrier()
 
-    def _watched(self, images: Iterator[T], what: str, count: int) -> Iterator[T]:
-        return watched(self.context, self.folder, images, what, count)
+    def _watch(self, items: Iterator[T], what: str, count: int) -> Iterator[T]:
+        stage = f"pseudo_labels_{self.folder.name}"
+        return self.context.stop.watch(items, what, count, stage=stage, done=self._files_done)
 
-    def _consensus_quality(
-        self, labeler: SegmentationModel, student: SegmentationModel, centroids: Centroids
-    ) -> dict[str, float]:
-        return consensus_quality(
-            self.context, labeler, student, centroids, self._watched, f"consensus_{self.round}"
-        )
-
-
-def watched(
-    context: Context, folder: Path, images: Iterator[T], what: str, count: int
-) -> Iterator[T]:
-    """Iterate until a stop is requested (StopFlag.watch); progress is the files in `folder`."""
-
-    def done() -> int:
+    def _files_done(self) -> int:
+        """Progress: the label files that are written."""
         # The other ranks need not look: rank 0's answer is the one that is used.
-        return len(list(folder.glob("*.png"))) if context.world.is_main else 0
-
-    stage = f"pseudo_labels_{folder.name}"
-    return context.stop.watch(images, what, count, stage=stage, done=done)
-
-
-Watch = Any
-"""(images, what is done with them, their number on this rank) -> the images until a stop."""
+        return len(list(self.folder.glob("*.png"))) if self.context.world.is_main else 0
 
 
 def write_pseudo_labels(
@@ -128,7 +111,8 @@ def write_pseudo_labels(
         if sample is None:
             continue
         image = sample.image.to(context.world.device, non_blocking=True)
-        labels = label(image, image.shape[-2:])
+        height, width = image.shape[-2:]
+        labels = label(image, (height, width))
         write_labels(folder / f"{sample.name}.png", labels, context.space)
     broken.write()
 
@@ -150,8 +134,9 @@ def initial_centroids(
     for sample in watch(images, "centroids", len(mine)):
         if sample is None:
             continue
-        image = sample.image[None].to(device, non_blocking=True)
-        features, predicted = features_and_labels(model, rescale(unit_range(image), section.scale))
+        image = unit_range(sample.image[None].to(device, non_blocking=True))
+        scaled = rescale(image, section.scale, model.align_corners)
+        features, predicted = features_and_labels(model, scaled)
         total = total + image_class_means(features, predicted, num_classes, section.minimum_pixels)
     centroids = Centroids(num_classes, model.feature_channels, section, device)
     centroids.initialize(total, context.world.sum)
@@ -192,7 +177,7 @@ def load_centroids(context: Context, round_number: int, channels: int) -> Centro
 @torch.inference_mode()
 def consensus_quality(
     context: Context,
-    labeler: SegmentationModel,
+    network: SegmentationModel,
     student: SegmentationModel,
     centroids: Centroids,
     watch: Watch,
@@ -202,20 +187,20 @@ def consensus_quality(
 
     For diagnosis only: nothing in training depends on it.
 
-    Labels are made as the pseudo labels are, features by the teacher that self-training starts
-    with. Returns kept, accuracy (of what is kept), accuracy_offline (of the pseudo labels without
-    consensus), images.
+    network: makes labels as the pseudo labels were made. student: self-training starts from it, and
+    its first teacher makes the features. panel_name: kind of the pictures of the consensus. Returns
+    kept, accuracy (of what is kept), accuracy_offline (of the pseudo labels without consensus),
+    images.
     """
     world, config, validation = context.world, context.config, context.validation
     teacher = Teacher(student, config.teacher, context.precision)
-    label = Labeler(labeler, scales=config.pseudo_labels.scales, autocast=context.precision)
+    label = Labeler(network, scales=config.pseudo_labels.scales, autocast=context.precision)
     # Pixels: labelled; kept; kept and right; right without consensus.
     counts = torch.zeros(4, dtype=torch.int64, device=world.device)
     mine = world.share(len(validation))
-    loaded = inference_images(validation, mine, config.data.workers, pin_memory=context.pin_memory)
-    images = zip(mine, loaded, strict=True)
-    for index, sample in watch(images, "consensus on validation images", len(mine)):
-        image, truth = on_device(sample, world.device)
+    images = labelled_images(validation, mine, config.data.workers, world.device)
+    for sample in watch(images, "consensus on validation images", len(mine)):
+        image, truth = sample.image, sample.label
         height, width = truth.shape
         offline = label(image, (height, width))
         consensus, _ = kernels.consensus_labels(
@@ -230,7 +215,7 @@ def consensus_quality(
         counts += torch.stack(
             [labelled.sum(), (kept & labelled).sum(), (kept & right).sum(), right.sum()]
         )
-        if index < config.evaluation.panels:
+        if sample.index < config.evaluation.panels:
             write_labels(context.run.panel(sample.name, panel_name), consensus[0], context.space)
     # Counts, not rates: sums over ranks do not depend on how the images are shared.
     labelled, kept, kept_right, right = world.sum(counts).tolist()
@@ -240,10 +225,3 @@ def consensus_quality(
         "accuracy_offline": right / max(labelled, 1),
         "images": len(validation),
     }
-
-
-def on_device(sample: Sample, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image [3,H,W] and labels [H,W] of a labelled sample, copied without waiting."""
-    assert sample.label is not None, "validation images are labelled"
-    image = sample.image.to(device, non_blocking=True)
-    return image, sample.label.to(device, non_blocking=True)

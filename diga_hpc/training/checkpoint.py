@@ -257,7 +257,7 @@ def _prune(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint; renamed first, so that a kill in between leaves no half of one."""
+    """Delete a checkpoint; renamed first, so that a kill leaves no partial checkpoint."""
     doomed = path.with_name(f"{DELETING}{path.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(path, doomed)

@@ -95,7 +95,7 @@ class _Loop:
         )
 
     def run(self) -> None:
-        """From the next step to the last one."""
+        """Train from the next step to the last one."""
         context, steps = self.context, self.stage.section.steps
         journal = Journal(
             context.run.metrics,
@@ -263,7 +263,7 @@ class _Loop:
             raise self._error(self.guards.alarm)
 
     def _error(self, problem: str) -> UserError:
-        """The error of a problem that all ranks know of: rank 0 alone says it."""
+        """The error to raise for a problem that all ranks know of: rank 0 alone reports it."""
         return UserError(problem) if self.context.world.is_main else ReportedByRank0()
 
     def _log_line(self, clock: "_Clock") -> dict[str, float]:

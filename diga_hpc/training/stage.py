@@ -4,12 +4,13 @@ Context          what every stage is given: configuration, run directory, ranks,
 Stage            `build(context, planned)`; a file in stages/ has one of these two:
 TrainingStage    trains networks, step by step, in the loop of loop.py
 DataPass         passes over images, with networks that are trained already: `run()`
+Watch            how a DataPass iterates, so that a stop request ends it
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from diga_hpc.training.engine import Engine
 from diga_hpc.training.precision import Precision
 
 STUDENT, TEACHER = "student", "teacher"  # modules that every network stage may have
+T = TypeVar("T")
 
 
 @dataclass
@@ -84,6 +86,17 @@ class DataPass(Stage):
         """Run to the end, resuming what an earlier start left in the run directory.
 
         Raises Stopped where all ranks agreed to stop.
+        """
+
+
+class Watch(Protocol):
+    """Iterate until a stop is requested on any rank: StopFlag.watch, bound to a stage."""
+
+    def __call__(self, items: Iterator[T], what: str, count: int, /) -> Iterator[T]:
+        """Yield the `count` items of this rank, fewer where a stop is requested.
+
+        All ranks must iterate, and wait for each other at the end, where Stopped is raised if a
+        stop was requested. what: the work, as the message of Stopped names it.
         """
 
 
@@ -175,7 +188,7 @@ class TrainingStage(Stage):
     # ----------------------------------------------------------------- checkpoints
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Tensors beside modules and optimisers that resuming needs."""
+        """Tensors that resuming needs in addition to modules and optimisers."""
         return {}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import torch
 
 # torch's name of a dtype (without `torch.`) -> the format's name, and bytes per element.
-# Kept as a table.
 DTYPES = {
     "float64": ("F64", 8),
     "float32": ("F32", 4),

@@ -84,6 +84,15 @@ def test_message_names_key_value_and_remedy(tiny_yaml, override, expected):
     assert "\n" not in str(error.value)
 
 
+def test_a_second_view_that_needs_a_target_is_refused_without_one(tiny_yaml):
+    """Also where its distillation weighs nothing: the student sees both views."""
+    without = ["data.target=null", "self_training=null"]
+    for weight in (0, 1):
+        with pytest.raises(UserError, match="'crdomix' needs data.target; set warm_up.second_view"):
+            configuration.load(tiny_yaml, [*without, f"warm_up.distillation_weight={weight}"])
+    assert configuration.load(tiny_yaml, [*without, "warm_up.second_view=color"]).space
+
+
 def test_yaml_keys_that_are_no_text(tiny_yaml):
     tiny_yaml.write_text(tiny_yaml.read_text() + "1: 2\n")
     with pytest.raises(UserError, match="unknown key `1`"):

@@ -30,6 +30,7 @@ def last_step(run_dir: Path) -> int:
     return max(steps_logged(run_dir), default=0)
 
 
+@pytest.mark.slow(seconds=50)
 def test_interrupted_twice_it_resumes_twice_and_ends_bit_identical(
     tiny_yaml, tmp_path, two_nodes, uninterrupted
 ):

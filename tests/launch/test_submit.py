@@ -162,7 +162,7 @@ def test_what_ends_a_local_job_is_raised_here_as_it_was_there(tiny_yaml):
         submission.results()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=100)
 def test_a_local_job_is_stopped_and_the_same_launch_ends_as_torchrun(
     tiny_yaml, tmp_path, uninterrupted
 ):

@@ -6,7 +6,7 @@ import torch
 
 from diga_hpc import config as configuration
 from diga_hpc.loading import dataset as datasets
-from diga_hpc.loading.loader import KEY, TrainingSamples, training_batches
+from diga_hpc.loading.loader import KEY, TrainingSamples, labelled_images, training_batches
 
 
 def samples_of(config, stage="warm_up"):
@@ -74,3 +74,14 @@ def test_seed_changes_the_stream(tiny_yaml):
     first = batches_of(samples_of(configuration.load(tiny_yaml)))
     other = batches_of(samples_of(configuration.load(tiny_yaml, ["seed=1"])))
     assert not same(first[0], other[0])
+
+
+def test_labelled_images_are_resized_and_their_labels_are_not(tiny_yaml):
+    config = configuration.load(tiny_yaml, ["data.validation.size=[24, 48]"])
+    validation = datasets.open_validation(config)
+    found = list(labelled_images(validation, [2, 0], workers=0, device=torch.device("cpu")))
+    assert [each.index for each in found] == [2, 0]
+    for each in found:
+        sample = validation.load(each.index)
+        assert each.name == sample.name and each.image.shape == (3, 24, 48)
+        assert torch.equal(each.label, sample.label) and each.label.shape == (48, 96)

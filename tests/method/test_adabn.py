@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from diga_hpc import config as configuration
 from diga_hpc.loading import dataset as datasets
@@ -54,3 +55,17 @@ def test_an_error_leaves_no_hook_and_no_changed_layer(model):
     assert all(map(torch.equal, before, float_buffers(model)))
     layers = [m for m in model.modules() if isinstance(m, BatchNorm)]
     assert not any(m._forward_pre_hooks or m.training or m.momentum == 0 for m in layers)
+
+
+@pytest.mark.parametrize("constant", [0.0, 77.7, 1000.1])
+def test_a_constant_channel_has_a_variance_that_is_not_negative(constant):
+    """In float32, the mean of squares may round to less than the square of the mean."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    nn.init.zeros_(network[0].weight)
+    with torch.no_grad():
+        network[0].bias.copy_(constant * torch.tensor([1, 1.1, 1.3, 1.7]))
+    sizes = (7, 11, 13)
+    groups = [[torch.zeros(2, 3, size, 13, dtype=torch.uint8)] for size in sizes]
+    adapt_normalization(network, groups, lambda tensor: tensor)
+    assert (network[1].running_var >= 0).all()
+    assert network(torch.rand(1, 3, 4, 4)).isfinite().all()

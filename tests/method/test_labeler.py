@@ -15,6 +15,7 @@ from diga_hpc.method.labeler import Labeler, window_starts
 from diga_hpc.method.scores import ConfusionMatrix, scores
 from diga_hpc.method.views import unit_range
 from diga_hpc.models import build_model
+from diga_hpc.models.base import Prediction
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
@@ -47,6 +48,24 @@ def test_labels_are_the_argmax_of_the_maximum_over_scales(model, scales, flip):
     clear = top[0] - top[1] > 1e-5
     got = Labeler(model, scales=scales, flip=flip)(image, (50, 70))
     assert got.dtype == torch.uint8 and torch.equal(got[clear].long(), best.argmax(0)[clear])
+
+
+class PatchMeans(nn.Module):
+    """A network without overlap: its nodes are the centres of patches of 4x4 pixels."""
+
+    align_corners = False
+
+    def forward(self, images):
+        brightness = F.avg_pool2d(images[:, :1], 4) * 255
+        # Class 1 where the brightness exceeds that of pixel 11.8 of the ramp below.
+        return Prediction(torch.cat([23.6 - brightness, brightness - 23.6], 1), brightness)
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5,), (1.0, 0.5)])
+def test_every_scale_places_labels_alike_where_nodes_are_centres_of_patches(scales):
+    ramp = torch.arange(0, 256, 2, dtype=torch.uint8).expand(3, 64, 128)
+    labels = Labeler(PatchMeans(), scales=scales)(ramp, (64, 128))
+    assert torch.equal(labels, (torch.arange(128) >= 12).to(torch.uint8).expand(64, 128))
 
 
 def test_sliding_windows_cover_everything_and_average(model):

@@ -40,6 +40,7 @@ def test_warm_up_on_two_nodes_has_the_losses_of_one_process(cluster, tiny_yaml, 
 # ------------------------------------------------------------------------------------ interruptions
 
 
+@pytest.mark.slow(seconds=80)
 def test_requeued_preempted_and_a_node_lost_it_ends_bit_identical(
     cluster, tiny_yaml, tmp_path, uninterrupted
 ):
@@ -89,6 +90,7 @@ def restarts_that_train(run: Path, job: str) -> int:
     return logs[0].read_text().count(RESUMED.format(step="")) if logs else 0
 
 
+@pytest.mark.slow(seconds=60)
 def test_at_its_time_limit_a_job_requeues_itself_and_ends_bit_identical(
     cluster, tiny_yaml, tmp_path, uninterrupted
 ):

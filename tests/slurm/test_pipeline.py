@@ -107,7 +107,7 @@ def test_a_controller_that_is_silent_for_a_while_ends_no_job(tiny_yaml, tmp_path
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=50)
 def test_the_chain_runs(cluster, tiny_yaml, tmp_path):
     text = cluster.run(SLURM / "pipeline.sh", "--wait", *TWO_NODES, "--", tiny_yaml)
     names = ["warmup", "pseudo_labels_1", "self_training_1", "evaluate"]

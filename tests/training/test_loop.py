@@ -134,7 +134,7 @@ def test_a_corrupt_newest_checkpoint_costs_the_steps_since_the_one_before(
 # ------------------------------------------------------------- ranks, ZeRO, accumulation, precision
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=60)
 def test_two_ranks_and_every_zero_stage_give_the_losses_of_one_process(tiny_yaml, tmp_path):
     """1 rank x batch 4 against 2 ranks x batch 2, ZeRO 0 to 3, SGD and AdamW.
 

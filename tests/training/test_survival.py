@@ -44,7 +44,7 @@ def start(*command: str | Path) -> subprocess.Popen:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=160)
 def test_twenty_kills_at_random_moments_cost_at_most_the_steps_since_a_checkpoint(tmp_path):
     """See benchmarks/soak.py for what is checked after each kill, and how runs are compared."""
     options = ["--kills", "20", "--folder", tmp_path / "runs", "--report", tmp_path / "soak"]
@@ -135,7 +135,7 @@ def test_a_full_disk_ends_the_run_and_with_space_it_resumes(tiny_yaml, tmp_path,
     assert final_files(run_dir) == final_files(complete.run_dir)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=120)
 def test_a_job_resumes_within_a_minute_after_a_node_failed(cluster, tiny_yaml, tmp_path):
     """slurmd, its steps and its tasks are killed at once, as in a power failure.
 
@@ -163,7 +163,7 @@ def test_a_job_resumes_within_a_minute_after_a_node_failed(cluster, tiny_yaml, t
     assert final_files(run_dir) == final_files(tmp_path / "complete")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 def test_a_job_outlives_slurmd(cluster, tiny_yaml, tmp_path):
     """Its steps run without the daemon, and the node is usable again once the daemon is."""
     options = ["source_only=null", "warm_up.start=model", "warm_up.steps=150"]

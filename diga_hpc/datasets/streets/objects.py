@@ -26,8 +26,10 @@ KERB = 0.14  # height of the pavement over the road, m
 
 
 def draw_building(scene: Scene, side: int, line: float, z0: float, z1: float) -> None:
-    """Draw a house on one side of the street: its facade along |s| = `line` from z0 to z1, roof,
-    and the end wall that faces the camera."""
+    """Draw a house on one side of the street, its facade along |s| = `line` from z0 to z1.
+
+    Drawn are the facade, the roof, and the end wall that faces the camera.
+    """
     style, s, project = scene.style, side * line, scene.camera.project
     floors, storey = 2 + int(scene.rng.random() * 3), scene.uniform(2.8, 3.4)
     height, wall, roof = floors * storey + 0.5, scene.pick(style.walls), scene.pick(style.roofs)
@@ -91,7 +93,7 @@ def _window(scene: Scene, where: Segment, y0: float, y1: float, wall: Colour) ->
     scene.detail(inner, pane)
 
 
-def draw_foliage(scene: Scene, u: float, v: float, ru: float, rv: float, z: float) -> None:
+def _draw_foliage(scene: Scene, u: float, v: float, ru: float, rv: float, z: float) -> None:
     """Draw a clump of leaves around (u, v) with radii (ru, rv), lighter towards the sun."""
     leaf, lobes = scene.pick(scene.style.leaves), 20
     scene.ellipse(u, v, ru * 0.75, rv * 0.75, shade(leaf, 0.7), VEGETATION, z)
@@ -117,7 +119,7 @@ def draw_tree(scene: Scene, s: float, z: float) -> None:
     scene.detail([(u, v), (u + scene.sun * foot, v), (u, top)], shade(trunk, 1.2))
     scene.cast(s - scene.sun * 2.6, s - scene.sun * 0.1, z - 0.5, z + 0.8)
     high = k * radius * scene.uniform(0.9, 1.35)
-    draw_foliage(scene, u, v - k * (stem + radius * 0.8), k * radius, high, z)
+    _draw_foliage(scene, u, v - k * (stem + radius * 0.8), k * radius, high, z)
 
 
 def draw_hedge(scene: Scene, s: float, z: float) -> None:
@@ -125,7 +127,7 @@ def draw_hedge(scene: Scene, s: float, z: float) -> None:
     k, (u, v) = scene.camera.focal / z, scene.camera.project(s, KERB, z)
     height = scene.uniform(0.5, 1.1)
     wide = k * height * scene.uniform(1.1, 1.8)
-    draw_foliage(scene, u, v - k * height * 0.7, wide, k * height, z)
+    _draw_foliage(scene, u, v - k * height * 0.7, wide, k * height, z)
 
 
 def _mast(
@@ -159,7 +161,7 @@ def draw_lamp(scene: Scene, s: float, z: float) -> None:
     scene.detail([head[0], head[1], (u, v)], scene.style.lamp)
 
 
-# Outlines of traffic signs, in radii: triangle, board, diamond, octagon. Kept as a table.
+# Outlines of traffic signs, in radii: triangle, board, diamond, octagon.
 SIGN_SHAPES = (
     ((0.0, -1.0), (1.0, 0.8), (-1.0, 0.8)),
     ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)),
@@ -223,7 +225,7 @@ def draw_person(scene: Scene, s: float, z: float, y: float) -> None:
 
 
 # Side views of cars from rear to front, (m along, m up): corners of rear panel, boot lid, rear
-# window, roof, windscreen, bonnet and front panel, in this order. Kept as a table.
+# window, roof, windscreen, bonnet and front panel, in this order.
 CAR_PROFILES = (
     (
         (0.0, 0.3),

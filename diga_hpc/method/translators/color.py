@@ -39,9 +39,9 @@ def color_statistics(image: torch.Tensor) -> torch.Tensor:
 def match_color_statistics(
     source: torch.Tensor, own: torch.Tensor, wanted: torch.Tensor
 ) -> torch.Tensor:
-    """Give images the mean and standard deviation of each Lab channel of others (Reinhard et al.,
-    2001).
+    """Give images the mean and standard deviation of each Lab channel of others.
 
+    As Reinhard et al., Color transfer between images, 2001.
     source [B,3,H,W] in [0,1] RGB; own, wanted [B,2,3]: `color_statistics` of source and target.
     Returns [B,3,H,W].
     """

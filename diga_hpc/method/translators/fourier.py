@@ -25,9 +25,9 @@ class LowFrequencies:
 def exchange_low_frequencies(
     source: torch.Tensor, target: torch.Tensor, window: float
 ) -> torch.Tensor:
-    """Replace the amplitude of the lowest frequencies by the target's; keep the phase (Yang and
-    Soatto, 2020).
+    """Replace the amplitude of the lowest frequencies by the target's; keep the phase.
 
+    As Yang and Soatto, FDA: Fourier domain adaptation, CVPR 2020.
     source, target [B,3,H,W] in [0,1]. The window reaches `window` times the shorter side to each
     side of frequency zero, at least 1. Returns [B,3,H,W] in [0,1].
     """
