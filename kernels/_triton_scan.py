@@ -69,7 +69,7 @@ def _scan_cells(
     w,
     H,
     W,
-    all_images,  # images of the whole call; this launch may have fewer
+    all_images,  # images of the call; this launch may have fewer
     stride_n,  # of logits, in elements, as all strides
     stride_h,
     stride_w,

@@ -26,6 +26,7 @@ def _scan_student(
     B, size = len(logits) // 2, target.labels.shape[1:]
     P = torch.empty_like(logits, dtype=torch.float32) if gradient else None
     if temperature != 1:
+        # The labels' softmax has temperature 1: its exponentials serve the cross-entropy alone.
         view_1 = scan_cells(
             logits[:B], size, align_corners, partition=False, target=target, gradient=gradient
         )
@@ -85,6 +86,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     # Every result is a tensor of its own: an operator may not return one tensor twice.
     losses = [student_logits.new_empty((), dtype=torch.float32) for _ in range(2)]
+    # The labels are of view 1 alone, hence half as many as the logits.
     view_1 = student_logits[: len(labels)]
     if gradient:
         label_result = torch.empty_like(view_1, dtype=torch.float32)
@@ -98,7 +100,9 @@ def _(
 def _keep_gradients(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     _, label_gradient, label_factor, _, gradient, factor = output
     ctx.save_for_backward(label_gradient, label_factor, gradient, factor)
+    # Gradients are kept in float32, and returned in the dtype of the logits.
     ctx.dtype = inputs[0].dtype
+    # An unused loss gives None instead of zeros, which would be scaled and added for nothing.
     ctx.set_materialize_grads(False)
 
 
@@ -141,6 +145,7 @@ def warm_up_loss(
         normalizer,
     )
     size = labels.shape[1:]
+    # The reference takes what the scan does not: float64, maps of one row, more classes.
     if not (scan_supported(student_logits, size) and scan_supported(teacher_logits, size)):
         return reference.warm_up_loss(
             student_logits,

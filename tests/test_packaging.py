@@ -1,5 +1,6 @@
 """The wheel holds what the package needs at run time, and nothing else."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -41,6 +42,29 @@ def test_every_module_is_in_the_wheel(wheel: zipfile.ZipFile):
     expected = {str(p.relative_to(ROOT)) for p in {*modules, *recipes, *scripts}}
     found = {name for name in wheel.namelist() if not name.split("/")[0].endswith(".dist-info")}
     assert found == expected | {"diga_hpc/py.typed"}
+
+
+def test_an_installed_package_runs_outside_the_checkout(wheel: zipfile.ZipFile, tmp_path: Path):
+    """From a folder without links to the checkout, as pip leaves it."""
+    wheel.extractall(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    imported = run("-c", "import diga_hpc.kernels; print(diga_hpc.kernels.__file__)")
+    assert imported.startswith(str(tmp_path / "diga_hpc/kernels"))
+    recipe = tmp_path / "diga_hpc/configs/demo.yaml"
+    assert "label_space: streets" in run("-m", "diga_hpc", "show", str(recipe))
 
 
 def test_metadata_names_the_licence(wheel: zipfile.ZipFile):

@@ -60,6 +60,11 @@ class World:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
         return f"cuda {torch.version.cuda}, device {device}"
 
+    @property
+    def pin_memory(self) -> bool:
+        """Whether loaders put batches into pinned memory, from which a GPU copies on its own."""
+        return self.device.type == "cuda"
+
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Replace `tensor` by its sum over all ranks, in place, and return it."""
         if self.size > 1:

@@ -8,7 +8,7 @@ from typing import Any
 from diga_hpc.config import Config
 from diga_hpc.run.directory import RunPaths, checkpoint_name, checkpoint_steps
 from diga_hpc.run.files import read_json, read_jsonl
-from diga_hpc.stages.plan import Planned, plan, trained
+from diga_hpc.stages.plan import Planned, plan, with_student
 from diga_hpc.training.checkpoint import TENSORS
 
 
@@ -67,7 +67,7 @@ def _evaluation(run: RunPaths, stage: Planned, config: Config) -> Progress:
     adapted = section.adapt_normalization and config.data.target is not None
     done = len(read_json(run.results, []))
     total = 0
-    for trained_stage in trained(config):
+    for trained_stage in with_student(config):
         checkpoint = _last_checkpoint(run, trained_stage)
         if not checkpoint.is_dir():
             # Whether a stage has a teacher is known only from the checkpoint of its last step.

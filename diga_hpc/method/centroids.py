@@ -87,7 +87,7 @@ class Centroids:
 
 
 def labels_at_nodes(
-    labels: torch.Tensor, size: tuple[int, int], align_corners: bool = True
+    labels: torch.Tensor, size: tuple[int, int], align_corners: bool
 ) -> torch.Tensor:
     """Labels [B,H,W] at the positions of low-resolution nodes [B,h,w]: of the nearest pixel."""
     rows, columns = (

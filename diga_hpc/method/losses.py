@@ -13,6 +13,7 @@ from diga_hpc.loading.dataset import Dataset
 
 COUNTED_IMAGES = 500  # of the source, for class weights
 RAREST = 1e-6  # frequency below which a class is not weighted any higher
+FEWEST = 1e-6  # smallest divisor: a step without a labelled pixel has a loss of 0, not 0/0
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Segmentation:
             return 1.0
         pixels = totals.images * labels[0].numel()
         # Without a labelled pixel the loss is 0, and so is 0 times any factor.
-        return pixels / totals.counts[name].clamp(min=1e-6)
+        return pixels / totals.counts[name].clamp(min=FEWEST)
 
     def cross_entropy(
         self, logits: torch.Tensor, labels: torch.Tensor, align_corners: bool

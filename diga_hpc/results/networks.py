@@ -15,7 +15,7 @@ from diga_hpc import models
 from diga_hpc.config import Config
 from diga_hpc.errors import UserError
 from diga_hpc.run.directory import CHECKPOINT_PREFIX, RunPaths
-from diga_hpc.stages.plan import trained
+from diga_hpc.stages.plan import with_student
 from diga_hpc.training import checkpoint
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _newest_finished(run_dir: Path) -> Path:
     paths = RunPaths(run_dir)
     config = configuration.load(paths.config_file)
     unfinished = []
-    for stage in reversed(trained(config)):
+    for stage in reversed(with_student(config)):
         found = checkpoint.newest(paths.checkpoints(stage.name))
         if found is None or stage.training is None:
             continue

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from diga_hpc.config import Config
-from diga_hpc.stages.plan import plan, trained
+from diga_hpc.stages.plan import plan, trained, with_student
 
 # The stage that results are compared with, in runs that have it.
 BASELINE = "source_only"
@@ -26,13 +26,13 @@ class StageOrder:
 
     names: the stages of the plan, then those of `found` that the plan does not have: a run may
     contain results of a stage that an extension no longer registers.
-    planned: the stages of the plan alone; the last one's result is the result of the run.
+    planned: those of the plan that are evaluated; the last one's result is the result of the run.
     """
 
     def __init__(self, config: Config, found: Iterable[str] = ()):
         self._kinds = {stage.name: stage.kind for stage in trained(config)}
-        self.planned = list(self._kinds)
-        self.names = list(dict.fromkeys([*self.planned, *found]))
+        self.planned = [stage.name for stage in with_student(config)]
+        self.names = list(dict.fromkeys([*self._kinds, *found]))
         labelled = {
             stage.name: f"consensus_{stage.round}"
             for stage in plan(config)

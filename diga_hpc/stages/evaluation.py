@@ -22,7 +22,7 @@ from diga_hpc.models.base import SegmentationModel
 from diga_hpc.run.files import read_json, write_json
 from diga_hpc.stages.adaptation import adapt_to_target
 from diga_hpc.stages.networks import has_network, trained_network
-from diga_hpc.stages.plan import Planned, trained
+from diga_hpc.stages.plan import Planned, with_student
 from diga_hpc.training.resume import is_finished
 from diga_hpc.training.stage import STUDENT, TEACHER, Context, DataPass
 
@@ -52,7 +52,7 @@ class Evaluation(DataPass):
         context, section = self.context, self.context.config.evaluation
         if context.world.is_main:
             write_truth_panels(context, context.validation)
-        for stage in trained(context.config):
+        for stage in with_student(context.config):
             assert stage.training is not None
             if is_finished(context, stage.name, stage.training.steps):
                 self._evaluate(stage, STUDENT)

@@ -35,6 +35,9 @@ class Planned:
     """Name of the trained stage whose student it uses; None = the starting weights."""
     views: int = 1
     """Images of one sample that the student sees in a step."""
+    student: bool = True
+    """Whether a training stage trains a segmentation network that later stages start from, and that
+    is evaluated; False for one that trains other networks alone, as a translator."""
 
     @property
     def training(self) -> TrainingSection | None:
@@ -102,7 +105,13 @@ STAGES: dict[str, StageKind] = {
 
 
 def register(
-    kind: str, implementation: str, section: type[TrainingSection], *, after: str, views: int = 1
+    kind: str,
+    implementation: str,
+    section: type[TrainingSection],
+    *,
+    after: str,
+    views: int = 1,
+    student: bool = True,
 ) -> None:
     """Add a training stage; it runs where the configuration has a section of its name.
 
@@ -110,14 +119,17 @@ def register(
     it.
 
     kind: its name, section and command. implementation: `module:Class`. after: the key of STAGES
-    that it follows. views: see Planned. Raises UserError for a kind that is a key of the
-    configuration, and for an unknown `after`.
+    that it follows. views, student: see Planned; a stage with `student=False` is passed over
+    when later stages look for the network to start from, and is not evaluated. Raises UserError for
+    a kind that is a key of the configuration, and for an unknown `after`.
     """
 
     def planned(config: Config, before: Sequence[Planned]) -> list[Planned]:
         own = getattr(config, kind, None)
         start = last_trained(before)
-        return [Planned(kind, kind, own, starts_from=start, views=views)] if own else []
+        if not own:
+            return []
+        return [Planned(kind, kind, own, starts_from=start, views=views, student=student)]
 
     if after not in STAGES or after == kind or kind in Config.model_fields:
         raise UserError(
@@ -125,7 +137,9 @@ def register(
             f"after one of {', '.join(STAGES)}; correct the call of register"
         )
     STAGE_SECTIONS[kind] = section
+    # An extension may be imported twice, under two names or after an error.
     STAGES.pop(kind, None)
+    # The order of the table is the order of the stages, and a dict inserts at its end alone.
     ordered = list(STAGES.items())
     position = list(STAGES).index(after) + 1
     ordered.insert(position, (kind, StageKind(implementation, kind, planned)))
@@ -143,13 +157,19 @@ def plan(config: Config) -> list[Planned]:
 
 
 def trained(config: Config) -> list[Planned]:
-    """The stages that train a network, in their order."""
+    """The stages that train, in their order."""
     return [stage for stage in plan(config) if stage.training]
 
 
+def with_student(config: Config) -> list[Planned]:
+    """The stages that train a segmentation network, in their order: those that are evaluated."""
+    return [stage for stage in trained(config) if stage.student]
+
+
 def last_trained(stages: Sequence[Planned]) -> str | None:
-    """Name of the last stage that trains a network; None without one."""
-    return next((stage.name for stage in reversed(stages) if stage.training), None)
+    """Name of the last stage that trains a segmentation network; None without one."""
+    students = (stage.name for stage in reversed(stages) if stage.training and stage.student)
+    return next(students, None)
 
 
 def commands() -> list[str]:
@@ -182,6 +202,7 @@ def select(config: Config, command: str, round_number: int = 1) -> list[Planned]
     if not chosen:
         missing = " or ".join(f"`{kind}`" for kind in kinds)
         raise UserError(f"{command} needs {missing}, which is not set; add it to the configuration")
+    # Stages outside rounds have round 0: `round_number` does not matter to them.
     rounds = max(stage.round for stage in chosen)
     if rounds and not 1 <= round_number <= rounds:
         raise UserError(

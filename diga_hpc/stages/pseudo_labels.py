@@ -69,8 +69,10 @@ class PseudoLabels(DataPass):
         panel = f"consensus_{self.round}"
         quality = consensus_quality(context, adapted, student, centroids, self._watch, panel)
         if context.world.is_main:
+            # A round that is repeated after a stop replaces its row.
             rows = [row for row in read_json(run.consensus, []) if row["round"] != self.round]
             write_json(run.consensus, [*rows, {"round": self.round} | quality])
+            # Last, since this file says that the round is done.
             save_centroids(centroids, run.centroids(self.round))
         context.world.barrier()
 
@@ -93,6 +95,7 @@ def write_pseudo_labels(
     """
     if context.world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
+    # Other ranks would look into a folder that is not there yet.
     context.world.barrier()
     missing = [
         index
@@ -104,6 +107,7 @@ def write_pseudo_labels(
     broken = context.broken_files()
     images = broken.images(target, missing)
     for sample in watch(images, "pseudo labels", len(missing)):
+        # A corrupt file has no label either: training replaces the image by another one.
         if sample is None:
             continue
         image = sample.image.to(context.world.device, non_blocking=True)
@@ -125,6 +129,7 @@ def initial_centroids(
         torch.zeros(num_classes, device=device),
     )
     mine = context.world.share(len(target))
+    # No `write` afterwards: `write_pseudo_labels` has listed the corrupt files.
     images = context.broken_files().images(target, mine)
     for sample in watch(images, "centroids", len(mine)):
         if sample is None:
@@ -212,6 +217,7 @@ def consensus_quality(
         )
         if sample.index < config.evaluation.panels:
             write_labels(context.run.panel(sample.name, panel_name), consensus[0], context.space)
+    # Counts, not rates: sums over ranks do not depend on how the images are shared.
     labelled, kept, kept_right, right = world.sum(counts).tolist()
     return {
         "kept": kept / max(labelled, 1),

@@ -41,7 +41,7 @@ class BrokenFiles:
 
     def images(self, dataset: Dataset, indices: list[int]) -> Iterator[Sample | None]:
         """Yield images for inference, one item per index; None for a corrupt file."""
-        pin_memory, may_break = self.world.device.type == "cuda", self.limit > 0
+        pin_memory, may_break = self.world.pin_memory, self.limit > 0
         for item in inference_images(
             dataset, indices, self.workers, pin_memory=pin_memory, may_break=may_break
         ):

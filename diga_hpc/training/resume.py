@@ -28,6 +28,7 @@ def newest_checkpoint(context: Context, stage: str, steps: int) -> Path | None:
     Raises UserError for a checkpoint with more steps.
     """
     folder = context.run.checkpoints(stage)
+    # With the stage and the configuration: checkpoints of another run are skipped.
     found = checkpoint.newest(folder, stage, configuration.identity(context.config))
     if found and checkpoint.read_state(found)["step"] > steps:
         raise UserError(
@@ -40,6 +41,7 @@ def newest_checkpoint(context: Context, stage: str, steps: int) -> Path | None:
 def resume_point(context: Context, stage: TrainingStage) -> Path | None:
     """The checkpoint to resume from, on all ranks; removes leftovers of a killed process."""
 
+    # Rank 0 alone: on a network file system ranks may see different checkpoints.
     def find() -> Path | None:
         checkpoint.sweep(context.run.checkpoints(stage.name))
         return newest_checkpoint(context, stage.name, stage.section.steps)
@@ -94,6 +96,7 @@ def restore_networks(stage: TrainingStage, path: Path, groups: Groups) -> None:
 
     Raises UserError where its tensors are not those of the stage's networks and optimizers.
     """
+    # Before anything is loaded, so that an error leaves no network half restored.
     _check_fit(stage, path, groups)
     for name, module in stage.modules().items():
         module.load_state_dict(groups[name])
@@ -105,6 +108,7 @@ def _check_fit(stage: TrainingStage, path: Path, groups: Groups) -> None:
     expected = {name: forms(module.state_dict()) for name, module in modules.items()}
     for name, section in stage.optimizers().items():
         parameters = modules[name].named_parameters()
+        # Frozen parameters have no moments.
         trainable = forms({key: p for key, p in parameters if p.requires_grad})
         expected[optimizer_group(name)] = {
             f"{moment}/{key}": shape
@@ -112,6 +116,7 @@ def _check_fit(stage: TrainingStage, path: Path, groups: Groups) -> None:
             for key, shape in trainable.items()
         } | {"step": ()}
     expected[EXTRA] = forms(stage.state())
+    # Both ways: a tensor that is missing, and one that the network does not have.
     for stem, wanted in expected.items():
         found = forms(groups.get(stem, {}))
         strange = sorted(

@@ -55,7 +55,7 @@ class Context:
 
     @property
     def pin_memory(self) -> bool:
-        return self.world.device.type == "cuda"
+        return self.world.pin_memory
 
     def broken_files(self) -> BrokenFiles:
         """Those that are known by now. All ranks must call it together."""

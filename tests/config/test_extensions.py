@@ -1,18 +1,16 @@
 """Extensions: modules outside the package that add data sets, label spaces, networks and stages."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from diga_hpc import config as configuration
-from diga_hpc.config import choices, schema
-from diga_hpc.datasets import DATASETS
+from diga_hpc.config import schema
 from diga_hpc.datasets.label_spaces import SPACES
 from diga_hpc.errors import UserError
-from diga_hpc.models import MODELS
 from diga_hpc.stages import plan
+from helpers.registrations import registrations_undone
 
 DATA = '''
 from typing import Literal
@@ -71,26 +69,9 @@ plan.register("toy", "toy_stage:Toy", ToySection, after="warm_up", views=2)
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """An empty current directory for modules; registrations are undone afterwards."""
-    tables = (
-        DATASETS,
-        SPACES,
-        MODELS,
-        choices.SAMPLERS,
-        choices.TRANSLATORS,
-        schema.STAGE_SECTIONS,
-        plan.STAGES,
-    )
-    before = [dict(table) for table in tables]
-    modules = set(sys.modules)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield tmp_path
-    for table, entries in zip(tables, before, strict=True):
-        table.clear()
-        table.update(entries)
-    for name in set(sys.modules) - modules:
-        if name.startswith("toy"):
-            del sys.modules[name]
+    with registrations_undone("toy"):
+        yield tmp_path
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def test_a_large_batch_with_a_large_momentum_moves_a_centroid_to_the_mean_at_mos
 
 def test_labels_at_nodes_are_those_under_the_aligned_corners():
     labels = torch.arange(9 * 13).view(1, 9, 13)
-    got = labels_at_nodes(labels, (3, 4))
+    got = labels_at_nodes(labels, (3, 4), align_corners=True)
     assert got[0].tolist() == [[13 * i + j for j in (0, 4, 8, 12)] for i in (0, 4, 8)]
 
 

@@ -7,6 +7,9 @@ import torch
 from diga_hpc.config import TranslatorSection
 from diga_hpc.method.translators.lab import lab_to_rgb, rgb_to_lab
 
+SAMPLED = 64  # pixels along the shorter side of an image that its statistics are taken from
+SMALLEST_STD = 1e-5  # added to the divisor: a channel of one value has a deviation of 0
+
 
 class ColorStatistics:
     """Translate by Lab statistics of complete images, which the loader computes."""
@@ -26,8 +29,8 @@ class ColorStatistics:
 def color_statistics(image: torch.Tensor) -> torch.Tensor:
     """Mean and standard deviation of each Lab channel, [2,3], of an image uint8 [3,H,W]."""
     # Of the image, not of a crop, whose colours depend more on what it shows (road, sky) than on
-    # the light. Every n-th pixel is enough, about 64 along the shorter side.
-    step = max(min(image.shape[-2:]) // 64, 1)
+    # the light. A regular sample of its pixels is enough.
+    step = max(min(image.shape[-2:]) // SAMPLED, 1)
     lab = rgb_to_lab(image[:, ::step, ::step].float() / 255)
     std, mean = torch.std_mean(lab, dim=(1, 2))
     return torch.stack([mean, std])
@@ -44,5 +47,5 @@ def match_color_statistics(
     """
     mean, std = own[..., None, None].unbind(1)
     wanted_mean, wanted_std = wanted[..., None, None].unbind(1)
-    moved = (rgb_to_lab(source) - mean) / (std + 1e-5) * wanted_std + wanted_mean
+    moved = (rgb_to_lab(source) - mean) / (std + SMALLEST_STD) * wanted_std + wanted_mean
     return lab_to_rgb(moved)
