@@ -13,7 +13,7 @@ from diga_hpc.method.losses import Segmentation, StepTotals
 from diga_hpc.method.teacher import Teacher
 from diga_hpc.method.translators import build_translator
 from diga_hpc.method.views import SecondView
-from diga_hpc.models.base import Prediction, SegmentationModel
+from diga_hpc.models.base import SegmentationModel
 from diga_hpc.stages.networks import segmentation, starting_network
 from diga_hpc.stages.plan import Planned
 from diga_hpc.training.stage import Context, TrainingStage
@@ -84,17 +84,17 @@ class DistillationStage(StudentStage):
         return self.second_view.draw(rng, domain, image, label)
 
     def source_losses(
-        self, logits: torch.Tensor, taught: Prediction, labels: torch.Tensor, totals: StepTotals
+        self, logits: torch.Tensor, taught: torch.Tensor, labels: torch.Tensor, totals: StepTotals
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy on the clean view, and the distillation between the views.
 
         The teacher on each view teaches the student on the other.
 
-        logits [2B,K,h,w] of the student on both views, taught: the teacher's, labels uint8 [B,H,W].
+        logits [2B,K,h,w] of the student on both views; taught: the teacher's; labels uint8 [B,H,W].
         """
         cross_entropy, distillation = kernels.warm_up_loss(
             logits,
-            taught.logits,
+            taught,
             labels,
             reverse_weight=self.section.reverse_weight,
             temperature=self.section.temperature,

@@ -29,7 +29,7 @@ class ThreeViews(Prepared):
 
     views: torch.Tensor  # [3B,3,H,W] in [0,1]: source, its second view, target mix
     keys: torch.Tensor  # int64 [3B]
-    taught: Prediction  # of the 2B views of the source
+    taught: torch.Tensor  # logits [2B,K,h,w] of the views of the source; features are not kept
     labels: torch.Tensor  # uint8 [B,H,W] of the source
     mixed_labels: torch.Tensor  # uint8 [B,H,W] of the target mix
     kept: torch.Tensor  # share of the target's pixels whose label was kept
@@ -98,7 +98,7 @@ class SelfTraining(DistillationStage):
             self.segmentation.counts(source=labels, mixed=mixed_labels),
             torch.cat([source, second, mixed]),
             view_keys(draws[KEY], 3),
-            taught,
+            taught.logits,
             labels,
             mixed_labels,
             kept.sum() / consensus.numel(),
