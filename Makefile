@@ -27,7 +27,8 @@ test-fast: install  ## the daily tests, without `slow` and `gpu`: less than 2 mi
 	$(PYTEST) $(FAST) tests
 
 test: install  ## every test, as in continuous integration: less than 14 minutes on two cores
-	$(PYTEST) tests
+	# A third process works while others wait for ranks and clusters.
+	$(PYTEST) --numprocesses 3 tests
 
 types: install  ## mypy
 	$(BIN)/mypy
