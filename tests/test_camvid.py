@@ -29,6 +29,7 @@ def test_the_recipe_sees_the_published_frames():
     assert not names[0] & names[1] and not names[1] & names[2] and not names[0] & names[2]
 
 
+@pytest.mark.slow
 def test_the_chain_runs_on_photographs(tmp_path):
     """Two steps a stage: every part meets real files; the recipe itself measures what it learns."""
     pytest.importorskip(

@@ -10,6 +10,7 @@ import torch
 from helpers.benchmark_modules import BENCHMARKS, _measure, _operations, bench_kernels
 
 
+@pytest.mark.slow
 def test_smoke_covers_every_operation_and_writes_rows_and_plot(tmp_path):
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "bench_kernels.py", "--smoke", "--out", tmp_path],

@@ -122,6 +122,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 def test_memory_of_pseudo_labels_does_not_grow_with_the_number_of_images(tiny_yaml, tmp_path):
     """60 more images of 192x384: 150 MB of logits at full size, 4.4 MB of labels."""
 

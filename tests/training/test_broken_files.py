@@ -149,6 +149,7 @@ def test_the_replacement_of_a_corrupt_file_is_the_same_after_a_resume(corrupt_ya
     assert losses(parts.run_dir, "warm_up") == losses(uninterrupted.run_dir, "warm_up")
 
 
+@pytest.mark.slow
 def test_data_without_corrupt_files_are_not_changed_by_the_option(tiny_yaml, tmp_path):
     a, b = (
         load(tiny_yaml, tmp_path / name, "source_only=null", "warm_up.start=model") for name in "ab"
