@@ -39,6 +39,9 @@ RESOLVE_INTERVAL = 1.0
 LEAST_WAIT = 1.0
 # Seconds that rank 0 keeps the store open for the others to read a bad verdict.
 READING = 5.0
+# Seconds beyond the timeout that the others wait for the verdict: rank 0, which decides at the
+# timeout, may be slow, and its line names the missing ranks. When it is gone, they notice at once.
+VERDICT_GRACE = 8.0
 AGREED = "agreed"
 # Differing facts that are listed before "and N more".
 LISTED_PROBLEMS = 3
@@ -66,7 +69,7 @@ def join(me: Ranks, facts: dict[str, str]) -> dist.Store:
         if me.rank == 0:
             _decide(store, me.size, timeout, deadline)
         else:
-            _await_verdict(store, time.monotonic() + timeout)
+            _await_verdict(store, time.monotonic() + timeout + VERDICT_GRACE)
         watchdog.start(store, me.rank, me.size)
     except (dist.DistError, RuntimeError) as error:
         # The store is gone and rank 0 with it: it has reported an error, or was killed.
