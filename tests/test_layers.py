@@ -52,7 +52,9 @@ def test_no_module_imports_itself_through_others():
     assert not in_a_cycle, "\n".join(["imports in a cycle:", *in_a_cycle])
 
 
-@pytest.mark.parametrize("name", ["config", "datasets", "launch", "models", "run", "stages.plan"])
+@pytest.mark.parametrize(
+    "name", ["config", "datasets", "images", "launch", "models", "run", "stages.plan"]
+)
 def test_importing_loads_no_torch(name: str):
     """With all modules of a folder, apart from those that exist to call what needs torch."""
     # models/ holds the networks: the list of them in its __init__.py is what must be light.

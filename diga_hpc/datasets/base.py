@@ -10,17 +10,25 @@
 Letters: H, W height and width of an image.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from diga_hpc.datasets.files import Files, list_images, read_index
 from diga_hpc.datasets.label_spaces import LabelSpace
-from diga_hpc.errors import UserError
+from diga_hpc.images.labels import read_ids
 from diga_hpc.section import Section, Size
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+__all__ = [
+    "DatasetSection",
+    "FileDataset",
+    "Files",
+    "GeneratedDataset",
+    "ReaderDataset",
+    "list_images",
+    "read_index",
+]
 
 
 class DatasetSection(Section):
@@ -36,18 +44,6 @@ class DatasetSection(Section):
     half_size: Size | None = None
     """Height and width in pixels of the "half-size" images in a batch. Empty: half of the full
     size."""
-
-
-@dataclass(frozen=True)
-class Files:
-    """Paths of one image and its label.
-
-    name: unique in the data set; the stem of files made for the image. label: None without one.
-    """
-
-    name: str
-    image: Path
-    label: Path | None
 
 
 class FileDataset(DatasetSection):
@@ -67,12 +63,16 @@ class FileDataset(DatasetSection):
         """
         raise NotImplementedError
 
-    def decode(self, path: Path) -> np.ndarray | None:
-        """Ids uint8 [H,W] of a label file in a format of the data set's own; None = an 8-bit PNG.
+    def left_out(self, root: Path) -> dict[str, int]:
+        """Files below `root` that `files` passes over, counted by reason: for `diga-hpc check`."""
+        return {}
+
+    def decode(self, path: Path) -> np.ndarray:
+        """Ids uint8 [H,W] of a label file, which `table` maps; the default reads 8-bit PNGs.
 
         Raises UserError naming a file that is missing or unreadable.
         """
-        return None
+        return read_ids(path)
 
 
 class GeneratedDataset(DatasetSection):
@@ -105,23 +105,3 @@ class ReaderDataset(DatasetSection):
         missing.
         """
         raise NotImplementedError
-
-
-def list_images(folder: Path, recursive: bool = False) -> list[Path]:
-    """Images of a folder, sorted. Raises UserError where the folder is missing."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected images (.png, .jpg) in it")
-    # Sorted, since file systems list in any order: an index must mean one image on every rank.
-    found = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def read_index(index: Path, root: Path) -> list[list[str]]:
-    """Words of each line of an index file; a relative path is tried as given, then below `root`.
-
-    Raises UserError where the file is in neither place.
-    """
-    path = index if index.is_file() else root / index
-    if not path.is_file():
-        raise UserError(f"{index}: no such index file, neither as given nor below {root}")
-    return [line.split() for line in path.read_text().splitlines() if line.strip()]

@@ -5,8 +5,10 @@ from typing import Literal
 
 import numpy as np
 
-from diga_hpc.datasets.base import FileDataset, Files, list_images, read_index
-from diga_hpc.datasets.label_spaces import LabelSpace, id_table, identity_table
+from diga_hpc.datasets.base import FileDataset
+from diga_hpc.datasets.files import Files, list_images, read_index
+from diga_hpc.datasets.label_spaces import LabelSpace
+from diga_hpc.datasets.label_tables import id_table, identity_table
 from diga_hpc.errors import UserError
 
 

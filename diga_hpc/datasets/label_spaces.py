@@ -1,15 +1,10 @@
-"""Label spaces (classes and palettes), and tables from the ids in label files to class indices.
-
-A table is uint8 [256]: for every id a class index, IGNORE where the data set defines "no label", or
-UNKNOWN where it defines nothing. An UNKNOWN in an image is an error that names the file and the id.
-"""
+"""Label spaces: the classes that a network predicts, with their names and colours."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 
 IGNORE = 255  # class index of pixels without a label, left out of losses and results
-UNKNOWN = 254
 
 CITYSCAPES_CLASSES = (
     "road",
@@ -164,30 +159,3 @@ SPACES = {
     )
 }
 CUSTOM = "custom"  # the label space whose classes the configuration lists under `classes`
-
-
-def id_table(id_map: dict[int, int], ignored: tuple[int, ...] | range = ()) -> np.ndarray:
-    """Table uint8 [256] of an id map: file id -> class index, IGNORE or UNKNOWN.
-
-    An id that is both mapped and ignored is mapped.
-    """
-    table = np.full(256, UNKNOWN, np.uint8)
-    table[list(ignored)] = IGNORE
-    for file_id, index in id_map.items():
-        table[file_id] = index
-    return table
-
-
-def cityscapes_table(space: LabelSpace) -> np.ndarray:
-    """Table uint8 [256] of Cityscapes ids (0 to 34) -> indices of the classes of `space` by name.
-
-    Classes of Cityscapes that `space` lacks are ignored.
-    """
-    index = {name: i for i, name in enumerate(space.classes)}
-    names = {file_id: CITYSCAPES_CLASSES[train_id] for file_id, train_id in CITYSCAPES_IDS.items()}
-    return id_table({i: index[name] for i, name in names.items() if name in index}, range(35))
-
-
-def identity_table(num_classes: int, ignored: tuple[int, ...] = (IGNORE,)) -> np.ndarray:
-    """Table uint8 [256] of label files whose ids are class indices already."""
-    return id_table({i: i for i in range(num_classes)}, ignored)

@@ -17,13 +17,14 @@ from diga_hpc.config import Config
 from diga_hpc.datasets.base import (
     DatasetSection,
     FileDataset,
-    Files,
     GeneratedDataset,
     ReaderDataset,
 )
-from diga_hpc.datasets.label_spaces import identity_table
+from diga_hpc.datasets.files import Files
+from diga_hpc.datasets.label_tables import identity_table, map_ids
+from diga_hpc.datasets.listing import list_files
 from diga_hpc.errors import UserError
-from diga_hpc.loading.pictures import map_ids, read_image, read_label
+from diga_hpc.loading.pictures import read_image, read_label
 
 
 class Sample(NamedTuple):
@@ -93,8 +94,7 @@ class ImageDataset:
         path = self.files[index].label
         if path is None:
             return None
-        ids = self.section.decode(path)
-        return read_label(path, self.table) if ids is None else map_ids(path, ids, self.table)
+        return torch.from_numpy(map_ids(path, self.section.decode(path), self.table))
 
 
 class GeneratedImages:
@@ -203,60 +203,8 @@ def _open(config: Config, section: DatasetSection, key: str, *, labels: bool) ->
             )
         return GeneratedImages(section, config.seed)
     assert isinstance(section, FileDataset), type(section)
-    root = _root(config, section, key)
-    files = section.files(root)
-    if not files:
-        raise UserError(
-            f"{root}: no images found for `{key}` ({section.kind}); check the split and the folder "
-            "names"
-        )
-    if labels:
-        _require_labels(files, key)
-    else:
-        # A label file may be there: it must not be opened, not even to find that it is broken.
-        files = [Files(entry.name, entry.image, None) for entry in files]
-    _refuse_duplicates(files, key)
-    return ImageDataset(section, files, section.table(config.space))
-
-
-def _root(config: Config, section: DatasetSection, key: str) -> Path:
-    """Folder of the data set at `key`. Raises UserError if none is set or it does not exist."""
-    root = section.root or config.data.root
-    if root is None:
-        raise UserError(
-            f"`{key}.root` and `data.root` are empty: name the folder of the data set, "
-            "data.root=FOLDER"
-        )
-    # No shell has expanded a `~` in a YAML file.
-    root = root.expanduser()
-    if not root.is_dir():
-        raise UserError(
-            f"{root}: no such folder (`{key}.root` or `data.root`); expected the {section.kind} "
-            "data set"
-        )
-    return root
-
-
-def _require_labels(files: list[Files], key: str) -> None:
-    """Raise UserError naming the first image without a label file."""
-    for entry in files:
-        if entry.label is None or not entry.label.is_file():
-            raise UserError(
-                f"{entry.image}: has no label {entry.label or ''}; `{key}` needs one for every "
-                "image"
-            )
-
-
-def _refuse_duplicates(files: list[Files], key: str) -> None:
-    """Raise UserError for two images of one name: their label files would overwrite each other."""
-    seen: dict[str, Path] = {}
-    for entry in files:
-        if entry.name in seen:
-            raise UserError(
-                f"{entry.image} and {seen[entry.name]}: two images of `{key}` have the name "
-                f"{entry.name!r}; rename one of them"
-            )
-        seen[entry.name] = entry.image
+    listing = list_files(section, key, config.data.root, config.space, labels=labels)
+    return ImageDataset(section, listing.files, listing.table)
 
 
 def _size(tensor: torch.Tensor) -> str:

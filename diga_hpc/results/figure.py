@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from diga_hpc import config as configuration
-from diga_hpc.datasets.label_spaces import LabelSpace, identity_table
+from diga_hpc.datasets.label_spaces import LabelSpace
+from diga_hpc.datasets.label_tables import identity_table
 from diga_hpc.errors import UserError
 from diga_hpc.loading.dataset import open_source
 from diga_hpc.loading.pictures import read_image, read_label, to_picture

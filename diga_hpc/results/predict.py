@@ -18,7 +18,7 @@ from rich.progress import track
 
 from diga_hpc import config as configuration
 from diga_hpc.config import Config
-from diga_hpc.datasets.base import IMAGE_SUFFIXES
+from diga_hpc.datasets.files import IMAGE_SUFFIXES
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.errors import UserError
 from diga_hpc.loading.pictures import overlay, read_image, write_labels, write_picture

@@ -16,7 +16,8 @@ DATA = '''
 from typing import Literal
 from diga_hpc.datasets import DATASETS
 from diga_hpc.datasets.base import FileDataset, Files
-from diga_hpc.datasets.label_spaces import SPACES, LabelSpace, identity_table
+from diga_hpc.datasets.label_spaces import SPACES, LabelSpace
+from diga_hpc.datasets.label_tables import identity_table
 from diga_hpc.models import MODELS
 from diga_hpc.config.choices import SAMPLERS, TRANSLATORS
 from diga_hpc.section import Section

@@ -7,11 +7,8 @@ from diga_hpc.datasets.label_spaces import (
     CITYSCAPES_IDS,
     IGNORE,
     SPACES,
-    UNKNOWN,
-    cityscapes_table,
-    id_table,
-    identity_table,
 )
+from diga_hpc.datasets.label_tables import UNKNOWN, cityscapes_table, id_table, identity_table
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -7,7 +7,7 @@ import torch
 from diga_hpc import config as configuration
 from diga_hpc.datasets import DATASETS
 from diga_hpc.datasets.base import FileDataset, Files, ReaderDataset
-from diga_hpc.datasets.label_spaces import identity_table
+from diga_hpc.datasets.label_tables import identity_table
 from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
 from diga_hpc.loading.dataset import Dataset, Sample, WithoutLabels, WithPseudoLabels

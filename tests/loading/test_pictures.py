@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diga_hpc.datasets.label_spaces import SPACES, identity_table
+from diga_hpc.datasets.label_spaces import SPACES
+from diga_hpc.datasets.label_tables import identity_table
 from diga_hpc.errors import MachineError, UserError
 from diga_hpc.loading import pictures
 from helpers.image_files import write_ids, write_image

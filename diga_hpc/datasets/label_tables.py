@@ -1,0 +1,68 @@
+"""Label tables: from the ids in label files to class indices.
+
+A table is uint8 [256]: for every id a class index, IGNORE where the data set defines "no label", or
+UNKNOWN where it defines nothing. An UNKNOWN in an image is an error that names the file and the id.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from diga_hpc.datasets.label_spaces import (
+    CITYSCAPES_CLASSES,
+    CITYSCAPES_IDS,
+    IGNORE,
+    LabelSpace,
+)
+from diga_hpc.errors import UserError
+
+UNKNOWN = 254
+
+
+def id_table(id_map: dict[int, int], ignored: tuple[int, ...] | range = ()) -> np.ndarray:
+    """Table uint8 [256] of an id map: file id -> class index, IGNORE or UNKNOWN.
+
+    An id that is both mapped and ignored is mapped.
+    """
+    table = np.full(256, UNKNOWN, np.uint8)
+    table[list(ignored)] = IGNORE
+    for file_id, index in id_map.items():
+        table[file_id] = index
+    return table
+
+
+def cityscapes_table(space: LabelSpace) -> np.ndarray:
+    """Table uint8 [256] of Cityscapes ids (0 to 34) -> indices of the classes of `space` by name.
+
+    Classes of Cityscapes that `space` lacks are ignored.
+    """
+    index = {name: i for i, name in enumerate(space.classes)}
+    names = {file_id: CITYSCAPES_CLASSES[train_id] for file_id, train_id in CITYSCAPES_IDS.items()}
+    return id_table({i: index[name] for i, name in names.items() if name in index}, range(35))
+
+
+def identity_table(num_classes: int, ignored: tuple[int, ...] = (IGNORE,)) -> np.ndarray:
+    """Table uint8 [256] of label files whose ids are class indices already."""
+    return id_table({i: i for i in range(num_classes)}, ignored)
+
+
+def map_ids(path: Path, ids: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Map ids uint8 [H,W] of the file `path` to class indices uint8 [H,W] by a table uint8 [256].
+
+    Raises UserError naming the file and an id that the table does not know.
+    """
+    label = table[ids]
+    if (label == UNKNOWN).any():
+        unknown = sorted(set(np.unique(ids[label == UNKNOWN]).tolist()))
+        raise UserError(
+            f"{path}: unknown label id {', '.join(map(str, unknown[:5]))}; known are "
+            f"{_ranges(np.flatnonzero(table != UNKNOWN))} (map it in `id_map` or list it in "
+            "`ignored_ids`)"
+        )
+    return label
+
+
+def _ranges(values: np.ndarray) -> str:
+    """Ranges of sorted numbers as text: `0..10, 255` for [0, 1, ..., 10, 255]."""
+    runs = np.split(values, np.flatnonzero(np.diff(values) != 1) + 1)
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
