@@ -8,6 +8,7 @@ import numpy as np
 from diga_hpc.datasets.base import DatasetSection, FileDataset
 from diga_hpc.datasets.files import Files
 from diga_hpc.datasets.label_spaces import LabelSpace
+from diga_hpc.datasets.label_tables import identity_table
 from diga_hpc.errors import UserError
 
 
@@ -44,7 +45,9 @@ def list_files(
         # A label file may be there: it must not be opened, not even to find that it is broken.
         files = [Files(entry.name, entry.image, None) for entry in files]
     _refuse_duplicates(files, key)
-    return Listing(key, section, root, files, section.table(space))
+    # Without labels, the data set need not know the classes of the label space.
+    table = section.table(space) if labels else identity_table(space.num_classes)
+    return Listing(key, section, root, files, table)
 
 
 def find_root(section: DatasetSection, key: str, data_root: Path | None) -> Path:

@@ -7,6 +7,7 @@
 too. Letters: H, W height and width; sizes are (height, width) in pixels.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -21,9 +22,11 @@ from diga_hpc.datasets.base import (
     ReaderDataset,
 )
 from diga_hpc.datasets.files import Files
+from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.label_tables import identity_table, map_ids
 from diga_hpc.datasets.listing import list_files
 from diga_hpc.errors import UserError
+from diga_hpc.images.opening import orientation
 from diga_hpc.loading.pictures import read_image, read_label
 
 
@@ -66,8 +69,11 @@ class Dataset(Protocol):
 class ImageDataset:
     """`Dataset` of image and label files."""
 
-    def __init__(self, section: FileDataset, files: list[Files], table: np.ndarray):
+    def __init__(
+        self, section: FileDataset, files: list[Files], table: np.ndarray, space: LabelSpace
+    ):
         self.section = section
+        self.space = space
         self.size, self.half_size = section.size, section.half_size
         self.files = files
         self.table = table
@@ -81,12 +87,14 @@ class ImageDataset:
     def load(self, index: int) -> Sample:
         """Raises UserError for an unreadable file, an unknown id, or sizes that differ."""
         files = self.files[index]
-        image, label = read_image(files.image), self.label(index)
+        upright, bits = self.section.exif_orientation, self.section.image_bits
+        image, label = read_image(files.image, upright=upright, bits=bits), self.label(index)
         # Never resized to fit: a label of another size is most likely that of another image.
         if label is not None and label.shape != image.shape[1:]:
             raise UserError(
                 f"{files.label}: label is {_size(label)}, but its image {files.image.name} is "
                 f"{_size(image)} (height x width); labels must have the size of their image"
+                f"{_orientation_hint(files.image, upright)}"
             )
         return Sample(image, label, files.name)
 
@@ -94,7 +102,9 @@ class ImageDataset:
         path = self.files[index].label
         if path is None:
             return None
-        return torch.from_numpy(map_ids(path, self.section.decode(path), self.table))
+        ids = self.section.decode_for(path, self.space)
+        advice = partial(self.section.unknown_ids, space=self.space)
+        return torch.from_numpy(map_ids(path, ids, self.table, advice))
 
 
 class GeneratedImages:
@@ -204,7 +214,20 @@ def _open(config: Config, section: DatasetSection, key: str, *, labels: bool) ->
         return GeneratedImages(section, config.seed)
     assert isinstance(section, FileDataset), type(section)
     listing = list_files(section, key, config.data.root, config.space, labels=labels)
-    return ImageDataset(section, listing.files, listing.table)
+    return ImageDataset(section, listing.files, listing.table, config.space)
+
+
+def _orientation_hint(image: Path, upright: bool) -> str:
+    """What to set if the EXIF orientation of an image swaps its height and width."""
+    found = orientation(image)
+    if found < 5:
+        return ""
+    rule = "was applied to the image, as viewers do" if upright else "was not applied to the image"
+    drawn = "the pixels as stored" if upright else "the image as viewers show it"
+    return (
+        f" (the EXIF orientation {found} {rule}, and never to labels; for labels drawn on {drawn} "
+        f"set `exif_orientation: {str(not upright).lower()}`)"
+    )
 
 
 def _size(tensor: torch.Tensor) -> str:
