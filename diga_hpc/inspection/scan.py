@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -94,12 +95,12 @@ def scan(
     return Scan(entries, [facts[index] for index in range(count)])
 
 
-def _kept(value: object, stamp: list[int] | None, decode: bool) -> Facts | None:
+def _kept(value: Any, stamp: list[int] | None, decode: bool) -> Facts | None:
     """Facts from the cache, if the files have not changed and they are enough."""
     if stamp is None:
         return None
     try:
-        kept_stamp, values = value  # type: ignore[misc]
+        kept_stamp, values = value
         facts = Facts.from_json(values)
     except (TypeError, ValueError, KeyError, AttributeError):
         # Nothing was kept, or the cache is corrupt.

@@ -92,7 +92,7 @@ def test_generated_data_are_told_apart_by_settings(tiny_yaml):
 
 @pytest.fixture
 def trained(own):
-    """A finished warm-up and its pseudo labels on the target A; B has pictures of the same names."""
+    """A finished warm-up and pseudo labels on the target A; B has pictures of the same names."""
     own.pairs(4, (0, 1, 2), below="src/")
     for i in range(3):
         own.image(f"A/images/{i:04d}.jpg", seed=20 + i)
