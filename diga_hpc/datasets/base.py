@@ -16,7 +16,8 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from diga_hpc.datasets.files import Files, list_images, read_index
+from diga_hpc.datasets.files import Files, list_images
+from diga_hpc.datasets.index_files import read_index
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.images.labels import read_ids
 from diga_hpc.section import Section, Size
@@ -60,7 +61,8 @@ class FileDataset(DatasetSection):
     def files(self, root: Path) -> list[Files]:
         """List the images below `root`, sorted, each with the path where its label would be.
 
-        Raises UserError where a folder or an index file is missing.
+        Neither needs to exist: `list_files` looks for them and reports what is missing. Raises
+        UserError where a folder or an index file is missing.
         """
         raise NotImplementedError
 
@@ -72,7 +74,7 @@ class FileDataset(DatasetSection):
         raise NotImplementedError
 
     def left_out(self, root: Path) -> dict[str, int]:
-        """Files below `root` that `files` passes over, counted by reason: for `diga-hpc check`."""
+        """Count what `files` leaves out below `root`, by reason: for `diga-hpc check`."""
         return {}
 
     def decode(self, path: Path) -> np.ndarray:
