@@ -6,6 +6,7 @@ The pictures are those of RUN_DIR/panels; the source image is read from the run'
 """
 
 import io
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,7 +113,9 @@ def _most_improved(paths: RunPaths, space: LabelSpace, before: str, after: str) 
 
     def gain(name: str) -> float:
         truth, first, last = (_labels(paths.panel(name, kind), space) for kind in kinds)
-        return _miou(truth, last, space) - _miou(truth, first, space)
+        before, after = _miou(truth, first, space), _miou(truth, last, space)
+        # An image without a labelled pixel shows nothing.
+        return -math.inf if before is None or after is None else after - before
 
     best = max(complete, key=gain)
     image = to_picture(read_image(paths.panel(best, "image", suffix=".jpg")))
@@ -124,10 +127,11 @@ def _labels(path: Path, space: LabelSpace) -> torch.Tensor:
     return read_label(path, identity_table(space.num_classes))
 
 
-def _miou(truth: torch.Tensor, predicted: torch.Tensor, space: LabelSpace) -> float:
+def _miou(truth: torch.Tensor, predicted: torch.Tensor, space: LabelSpace) -> float | None:
     matrix = ConfusionMatrix(space.num_classes, torch.device("cpu"))
     matrix.add(truth, predicted)
-    return scores(matrix.counts, space)["miou"]
+    miou: float | None = scores(matrix.counts, space)["miou"]
+    return miou
 
 
 def _colored(path: Path) -> Image.Image:

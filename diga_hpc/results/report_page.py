@@ -109,10 +109,12 @@ labels. It is one run with one seed: differences below the spread between seeds 
 </tr>
 {% endfor %}
 </tbody></table></div>
-<p class="note">mIoU in percent, over the classes that occur in the truth. <em>running</em>: the
-normalisation statistics of training, as in the result. <em>adapted</em>: statistics re-estimated on
-the target's training images (AdaBN), for comparison. The teacher is the moving average of the
-student. The columns to the right of the networks are of the student with running statistics.</p>
+<p class="note">mIoU in percent, over the classes that occur in the truth or are predicted (as
+cityscapesScripts and mmsegmentation compute it); <em>present</em>, where it differs: over those
+that occur in the truth. – is not measured. <em>running</em>: the normalisation statistics of
+training, as in the result. <em>adapted</em>: statistics re-estimated on the target's training
+images (AdaBN), for comparison. The teacher is the moving average of the student. The columns to the
+right of the networks are of the student with running statistics.</p>
 {% endif %}
 
 {% if results.last %}
@@ -174,7 +176,7 @@ logged. Long logs are averaged.</p>
 {% for row in consensus %}
 <tr><th scope="row">{{ row.round }}</th>
 {% for share in (row.kept, row.accuracy, row.accuracy_offline) %}
-<td>{{ "%.1f %%" % (100 * share) }}</td>
+<td>{{ "–" if share is none else "%.1f %%" % (100 * share) }}</td>
 {% endfor %}
 </tr>
 {% endfor %}

@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
+from diga_hpc.errors import UserError
 from diga_hpc.loading.dataset import Dataset
 from diga_hpc.loading.loader import labelled_images
 from diga_hpc.loading.pictures import to_picture, write_labels, write_picture
@@ -94,7 +95,8 @@ def measure(
     """Scores of a network in evaluation mode on the validation images.
 
     name: under which the counts are kept when a stop is requested; the next call resumes from them.
-    panel: kind of the pictures that are kept of the first images; None keeps none.
+    panel: kind of the pictures that are kept of the first images; None keeps none. Raises UserError
+    where no pixel of the validation images is labelled.
     """
     world, section = context.world, context.config.evaluation
     label = Labeler(
@@ -136,10 +138,16 @@ def measure(
         seen[sample.index] = 1
         if panel is not None and sample.index < section.panels:
             write_labels(context.run.panel(sample.name, panel), predicted, context.space)
-    result = scores(world.sum(matrix.counts), context.space) | {"images": len(validation)}
+    total = world.sum(matrix.counts)
     if world.is_main:
         partial.unlink(missing_ok=True)
-    return result
+    # On all ranks alike, since they share the sum.
+    if not int(total.sum()):
+        raise UserError(
+            f"`data.validation`: no labelled pixel in its {len(validation)} images, so nothing can "
+            f"be measured; give labels with classes of `label_space: {context.space.name}`"
+        )
+    return scores(total, context.space) | {"images": len(validation)}
 
 
 def images_in_results(context: Context, validation: Dataset) -> int:
