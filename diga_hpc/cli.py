@@ -155,12 +155,17 @@ def check(
     quick: Annotated[
         bool, typer.Option(help="Look at 20 images of each data set instead of all.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check configuration and data without training: files, pairs, sizes, label ids, stages."""
-    from diga_hpc.stages.check import check as run_check
+    """Check configuration and data without training: every file, labels, sizes, stages.
+
+    All problems are listed; with any that a run would refuse, the exit code is 2.
+    """
+    from diga_hpc.results.check import check as run_check
 
     log_to_terminal()
-    run_check(configuration.load(config, overrides or []), limit=20 if quick else None)
+    resolved = configuration.load(config, overrides or [])
+    run_check(resolved, limit=20 if quick else None, as_json=as_json)
 
 
 @app.command()

@@ -63,6 +63,17 @@ class FileDataset(DatasetSection):
         """
         raise NotImplementedError
 
+    def suspicion(self, counts: np.ndarray, space: LabelSpace) -> str | None:
+        """Why the labels are not what `table` takes them for, with the remedy; None if they are.
+
+        counts: pixels of each id over all label files, int64 [256].
+        """
+        return None
+
+    def unused_classes(self, space: LabelSpace) -> list[str]:
+        """Classes of the data set that `space` has no class for: their pixels are ignored."""
+        return []
+
     def left_out(self, root: Path) -> dict[str, int]:
         """Files below `root` that `files` passes over, counted by reason: for `diga-hpc check`."""
         return {}

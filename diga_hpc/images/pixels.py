@@ -26,3 +26,15 @@ def read_pixels(path: Path) -> np.ndarray:
     if mode.startswith("I"):
         raise UserError(f"{path}: a 16-bit grey image; convert it to 8 bits a channel")
     return pixels
+
+
+def read_header(path: Path) -> tuple[int, int, int]:
+    """Height, width and EXIF orientation (1 = upright) of an image, without decoding it.
+
+    Raises UserError naming a file that is missing or no image.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width, 1
+    except UNREADABLE as error:
+        raise unreadable(path, "image", error) from error

@@ -14,16 +14,12 @@ import numpy as np
 import torch
 
 from diga_hpc.config import Config
-from diga_hpc.datasets.base import (
-    DatasetSection,
-    FileDataset,
-    GeneratedDataset,
-    ReaderDataset,
-)
-from diga_hpc.datasets.files import Files
+from diga_hpc.datasets.base import GeneratedDataset
 from diga_hpc.datasets.label_tables import identity_table, map_ids
-from diga_hpc.datasets.listing import list_files
+from diga_hpc.datasets.listing import Listing
 from diga_hpc.errors import UserError
+from diga_hpc.inspection.entries import Entries, FileEntries, GeneratedEntries, ReaderEntries
+from diga_hpc.inspection.opening import SOURCE, TARGET, VALIDATION, open_entries
 from diga_hpc.loading.pictures import read_image, read_label
 
 
@@ -66,11 +62,11 @@ class Dataset(Protocol):
 class ImageDataset:
     """`Dataset` of image and label files."""
 
-    def __init__(self, section: FileDataset, files: list[Files], table: np.ndarray):
-        self.section = section
-        self.size, self.half_size = section.size, section.half_size
-        self.files = files
-        self.table = table
+    def __init__(self, listing: Listing):
+        self.section = listing.section
+        self.size, self.half_size = self.section.size, self.section.half_size
+        self.files = listing.files
+        self.table = listing.table
 
     def __len__(self) -> int:
         return len(self.files)
@@ -171,7 +167,9 @@ def half_size(dataset: Dataset, image: torch.Tensor) -> tuple[int, int]:
 
 def open_source(config: Config) -> Dataset:
     """Open the labelled source. Raises UserError if a folder, an image or a label is missing."""
-    return _open(config, config.data.source, "data.source", labels=True)
+    entries = open_entries(config, SOURCE)
+    assert entries is not None, "the configuration has a source"
+    return open_dataset(entries)
 
 
 def open_target(config: Config) -> Dataset | None:
@@ -179,32 +177,28 @@ def open_target(config: Config) -> Dataset | None:
 
     Raises UserError if there is no folder or no image.
     """
-    if config.data.target is None:
-        return None
-    return WithoutLabels(_open(config, config.data.target, "data.target", labels=False))
+    entries = open_entries(config, TARGET)
+    return None if entries is None else open_dataset(entries)
 
 
 def open_validation(config: Config) -> Dataset:
     """Open the labelled images that results are measured on; raises as `open_source`."""
-    return _open(config, config.data.validation, "data.validation", labels=True)
+    entries = open_entries(config, VALIDATION)
+    assert entries is not None, "the configuration has a validation set"
+    return open_dataset(entries)
 
 
-def _open(config: Config, section: DatasetSection, key: str, *, labels: bool) -> Dataset:
-    """Open the data set of the section at `key`; with `labels`, every image must have one."""
-    # A reader may need no folder, so the root is not checked here.
-    if isinstance(section, ReaderDataset):
-        return section.open(section.root or config.data.root, config.space, config.seed)
-    if isinstance(section, GeneratedDataset):
-        # Its labels are class indices already: no table can map them to another label space.
-        if config.label_space != section.label_space:
-            raise UserError(
-                f"`{key}.kind` = {section.kind!r} needs `label_space: {section.label_space}`, "
-                f"found {config.label_space!r}"
-            )
-        return GeneratedImages(section, config.seed)
-    assert isinstance(section, FileDataset), type(section)
-    listing = list_files(section, key, config.data.root, config.space, labels=labels)
-    return ImageDataset(section, listing.files, listing.table)
+def open_dataset(entries: Entries) -> Dataset:
+    """The data set whose entries were opened; without labels where these are not to be used."""
+    if isinstance(entries, FileEntries):
+        return ImageDataset(entries.listing)
+    images: Dataset
+    if isinstance(entries, GeneratedEntries):
+        images = GeneratedImages(entries.section, entries.seed)
+    else:
+        assert isinstance(entries, ReaderEntries), type(entries)
+        images = entries.reader
+    return images if entries.labels else WithoutLabels(images)
 
 
 def _size(tensor: torch.Tensor) -> str:

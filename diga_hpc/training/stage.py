@@ -20,6 +20,7 @@ from diga_hpc.config import Config, OptimizerSection, TrainingSection
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.distributed.stop import StopFlag
 from diga_hpc.distributed.world import World
+from diga_hpc.inspection.start import Inspected
 from diga_hpc.loading.dataset import Dataset
 from diga_hpc.loading.loader import Batch, Domain, Draws
 from diga_hpc.method.losses import StepTotals
@@ -44,6 +45,7 @@ class Context:
     source: Dataset
     target: Dataset | None
     validation: Dataset
+    inspected: Inspected
 
     @property
     def space(self) -> LabelSpace:
