@@ -1,6 +1,6 @@
 """Data sets opened for reading: decoded images, and labels as class indices.
 
-    open_source(config), open_target(config), open_validation(config) -> Dataset
+    open_source(config), open_target(config), open_validation(config) -> Dataset, or None
     Dataset.load(i) -> Sample(image uint8 [3,H,W], label uint8 [H,W], name)
 
 `Dataset` is a Protocol: training takes any object with its methods, of a class outside the package
@@ -182,11 +182,13 @@ def open_target(config: Config) -> Dataset | None:
     return None if entries is None else open_dataset(entries)
 
 
-def open_validation(config: Config) -> Dataset:
-    """Open the labelled images that results are measured on; raises as `open_source`."""
+def open_validation(config: Config) -> Dataset | None:
+    """Open the labelled images that results are measured on; None where there are none.
+
+    Raises as `open_source`.
+    """
     entries = open_entries(config, VALIDATION)
-    assert entries is not None, "the configuration has a validation set"
-    return open_dataset(entries)
+    return None if entries is None else open_dataset(entries)
 
 
 def open_dataset(entries: Entries) -> Dataset:

@@ -64,6 +64,11 @@ def figure(run_dir: Path, path: Path) -> None:
         raise UserError(f"{path}: expected a name that ends in .png")
     paths = RunPaths(run_dir)
     config = configuration.load(paths.config_file)
+    if config.data.validation is None:
+        raise UserError(
+            f"{paths.config_file}: `data.validation` is not set, so nothing was measured and there "
+            "are no pictures to show; name labelled images there and run `diga-hpc evaluate`"
+        )
     rows = read_rows(run_dir)
     order = StageOrder(config, map(stage_name, rows))
     results = Results(rows, order)

@@ -86,7 +86,7 @@ labels. It is one run with one seed: differences below the spread between seeds 
 <strong>Not finished: {{ title(last_stage) }} has not been evaluated.</strong>
 {% endif %}</p>
 {% else %}
-<p class="note">No network of this run has been evaluated yet.</p>
+<p class="note">Results: {{ not_measured }}.</p>
 {% endif %}
 <dl>
 {% for name, text in facts.items() %}
@@ -167,7 +167,7 @@ aria-label="{{ chart.key }} over training steps">
 logged. Long logs are averaged.</p>
 {% endif %}
 
-{% if consensus %}
+{% if consensus and consensus[0].images %}
 <h2>Consensus of the pseudo labels</h2>
 <div class="scroll"><table><thead><tr>
 <th scope="col">round</th><th scope="col">pixels kept</th>

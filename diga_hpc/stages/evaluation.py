@@ -39,7 +39,8 @@ class Evaluation(DataPass):
     """Measures every finished network: student and teacher, running and adapted statistics."""
 
     def __init__(self, context: Context):
-        self.context = context
+        assert context.validation is not None, "the plan has no evaluation without it"
+        self.context, self.validation = context, context.validation
 
     @classmethod
     def build(cls, context: Context, planned: Planned) -> Self:
@@ -52,7 +53,7 @@ class Evaluation(DataPass):
     def run(self) -> None:
         context, section = self.context, self.context.config.evaluation
         if context.world.is_main:
-            write_truth_panels(context, context.validation)
+            write_truth_panels(context, self.validation)
         for stage in with_student(context.config):
             assert stage.training is not None
             if is_finished(context, stage.name, stage.training.steps):
@@ -76,7 +77,7 @@ class Evaluation(DataPass):
                 adapt_to_target(context, model, self._watch)
             panel = stage.name if (network, normalization) == (STUDENT, "running") else None
             name = f"{stage.name}_{network}_{normalization}"
-            measured = measure(context, model, context.validation, name, panel)
+            measured = measure(context, model, self.validation, name, panel)
             row = key | {"seed": context.config.seed} | measured
             if context.world.is_main:
                 add_result(context, row)
@@ -84,7 +85,7 @@ class Evaluation(DataPass):
 
     def _watch(self, items: Iterator[T], what: str, count: int) -> Iterator[T]:
         def done() -> int:
-            return images_in_results(self.context, self.context.validation)
+            return images_in_results(self.context, self.validation)
 
         return self.context.stop.watch(items, what, count, stage=STAGE, done=done)
 

@@ -190,9 +190,11 @@ def consensus_quality(
     network: makes labels as the pseudo labels were made. student: self-training starts from it, and
     its first teacher makes the features. panel_name: kind of the pictures of the consensus. Returns
     kept, accuracy (of what is kept), accuracy_offline (of the pseudo labels without consensus),
-    images; None for a share of no pixels.
+    images; None for a share of no pixels, as without validation images.
     """
     world, config, validation = context.world, context.config, context.validation
+    if validation is None:
+        return {"kept": None, "accuracy": None, "accuracy_offline": None, "images": 0}
     teacher = Teacher(student, config.teacher, context.precision)
     label = Labeler(network, scales=config.pseudo_labels.scales, autocast=context.precision)
     # Pixels: labelled; kept; kept and right; right without consensus.
