@@ -41,11 +41,12 @@ class DatasetSection(Section):
     root: Path | None = None
     """Folder of the data set. Empty: `data.root`."""
     size: Size | None = None
-    """Height and width in pixels that every image is resized to, its "full size". Empty: its
+    """Height and width in pixels that every image is resized to, its "full size". An image whose
+    aspect ratio differs by more than 5 % keeps it, and is resized to the same area. Empty: its
     size on disk."""
     half_size: Size | None = None
-    """Height and width in pixels of the "half-size" images in a batch. Empty: half of the full
-    size."""
+    """Height and width in pixels of the "half-size" images in a batch; aspect ratios are kept as
+    with `size`. Empty: half of the full size."""
 
 
 class FileDataset(DatasetSection):

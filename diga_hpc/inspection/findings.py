@@ -13,6 +13,7 @@ import numpy as np
 
 from diga_hpc.config import Config, TrainingSection
 from diga_hpc.datasets.base import FileDataset
+from diga_hpc.images.sizes import half_working_size, working_size
 from diga_hpc.inspection.identity import listed
 from diga_hpc.inspection.opening import SOURCE, TARGET, VALIDATION
 from diga_hpc.inspection.scan import Scan
@@ -121,8 +122,10 @@ def _crops(config: Config, scan: Scan) -> Iterator[Finding]:
     key, section = scan.entries.key, scan.entries.section
     # Of a reader, sizes are known when its images have been decoded.
     seen = {(f.image.height, f.image.width) for f in scan.facts if f.image.height}
-    sizes = [section.size] if section.size else sorted(seen)
-    halves = [section.half_size or (height // 2, width // 2) for height, width in sizes]
+    # Without a header, photos are taken to have the aspect ratio of `size`.
+    seen = seen or ({section.size} if section.size else set())
+    sizes = sorted({working_size(section.size, size) for size in seen})
+    halves = sorted({half_working_size(section.size, section.half_size, size) for size in seen})
     for kind, training in config:
         if not isinstance(training, TrainingSection):
             continue

@@ -1,6 +1,6 @@
 """Data sets opened for reading: decoded images, and labels as class indices.
 
-    open_source(config), open_target(config), open_validation(config) -> Dataset
+    open_source(config), open_target(config), open_validation(config) -> Dataset, or None
     Dataset.load(i) -> Sample(image uint8 [3,H,W], label uint8 [H,W], name)
 
 `Dataset` is a Protocol: training takes any object with its methods, of a class outside the package
@@ -17,6 +17,7 @@ from diga_hpc.config import Config
 from diga_hpc.datasets.base import GeneratedDataset
 from diga_hpc.datasets.label_tables import identity_table
 from diga_hpc.datasets.listing import Listing
+from diga_hpc.images.sizes import half_working_size, working_size
 from diga_hpc.inspection.entries import Entries, FileEntries, GeneratedEntries, ReaderEntries
 from diga_hpc.inspection.opening import SOURCE, TARGET, VALIDATION, open_entries
 from diga_hpc.loading.pictures import read_image, read_label
@@ -39,7 +40,7 @@ class Dataset(Protocol):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width that images are resized to; None: the size of each image."""
+        """Height and width that images are resized to (see `full_size`); None: each its own."""
 
     @property
     def half_size(self) -> tuple[int, int] | None:
@@ -146,15 +147,15 @@ class WithPseudoLabels(WithoutLabels):
 
 
 def full_size(dataset: Dataset, image: torch.Tensor) -> tuple[int, int]:
-    """Height and width that an image [3,H,W] of the data set is resized to."""
-    height, width = dataset.size or image.shape[-2:]
-    return height, width
+    """Height and width that an image [3,H,W] of the data set is resized to: images/sizes.py."""
+    height, width = image.shape[-2:]
+    return working_size(dataset.size, (height, width))
 
 
 def half_size(dataset: Dataset, image: torch.Tensor) -> tuple[int, int]:
     """Height and width of the "half-size" version of an image [3,H,W]."""
-    height, width = full_size(dataset, image)
-    return dataset.half_size or (height // 2, width // 2)
+    height, width = image.shape[-2:]
+    return half_working_size(dataset.size, dataset.half_size, (height, width))
 
 
 def open_source(config: Config) -> Dataset:
@@ -173,11 +174,13 @@ def open_target(config: Config) -> Dataset | None:
     return None if entries is None else open_dataset(entries)
 
 
-def open_validation(config: Config) -> Dataset:
-    """Open the labelled images that results are measured on; raises as `open_source`."""
+def open_validation(config: Config) -> Dataset | None:
+    """Open the labelled images that results are measured on; None where there are none.
+
+    Raises as `open_source`.
+    """
     entries = open_entries(config, VALIDATION)
-    assert entries is not None, "the configuration has a validation set"
-    return open_dataset(entries)
+    return None if entries is None else open_dataset(entries)
 
 
 def open_dataset(entries: Entries) -> Dataset:

@@ -57,7 +57,7 @@ def predict(weights: Path, images: Path, output: Path, network: str) -> int:
     labeler = _labeler(config, found, network, device)
     log.info("%s of %s on %s", network, found, device)
     # Without a target (domain generalisation) images have the size of the validation images.
-    size = (config.data.target or config.data.validation).size
+    size = (config.data.target or config.data.validation or config.data.source).size
     for file in track(files, "segmenting", console=Console(stderr=True)):
         image = read_image(file)
         height, width = image.shape[-2:]

@@ -44,7 +44,7 @@ class Pipeline:
             stop,
             sets["source"],
             sets.get("target"),
-            sets["validation"],
+            sets.get("validation"),
             inspected,
         )
         if not run.exists:

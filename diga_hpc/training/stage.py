@@ -44,7 +44,7 @@ class Context:
     stop: StopFlag
     source: Dataset
     target: Dataset | None
-    validation: Dataset
+    validation: Dataset | None
     inspected: Inspected
 
     @property

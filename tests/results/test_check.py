@@ -93,7 +93,8 @@ def test_a_limit_reads_fewer_images(files_yaml, tmp_path):
     [
         (["warm_up.crop=[64,64]"], "the full-size image [48, 64] of `data.source`: lower it"),
         (["warm_up.batch={full: 1, half: 1}"], "the half-size image [24, 32] of `data.source`"),
-        (["data.target.size=[24,64]"], "the full-size image [24, 64] of `data.target`"),
+        # Its aspect ratio is kept.
+        (["data.target.size=[24,64]"], "the full-size image [34, 45] of `data.target`"),
     ],
 )
 def test_crops_larger_than_the_images(files_yaml, overrides, message):
