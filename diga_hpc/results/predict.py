@@ -124,18 +124,20 @@ def _image_section(config: Config) -> DatasetSection:
 
 def _select(
     record: Record, pictures: list[Picture], overwrite: bool
-) -> tuple[list[Picture], list[str]]:
-    """The pictures that are not done, and one line for each that has no file any more."""
+) -> tuple[list[tuple[Picture, dict[str, Any]]], list[str]]:
+    """The pictures to make with their entries of the record; a line for each missing image."""
     todo, broken, states = [], [], Counter[str]()
     for picture in pictures:
         try:
-            state = "new" if overwrite else record.state(picture)
+            entry = record.entry(picture)
         except OSError as error:
             broken.append(f"{picture.file}: cannot be read ({error.strerror})")
+            record.discard(picture)
             continue
+        state = "new" if overwrite else record.state(picture, entry)
         states[state] += 1
         if state != "done":
-            todo.append(picture)
+            todo.append((picture, entry))
     if states["done"]:
         log.info(
             "%d of %d images are labelled already by these weights; --overwrite labels them again",
@@ -196,7 +198,9 @@ def _labeler(config: Config, found: Path, network: str, device: torch.device) ->
     )
 
 
-def _label_all(writer: _Writer, pictures: list[Picture], record: Record) -> list[str]:
+def _label_all(
+    writer: _Writer, todo: list[tuple[Picture, dict[str, Any]]], record: Record
+) -> list[str]:
     """Label images with a progress bar; return one line for each that could not be."""
     broken = []
     with Progress(
@@ -208,9 +212,9 @@ def _label_all(writer: _Writer, pictures: list[Picture], record: Record) -> list
         TimeRemainingColumn(),
         console=Console(stderr=True),
     ) as progress:
-        for picture in progress.track(pictures, description="segmenting"):
+        for picture, entry in progress.track(todo, description="segmenting"):
             try:
-                entry = record.start(picture)
+                record.start(picture)
                 writer.write(picture)
                 record.finish(entry)
             except MachineError:

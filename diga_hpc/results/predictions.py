@@ -157,22 +157,32 @@ class Record:
     def __exit__(self, *_: object) -> None:
         self._stream.close()
 
-    def state(self, picture: Picture) -> str:
-        """`done`, `other` (made from something else) or `new`. Raises OSError for a missing image.
+    def entry(self, picture: Picture) -> dict[str, Any]:
+        """The line of an image as it is now. Raises OSError for a missing image."""
+        # Taken before the image is read: a later change of the file is noticed by the next call.
+        status = picture.file.stat()
+        return {
+            "output": picture.name,
+            "image": str(picture.file.absolute()),
+            "bytes": status.st_size,
+            "mtime_ns": status.st_mtime_ns,
+            "made_by": self._digest,
+        }
+
+    def state(self, picture: Picture, entry: dict[str, Any]) -> str:
+        """`done`, `other` (made from something else than `entry` says) or `new`.
 
         Pictures without a record are `other`: nobody knows which network made them.
         """
         present = [file.is_file() and file.stat().st_size > 0 for file in self._files(picture)]
-        if all(present) and self._entries.get(picture.name) == self._entry(picture):
+        if all(present) and self._entries.get(picture.name) == entry:
             return "done"
         return "other" if any(present) else "new"
 
-    def start(self, picture: Picture) -> dict[str, Any]:
-        """Note that the pictures of an image are being written; returns the entry for `finish`."""
-        entry = self._entry(picture)
+    def start(self, picture: Picture) -> None:
+        """Note that the pictures of an image are being replaced."""
         if picture.name in self._entries:
             self._append({"output": picture.name})
-        return entry
 
     def finish(self, entry: dict[str, Any]) -> None:
         """Note that all pictures of an image are written."""
@@ -187,17 +197,6 @@ class Record:
 
     def _files(self, picture: Picture) -> list[Path]:
         return [self._output / d / f"{picture.name}{suffix}" for d, suffix in FOLDERS.items()]
-
-    def _entry(self, picture: Picture) -> dict[str, Any]:
-        # Taken before the image is read: a later change of the file is noticed by the next call.
-        status = picture.file.stat()
-        return {
-            "output": picture.name,
-            "image": str(picture.file.absolute()),
-            "bytes": status.st_size,
-            "mtime_ns": status.st_mtime_ns,
-            "made_by": self._digest,
-        }
 
     def _append(self, entry: dict[str, Any], start: str = "") -> None:
         self._stream.write(f"{start}{json.dumps(entry)}\n")

@@ -192,6 +192,15 @@ def test_broken_images_are_listed_after_all_others_are_written(call, tmp_path, c
     assert call() == ["1.jpg", "3.jpg"]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_dead_link_is_one_of_the_broken(call, tmp_path, overwrite):
+    draw(tmp_path / "images/b.png")
+    (tmp_path / "images/a.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match=r"1 of 2 images .*a\.png: cannot be read \(No such file"):
+        call(overwrite=overwrite)
+    assert labels(tmp_path / "out") == ["b"]
+
+
 def test_at_most_twenty_broken_images_are_shown(call, tmp_path, caplog):
     for i in range(23):
         (tmp_path / "images").mkdir(exist_ok=True)
