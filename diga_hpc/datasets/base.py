@@ -18,7 +18,7 @@ import numpy as np
 from diga_hpc.datasets.files import Files, list_images, read_index
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.images.labels import read_ids
-from diga_hpc.section import Section, Size
+from diga_hpc.section import FilePath, Section, Size
 
 __all__ = [
     "DatasetSection",
@@ -36,7 +36,7 @@ class DatasetSection(Section):
 
     kind: str
     """Which data set; the other keys depend on it."""
-    root: Path | None = None
+    root: FilePath | None = None
     """Folder of the data set. Empty: `data.root`."""
     size: Size | None = None
     """Height and width in pixels that every image is resized to, its "full size". Empty: its

@@ -1,14 +1,16 @@
 """CamVid (Brostow et al., 2009), as the SegNet tutorial distributes it: 11 classes, label PNGs."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from diga_hpc.datasets.base import FileDataset
 from diga_hpc.datasets.files import Files, list_images
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.label_tables import id_table
+from diga_hpc.section import Text
 
 UNLABELLED_ID = 11
 
@@ -18,9 +20,9 @@ class Camvid(FileDataset):
     10, and 11 for "no label"."""
 
     kind: Literal["camvid"]
-    splits: tuple[Literal["train", "val", "test"], ...] = ("train",)
+    splits: Annotated[tuple[Literal["train", "val", "test"], ...], Field(min_length=1)] = ("train",)
     """Splits to read, one after another."""
-    sequences: tuple[str, ...] = ()
+    sequences: tuple[Text, ...] = ()
     """Keep the frames whose name starts with one of these: the names of film sequences. Empty: all
     frames."""
     labelled_only: bool = False

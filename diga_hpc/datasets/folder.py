@@ -10,6 +10,7 @@ from diga_hpc.datasets.files import Files, list_images, read_index
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.label_tables import id_table, identity_table
 from diga_hpc.errors import UserError
+from diga_hpc.section import ByteValue
 
 
 class Folder(FileDataset):
@@ -27,10 +28,10 @@ class Folder(FileDataset):
     index: Path | None = None
     """Text file to read instead of the folders: a line names an image, or an image and its label,
     relative to `root`."""
-    id_map: dict[int, int] | None = None
+    id_map: dict[ByteValue, ByteValue] | None = None
     """Id in a label file -> class index. Any other id that is not in `ignored_ids` is an error.
     Empty: the ids are class indices."""
-    ignored_ids: tuple[int, ...] = (255,)
+    ignored_ids: tuple[ByteValue, ...] = (255,)
     """Ids in label files that mean "no label"; these pixels are left out of losses and results."""
 
     def files(self, root: Path) -> list[Files]:
