@@ -20,7 +20,7 @@ from diga_hpc.datasets.files import Files, list_images
 from diga_hpc.datasets.index_files import read_index
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.images.labels import read_ids
-from diga_hpc.section import Section, Size
+from diga_hpc.section import FilePath, Section, Size
 
 __all__ = [
     "DatasetSection",
@@ -38,7 +38,7 @@ class DatasetSection(Section):
 
     kind: str
     """Which data set; the other keys depend on it."""
-    root: Path | None = None
+    root: FilePath | None = None
     """Folder of the data set. Empty: `data.root`."""
     size: Size | None = None
     """Height and width in pixels that every image is resized to, its "full size". An image whose

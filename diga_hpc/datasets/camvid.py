@@ -2,9 +2,10 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from diga_hpc.datasets.class_names import NamedClasses
 from diga_hpc.datasets.color_maps import CAMVID_CODES, check_palette, read_by_color
@@ -18,6 +19,7 @@ from diga_hpc.datasets.label_spaces import (
 )
 from diga_hpc.datasets.label_tables import id_table
 from diga_hpc.images.labels import has_colors, read_indexed
+from diga_hpc.section import Text
 
 UNLABELLED_ID = 11
 _TABLE = id_table({i: i for i in range(UNLABELLED_ID)}, (UNLABELLED_ID,))
@@ -31,9 +33,9 @@ class Camvid(NamedClasses):
     10, and 11 for "no label", or with the 32 colours of the original."""
 
     kind: Literal["camvid"]
-    splits: tuple[Literal["train", "val", "test"], ...] = ("train",)
+    splits: Annotated[tuple[Literal["train", "val", "test"], ...], Field(min_length=1)] = ("train",)
     """Splits to read, one after another."""
-    sequences: tuple[str, ...] = ()
+    sequences: tuple[Text, ...] = ()
     """Keep the frames whose name starts with one of these: the names of film sequences. Empty: all
     frames."""
     labelled_only: bool = False

@@ -3,10 +3,10 @@
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from diga_hpc.datasets.base import FileDataset
 from diga_hpc.datasets.class_names import closest, match
@@ -32,9 +32,9 @@ from diga_hpc.datasets.label_spaces import (
 from diga_hpc.datasets.label_tables import id_table, identity_table
 from diga_hpc.errors import UserError
 from diga_hpc.images.labels import read_indexed
+from diga_hpc.section import ByteValue
 
-Id = Annotated[int, Field(ge=0, le=255)]
-Color = tuple[Id, Id, Id]
+Color = tuple[ByteValue, ByteValue, ByteValue]
 NAMED_MAPS = ("label_space", "camvid")
 IGNORED = "ignored"  # the key of `color_map` for colours that mean "no label"
 LAST_TRAIN_ID = len(CITYSCAPES_CLASSES) - 1
@@ -63,10 +63,10 @@ class Folder(FileDataset):
     """Text file to read instead of the folders: a line names an image, or an image and its label,
     relative to `root`; without it, labels are found as for folders. Columns end at a TAB, or at a
     blank or comma after a file name extension; lines that start with `# ` are skipped."""
-    id_map: dict[Id, int | str] | None = None
+    id_map: dict[ByteValue, int | str] | None = None
     """Id in a label file -> class name, or class index. Any other id that is not in `ignored_ids`
     is an error. Empty: the ids are class indices."""
-    ignored_ids: tuple[Id, ...] = (255,)
+    ignored_ids: tuple[ByteValue, ...] = (255,)
     """Ids in label files that mean "no label"; these pixels are left out of losses and results."""
     color_map: dict[str, tuple[Color, ...]] | str | None = None
     """For labels by colour (RGB or palette PNG): class name -> list of its colours [red, green,
