@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from diga_hpc.datasets.base import FileDataset
 from diga_hpc.datasets.class_names import closest, match
@@ -34,6 +34,13 @@ from diga_hpc.errors import UserError
 from diga_hpc.images.labels import read_indexed
 from diga_hpc.section import ByteValue
 
+def _class_reference(value: int | str) -> int | str:
+    if isinstance(value, int) and not 0 <= value <= 255 or value == "":
+        raise ValueError("expected the name of a class, or its index, 0 or more")
+    return value
+
+
+ClassReference = Annotated[int | str, AfterValidator(_class_reference)]
 Color = tuple[ByteValue, ByteValue, ByteValue]
 NAMED_MAPS = ("label_space", "camvid")
 IGNORED = "ignored"  # the key of `color_map` for colours that mean "no label"
@@ -63,7 +70,7 @@ class Folder(FileDataset):
     """Text file to read instead of the folders: a line names an image, or an image and its label,
     relative to `root`; without it, labels are found as for folders. Columns end at a TAB, or at a
     blank or comma after a file name extension; lines that start with `# ` are skipped."""
-    id_map: dict[ByteValue, int | str] | None = None
+    id_map: dict[ByteValue, ClassReference] | None = None
     """Id in a label file -> class name, or class index. Any other id that is not in `ignored_ids`
     is an error. Empty: the ids are class indices."""
     ignored_ids: tuple[ByteValue, ...] = (255,)
