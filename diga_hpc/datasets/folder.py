@@ -138,7 +138,7 @@ class Folder(FileDataset):
         images = [image for image in found.images if self._is_image(image.stem)]
         others = len(found.images) - len(images)
         left_out[f"images without {self.image_suffix} in their name"] = others
-        if beside and (self.labels is not None or self.label_suffix):
+        if beside and (self.labels or self.label_suffix):
             images = self._without_labels(images, left_out)
         files = []
         for image in images:
@@ -180,7 +180,7 @@ class Folder(FileDataset):
     def _label(self, root: Path, image: Path) -> Path | None:
         """Where the label of an image would be; None without `labels` or in another folder."""
         folder = root / self.images
-        if self.labels is None or not image.is_relative_to(folder):
+        if not self.labels or not image.is_relative_to(folder):
             return None
         below = image.relative_to(folder).parent
         return root / self.labels / below / self._label_name(image)

@@ -113,6 +113,12 @@ def test_pipes_are_no_images(tmp_path):
     assert scan(tmp_path).images == [] and scan(tmp_path).left_out.total() == 1
 
 
+def test_many_other_suffixes_are_not_all_named(tmp_path):
+    touch(tmp_path, *(f"scan.{i:03d}" for i in range(20)))
+    ((reason, count),) = scan(tmp_path).left_out.items()
+    assert count == 20 and reason.endswith(", ...)") and len(reason) < 80
+
+
 @pytest.mark.parametrize(
     ("images", "names"),
     [
@@ -140,3 +146,12 @@ def test_files_are_found_with_their_extension_in_another_case(tmp_path):
     }
     assert FileFinder().alike(tmp_path / "d.png") == ["d.tif"]
     assert FileFinder().find(tmp_path / "no/a.png") is None
+
+
+def test_files_are_found_whose_letters_are_composed_otherwise(tmp_path):
+    composed, decomposed = "stra\u00dfe_\u00e4.png", "stra\u00dfe_a\u0308.png"
+    touch(tmp_path, decomposed)
+    assert FileFinder().find(tmp_path / composed) == tmp_path / decomposed
+    touch(tmp_path, composed)
+    for name in (composed, decomposed):
+        assert FileFinder().find(tmp_path / name) == tmp_path / name
