@@ -55,7 +55,7 @@ class Folder(FileDataset):
     label_suffix: str = ""
     """Text between that stem and the extension of a label: `_ids` finds the label `a_ids.png` of
     the image `a.jpg`."""
-    label_extension: Literal[".png", ".bmp", ".gif", ".tif", ".tiff"] = ".png"
+    label_extension: Literal[".png", ".bmp", ".tif", ".tiff"] = ".png"
     """Extension of the labels; lossless formats alone, since JPEG changes ids."""
     labelled_only: bool = False
     """Skip the images that have no label file."""
