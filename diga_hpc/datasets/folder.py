@@ -62,7 +62,7 @@ class Folder(FileDataset):
     label_suffix: str = ""
     """Text between that stem and the extension of a label: `_ids` finds the label `a_ids.png` of
     the image `a.jpg`."""
-    label_extension: Literal[".png", ".bmp", ".gif", ".tif", ".tiff"] = ".png"
+    label_extension: Literal[".png", ".bmp", ".tif", ".tiff"] = ".png"
     """Extension of the labels; lossless formats alone, since JPEG changes ids."""
     labelled_only: bool = False
     """Skip the images that have no label file."""
@@ -145,7 +145,7 @@ class Folder(FileDataset):
         images = [image for image in found.images if self._is_image(image.stem)]
         others = len(found.images) - len(images)
         left_out[f"images without {self.image_suffix} in their name"] = others
-        if beside and (self.labels is not None or self.label_suffix):
+        if beside and (self.labels or self.label_suffix):
             images = self._without_labels(images, left_out)
         files = []
         for image in images:
@@ -187,7 +187,7 @@ class Folder(FileDataset):
     def _label(self, root: Path, image: Path) -> Path | None:
         """Where the label of an image would be; None without `labels` or in another folder."""
         folder = root / self.images
-        if self.labels is None or not image.is_relative_to(folder):
+        if not self.labels or not image.is_relative_to(folder):
             return None
         below = image.relative_to(folder).parent
         return root / self.labels / below / self._label_name(image)
