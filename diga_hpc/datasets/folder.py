@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import AfterValidator, model_validator
@@ -34,8 +34,9 @@ from diga_hpc.errors import UserError
 from diga_hpc.images.labels import read_indexed
 from diga_hpc.section import ByteValue
 
+
 def _class_reference(value: int | str) -> int | str:
-    if isinstance(value, int) and not 0 <= value <= 255 or value == "":
+    if (isinstance(value, int) and not 0 <= value <= 255) or value == "":
         raise ValueError("expected the name of a class, or its index, 0 or more")
     return value
 

@@ -55,7 +55,9 @@ def test_pictures_have_the_size_of_the_image_and_the_palette(trained_run, images
         assert Image.open(output / f"overlays/{name}.jpg").size == (width, height)
 
 
-def test_images_are_seen_at_the_working_size_of_the_target(trained_run, images, tmp_path, monkeypatch):
+def test_images_are_seen_at_the_working_size_of_the_target(
+    trained_run, images, tmp_path, monkeypatch
+):
     seen = []
     monkeypatch.setattr(
         "diga_hpc.results.predict.Labeler.__call__",
