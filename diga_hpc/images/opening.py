@@ -80,6 +80,9 @@ def load(picture: ImageFile.ImageFile, *, upright: bool) -> int:
     # Pillow turns a TIFF while it decodes it, and removes the orientation from its metadata.
     if picture.format == "TIFF":
         orientation = orientation_of(picture)
+        # Pillow maps a grey file into memory with its height and width swapped already, which
+        # scrambles the pixels; without a name it reads the file.
+        picture.filename = ""
         picture.load()
         return 1 if upright else INVERSE.get(orientation, orientation)
     picture.load()
