@@ -1,10 +1,10 @@
 """Data of your own: folders of images and labels, or an index file of pairs."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from diga_hpc.datasets.base import FileDataset
 from diga_hpc.datasets.class_names import closest, match
@@ -37,6 +37,30 @@ IGNORED = "ignored"  # the key of `color_map` for colours that mean "no label"
 LAST_TRAIN_ID = len(CITYSCAPES_CLASSES) - 1
 
 
+def _colors(value: Any) -> Any:
+    """Check the shape of a `color_map`: pydantic's own words for it name types, not keys."""
+    if value is None or (isinstance(value, str) and value in NAMED_MAPS):
+        return value
+    if isinstance(value, dict) and all(map(_is_list_of_colors, value.values())):
+        return value
+    raise ValueError(
+        f"expected {', '.join(NAMED_MAPS)}, or class name: [[red, green, blue], ...] for each "
+        "class, numbers from 0 to 255"
+    )
+
+
+def _is_list_of_colors(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(color, list | tuple)
+        and len(color) == 3
+        and all(type(c) is int and 0 <= c <= 255 for c in color)
+        for color in value
+    )
+
+
+ColorMap = Annotated[dict[str, tuple[Color, ...]] | str, BeforeValidator(_colors)]
+
+
 class Folder(FileDataset):
     """Data of your own: folders of images and labels with the same stems, or an index of pairs."""
 
@@ -58,7 +82,7 @@ class Folder(FileDataset):
     ignored_ids: tuple[Id, ...] | None = None
     """Ids in label files that mean "no label"; these pixels are left out of losses and results.
     Empty: 255, but not where a class has no pixel beside it, as in masks of 0 and 255."""
-    color_map: dict[str, tuple[Color, ...]] | str | None = None
+    color_map: ColorMap | None = None
     """For labels by colour (RGB or palette PNG): class name -> list of its colours [red, green,
     blue], and `ignored` -> colours that mean "no label"; any other colour is an error.
     `label_space`: the colours of the label space, and black for no label. `camvid`: the 32 colours
@@ -72,11 +96,6 @@ class Folder(FileDataset):
             raise ValueError(
                 f"`color_map` and `{given[0]}` are both set; labels hold either colours or ids: "
                 "leave one out"
-            )
-        if isinstance(self.color_map, str) and self.color_map not in NAMED_MAPS:
-            raise ValueError(
-                f"`color_map` = {self.color_map!r}; expected {' or '.join(NAMED_MAPS)}, or a "
-                "mapping of class names to lists of colours"
             )
         both = set(self.id_map or ()) & set(self.ignored_ids or ())
         if both:

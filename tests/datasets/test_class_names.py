@@ -152,7 +152,10 @@ class TestUnknown:
                 {"absent_classes": ["car"]},
                 "lists 'car', which gta5 labels; remove it there, or set",
             ),
-            ({"class_map": {"wall": "building"}}, "has no class 'wall' (did you mean `wall`?)"),
+            (
+                {"class_map": {"wall": "building"}},
+                "has no class 'wall' (`class_map` gives it away)",
+            ),
         ],
     )
     def test_wrong_keys(self, keys, expected):
