@@ -3,10 +3,10 @@
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from diga_hpc.datasets.base import FileDataset
 from diga_hpc.datasets.class_names import closest, match
@@ -48,6 +48,30 @@ IGNORED = "ignored"  # the key of `color_map` for colours that mean "no label"
 LAST_TRAIN_ID = len(CITYSCAPES_CLASSES) - 1
 
 
+def _colors(value: Any) -> Any:
+    """Check the shape of a `color_map`: pydantic's own words for it name types, not keys."""
+    if value is None or (isinstance(value, str) and value in NAMED_MAPS):
+        return value
+    if isinstance(value, dict) and all(map(_is_list_of_colors, value.values())):
+        return value
+    raise ValueError(
+        f"expected {', '.join(NAMED_MAPS)}, or class name: [[red, green, blue], ...] for each "
+        "class, numbers from 0 to 255"
+    )
+
+
+def _is_list_of_colors(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(color, list | tuple)
+        and len(color) == 3
+        and all(type(c) is int and 0 <= c <= 255 for c in color)
+        for color in value
+    )
+
+
+ColorMap = Annotated[dict[str, tuple[Color, ...]] | str, BeforeValidator(_colors)]
+
+
 class Folder(FileDataset):
     """Data of your own: folders of images and labels with the same stems, or an index of pairs."""
 
@@ -74,9 +98,10 @@ class Folder(FileDataset):
     id_map: dict[ByteValue, ClassReference] | None = None
     """Id in a label file -> class name, or class index. Any other id that is not in `ignored_ids`
     is an error. Empty: the ids are class indices."""
-    ignored_ids: tuple[ByteValue, ...] = (255,)
-    """Ids in label files that mean "no label"; these pixels are left out of losses and results."""
-    color_map: dict[str, tuple[Color, ...]] | str | None = None
+    ignored_ids: tuple[ByteValue, ...] | None = None
+    """Ids in label files that mean "no label"; these pixels are left out of losses and results.
+    Empty: 255, but not where a class has no pixel beside it, as in masks of 0 and 255."""
+    color_map: ColorMap | None = None
     """For labels by colour (RGB or palette PNG): class name -> list of its colours [red, green,
     blue], and `ignored` -> colours that mean "no label"; any other colour is an error.
     `label_space`: the colours of the label space, and black for no label. `camvid`: the 32 colours
@@ -85,19 +110,14 @@ class Folder(FileDataset):
     @model_validator(mode="after")
     def _ids_or_colors(self) -> "Folder":
         """Refuse keys for ids beside `color_map`, and an id that is both mapped and ignored."""
-        given = sorted(self.model_fields_set & {"id_map", "ignored_ids"})
+        given = [key for key in ("id_map", "ignored_ids") if getattr(self, key) is not None]
         if self.color_map is not None and given:
             raise ValueError(
                 f"`color_map` and `{given[0]}` are both set; labels hold either colours or ids: "
                 "leave one out"
             )
-        if isinstance(self.color_map, str) and self.color_map not in NAMED_MAPS:
-            raise ValueError(
-                f"`color_map` = {self.color_map!r}; expected {' or '.join(NAMED_MAPS)}, or a "
-                "mapping of class names to lists of colours"
-            )
-        both = set(self.id_map or ()) & set(self.ignored_ids)
-        if both and "ignored_ids" in self.model_fields_set:
+        both = set(self.id_map or ()) & set(self.ignored_ids or ())
+        if both:
             raise ValueError(
                 f"the id {min(both)} is in `id_map` and in `ignored_ids`; leave it out of one"
             )
@@ -212,10 +232,18 @@ class Folder(FileDataset):
         if self.color_map is not None:
             self._codes(space)
             return identity_table(space.num_classes)
+        ignored = (IGNORE,) if self.ignored_ids is None else self.ignored_ids
         if self.id_map is None:
-            return identity_table(space.num_classes, self.ignored_ids)
+            for file_id in self.ignored_ids or ():
+                if file_id < space.num_classes:
+                    raise UserError(
+                        f"`ignored_ids` lists {file_id}, which is the index of the class "
+                        f"{space.classes[file_id]!r}; without `id_map` ids are class indices: set "
+                        "`id_map`, with the ids of the classes"
+                    )
+            return identity_table(space.num_classes, ignored)
         indices = {i: self._index(i, to, space) for i, to in self.id_map.items()}
-        return id_table(indices, self.ignored_ids)
+        return id_table(indices, ignored)
 
     def _index(self, file_id: int, to: int | str, space: LabelSpace) -> int:
         """Class index that `id_map` gives an id by index or by name."""
@@ -279,7 +307,7 @@ class Folder(FileDataset):
 
     def _class_of_255(self, counts: np.ndarray, space: LabelSpace) -> str | None:
         table = self.table(space)
-        if "ignored_ids" in self.model_fields_set or table[255] != IGNORE or not counts[255]:
+        if self.ignored_ids is not None or table[255] != IGNORE or not counts[255]:
             return None
         present = np.flatnonzero(counts).tolist()
         filled = {int(table[i]) for i in present}
