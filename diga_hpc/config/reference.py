@@ -218,8 +218,8 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in args)
     if origin in (Union, types.UnionType):
-        some = next(arg for arg in args if arg is not type(None))
-        return f"{_values(some, metadata)}, or empty"
+        some = " or ".join(_values(arg, metadata) for arg in args if arg is not type(None))
+        return f"{some}, or empty" if type(None) in args else some
     if origin is tuple and args[-1] is Ellipsis:
         return f"list of: {_values(args[0], [])}"
     if origin is tuple:

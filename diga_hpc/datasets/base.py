@@ -1,7 +1,7 @@
 """Base classes of data sets: what a section of the configuration says about its images and labels.
 
     FileDataset         images and labels on disk
-                        files(root), table(space), optionally decode(path)
+                        files(root), table(space), optionally decode(path) and what follows it
     GeneratedDataset    images computed on demand
                         __len__, name(index), render(index, seed)
     ReaderDataset       anything else (archives, shards, a data base)
@@ -11,9 +11,10 @@ Letters: H, W height and width of an image.
 """
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from diga_hpc.datasets.files import Files, list_images, read_index
 from diga_hpc.datasets.label_spaces import LabelSpace
@@ -50,6 +51,13 @@ class DatasetSection(Section):
 class FileDataset(DatasetSection):
     """Images and single-channel label files on disk."""
 
+    exif_orientation: bool = True
+    """Apply the orientation that cameras store (EXIF) to images, as viewers and annotation tools
+    do; labels are never turned. `false`: for labels drawn on the pixels as stored."""
+    image_bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    """Used bits of each channel of images with 16 bits, for example 12 of a camera's. Empty: 16;
+    an image without a value of 15 bits is then refused. Images with 8 bits do not depend on it."""
+
     def files(self, root: Path) -> list[Files]:
         """List the images below `root`, sorted, each with the path where its label would be.
 
@@ -64,17 +72,6 @@ class FileDataset(DatasetSection):
         """
         raise NotImplementedError
 
-    def suspicion(self, counts: np.ndarray, space: LabelSpace) -> str | None:
-        """Why the labels are not what `table` takes them for, with the remedy; None if they are.
-
-        counts: pixels of each id over all label files, int64 [256].
-        """
-        return None
-
-    def unused_classes(self, space: LabelSpace) -> list[str]:
-        """Classes of the data set that `space` has no class for: their pixels are ignored."""
-        return []
-
     def left_out(self, root: Path) -> dict[str, int]:
         """Files below `root` that `files` passes over, counted by reason: for `diga-hpc check`."""
         return {}
@@ -85,6 +82,28 @@ class FileDataset(DatasetSection):
         Raises UserError naming a file that is missing or unreadable.
         """
         return read_ids(path)
+
+    def decode_for(self, path: Path, space: LabelSpace) -> np.ndarray:
+        """As `decode`, for label files that cannot be read without knowing the classes.
+
+        The default calls `decode`; overridden for colours and for the check of palettes.
+        """
+        return self.decode(path)
+
+    def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:
+        """What a user can do about ids that the table does not know; the end of an error."""
+        return f"the data set {self.kind!r} defines no other; correct the file"
+
+    def suspicion(self, counts: np.ndarray, space: LabelSpace) -> str | None:
+        """What is most likely wrong with the labels as a whole, and the remedy; None if nothing.
+
+        counts: pixels int64 [256] of each id that `decode_for` gives, over all label files.
+        """
+        return None
+
+    def unused_classes(self, space: LabelSpace) -> list[str]:
+        """Classes of the data set that have no place in `space`: their pixels are ignored."""
+        return []
 
 
 class GeneratedDataset(DatasetSection):

@@ -1,15 +1,40 @@
 """Data of your own: folders of images and labels, or an index file of pairs."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from diga_hpc.datasets.base import FileDataset
+from diga_hpc.datasets.class_names import closest, match
+from diga_hpc.datasets.color_maps import (
+    CAMVID_CODES,
+    Codes,
+    check_palette,
+    class_colors,
+    codes_of,
+    read_by_color,
+    unique_codes,
+)
 from diga_hpc.datasets.files import Files, list_images, read_index
-from diga_hpc.datasets.label_spaces import LabelSpace
+from diga_hpc.datasets.label_spaces import (
+    CAMVID_CLASSES,
+    CITYSCAPES_CLASSES,
+    CITYSCAPES_IDS,
+    CITYSCAPES_VOID,
+    IGNORE,
+    LabelSpace,
+)
 from diga_hpc.datasets.label_tables import id_table, identity_table
 from diga_hpc.errors import UserError
+from diga_hpc.images.labels import read_indexed
+
+Id = Annotated[int, Field(ge=0, le=255)]
+Color = tuple[Id, Id, Id]
+NAMED_MAPS = ("label_space", "camvid")
+IGNORED = "ignored"  # the key of `color_map` for colours that mean "no label"
+LAST_TRAIN_ID = len(CITYSCAPES_CLASSES) - 1
 
 
 class Folder(FileDataset):
@@ -27,11 +52,37 @@ class Folder(FileDataset):
     index: Path | None = None
     """Text file to read instead of the folders: a line names an image, or an image and its label,
     relative to `root`."""
-    id_map: dict[int, int] | None = None
-    """Id in a label file -> class index. Any other id that is not in `ignored_ids` is an error.
-    Empty: the ids are class indices."""
-    ignored_ids: tuple[int, ...] = (255,)
+    id_map: dict[Id, int | str] | None = None
+    """Id in a label file -> class name, or class index. Any other id that is not in `ignored_ids`
+    is an error. Empty: the ids are class indices."""
+    ignored_ids: tuple[Id, ...] = (255,)
     """Ids in label files that mean "no label"; these pixels are left out of losses and results."""
+    color_map: dict[str, tuple[Color, ...]] | str | None = None
+    """For labels by colour (RGB or palette PNG): class name -> list of its colours [red, green,
+    blue], and `ignored` -> colours that mean "no label"; any other colour is an error.
+    `label_space`: the colours of the label space, and black for no label. `camvid`: the 32 colours
+    of CamVid. Empty: labels hold ids."""
+
+    @model_validator(mode="after")
+    def _ids_or_colors(self) -> "Folder":
+        """Refuse keys for ids beside `color_map`, and an id that is both mapped and ignored."""
+        given = sorted(self.model_fields_set & {"id_map", "ignored_ids"})
+        if self.color_map is not None and given:
+            raise ValueError(
+                f"`color_map` and `{given[0]}` are both set; labels hold either colours or ids: "
+                "leave one out"
+            )
+        if isinstance(self.color_map, str) and self.color_map not in NAMED_MAPS:
+            raise ValueError(
+                f"`color_map` = {self.color_map!r}; expected {' or '.join(NAMED_MAPS)}, or a "
+                "mapping of class names to lists of colours"
+            )
+        both = set(self.id_map or ()) & set(self.ignored_ids)
+        if both and "ignored_ids" in self.model_fields_set:
+            raise ValueError(
+                f"the id {min(both)} is in `id_map` and in `ignored_ids`; leave it out of one"
+            )
+        return self
 
     def files(self, root: Path) -> list[Files]:
         """Images of the folder or the index; an image in a subfolder is named `subfolder_stem`."""
@@ -53,13 +104,130 @@ class Folder(FileDataset):
         return Files("_".join(below.parts), image, label)
 
     def table(self, space: LabelSpace) -> np.ndarray:
-        """Table of `id_map`. Raises UserError for an index that is no class of `space`."""
+        """Table of `id_map`; of colours, which are read as class indices, the identity.
+
+        Raises UserError for an index or a name that is no class of `space`, and for colours that
+        cannot be told apart.
+        """
+        if self.color_map is not None:
+            self._codes(space)
+            return identity_table(space.num_classes)
         if self.id_map is None:
             return identity_table(space.num_classes, self.ignored_ids)
-        for file_id, index in self.id_map.items():
-            if not (0 <= file_id < 256 and 0 <= index < space.num_classes):
-                raise UserError(
-                    f"`id_map` has {file_id}: {index}; file ids are 0..255 and class indices "
-                    f"0..{space.num_classes - 1}"
-                )
-        return id_table(self.id_map, self.ignored_ids)
+        indices = {i: self._index(i, to, space) for i, to in self.id_map.items()}
+        return id_table(indices, self.ignored_ids)
+
+    def _index(self, file_id: int, to: int | str, space: LabelSpace) -> int:
+        """Class index that `id_map` gives an id by index or by name."""
+        if isinstance(to, str):
+            _require_class(to, space, f"`id_map` has {file_id}: {to!r}")
+            return space.classes.index(to)
+        if not 0 <= to < space.num_classes:
+            raise UserError(
+                f"`id_map` has {file_id}: {to}; expected a class name or one of the class indices "
+                f"0..{space.num_classes - 1}"
+            )
+        return to
+
+    def _codes(self, space: LabelSpace) -> Codes:
+        """Class index of each colour of `color_map`. Raises UserError for unknown classes."""
+        if self.color_map == "label_space":
+            return codes_of(space)
+        if self.color_map == "camvid":
+            found = match(CAMVID_CLASSES, space, kind="camvid (`color_map`)", own_space="camvid")
+            index = {CAMVID_CLASSES.index(name): i for name, i in found.items()}
+            return {color: index.get(i, IGNORE) for color, i in CAMVID_CODES.items()}
+        assert isinstance(self.color_map, dict)
+        for name in self.color_map:
+            if name != IGNORED:
+                _require_class(name, space, f"`color_map` has {name!r}")
+        return unique_codes(
+            (
+                (color, IGNORE if name == IGNORED else space.classes.index(name))
+                for name, colors in self.color_map.items()
+                for color in colors
+            ),
+            space,
+        )
+
+    def decode_for(self, path: Path, space: LabelSpace) -> np.ndarray:
+        """Ids uint8 [H,W], or class indices by `color_map`.
+
+        Raises UserError for an unknown colour, and for a palette that was numbered anew.
+        """
+        if self.color_map is not None:
+            return read_by_color(path, self._codes(space), space)
+        indexed = read_indexed(path)
+        remedy = "set `color_map: label_space` to read the colours, or use the original file"
+        if indexed.palette is not None:
+            check_palette(
+                path, indexed, self.table(space), class_colors(space), space.classes, remedy
+            )
+        return indexed.ids
+
+    def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:
+        advice = "map it in `id_map` or list it in `ignored_ids`"
+        if self.id_map is None and LAST_TRAIN_ID < max(ids) <= max(CITYSCAPES_VOID):
+            return f"{advice}; these look like Cityscapes ids, in which 7 is road and 26 is car"
+        return advice
+
+    def suspicion(self, counts: np.ndarray, space: LabelSpace) -> str | None:
+        """An id that is ignored by default beside a class without a pixel; train ids in a map."""
+        if self.color_map is not None:
+            return None
+        return self._class_of_255(counts, space) or self._train_ids(counts)
+
+    def _class_of_255(self, counts: np.ndarray, space: LabelSpace) -> str | None:
+        table = self.table(space)
+        if "ignored_ids" in self.model_fields_set or table[255] != IGNORE or not counts[255]:
+            return None
+        present = np.flatnonzero(counts).tolist()
+        filled = {int(table[i]) for i in present}
+        empty = [name for i, name in enumerate(space.classes) if i not in filled]
+        if not empty:
+            return None
+        # As a user would write them: names where the map has names.
+        known: dict[int, int | str] = self.id_map or {i: i for i in present if i != 255}
+        one = empty[0] if self._by_name else space.classes.index(empty[0])
+        lines = ", ".join(f"{i}: {to}" for i, to in {**known, 255: one}.items())
+        share = 100 * counts[255] / counts.sum()
+        return (
+            f"labels hold {_listed(present)}; 255 ({share:.0f} % of the pixels) is ignored by "
+            f"default, and class {_listed(empty)} has no pixel; if 255 is a class: `id_map: "
+            f"{{{lines}}}` and `ignored_ids: []`, else write `ignored_ids: [255]`"
+        )
+
+    @property
+    def _by_name(self) -> bool:
+        return any(isinstance(to, str) for to in (self.id_map or {}).values())
+
+    def _train_ids(self, counts: np.ndarray) -> str | None:
+        present = set(np.flatnonzero(counts).tolist()) - {255}
+        if (
+            self.id_map is None
+            or not CITYSCAPES_IDS.keys() <= self.id_map.keys()
+            or max(present, default=255) > LAST_TRAIN_ID
+            or len(present & CITYSCAPES_VOID.keys()) <= len(present) / 2
+        ):
+            return None
+        return (
+            f"labels look like train ids (no id above {LAST_TRAIN_ID} in any file), but `id_map` "
+            "is that of Cityscapes ids; leave `id_map` out"
+        )
+
+
+def _require_class(name: str, space: LabelSpace, problem: str) -> None:
+    if name not in space.classes:
+        near = closest(name, space.classes)
+        hint = f"did you mean `{near}`? " if near else ""
+        raise UserError(
+            f"{problem}, which is no class of the label space; {hint}expected one of "
+            f"{', '.join(space.classes)}"
+        )
+
+
+def _listed(values: list[int] | list[str], most: int = 6) -> str:
+    """Values as text, the first ones of many."""
+    shown = [f"`{v}`" if isinstance(v, str) else str(v) for v in values[:most]]
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(shown) + more

@@ -3,15 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from diga_hpc.datasets.base import FileDataset
+from diga_hpc.datasets.cityscapes import CityscapesLabels
 from diga_hpc.datasets.files import Files, list_images, read_index
-from diga_hpc.datasets.label_spaces import LabelSpace
-from diga_hpc.datasets.label_tables import cityscapes_table
 
 
-class Gta5(FileDataset):
+class Gta5(CityscapesLabels):
     """GTA5: images `images/*.png`, labels `labels/*.png` with Cityscapes ids."""
 
     kind: Literal["gta5"]
@@ -26,7 +22,3 @@ class Gta5(FileDataset):
         else:
             images = list_images(root / "images")
         return [Files(image.stem, image, root / "labels" / image.name) for image in images]
-
-    def table(self, space: LabelSpace) -> np.ndarray:
-        """Cityscapes ids, by the class names of `space`."""
-        return cityscapes_table(space)

@@ -1,6 +1,7 @@
 """Listing: the files of a data set and the table of its label ids, checked without decoding."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import numpy as np
 from diga_hpc.datasets.base import DatasetSection, FileDataset
 from diga_hpc.datasets.files import Files
 from diga_hpc.datasets.label_spaces import LabelSpace
+from diga_hpc.datasets.label_tables import identity_table, map_ids
 from diga_hpc.errors import UserError
+from diga_hpc.images.opening import orientation
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,47 @@ class Listing:
     section: FileDataset
     root: Path
     files: list[Files]
+    space: LabelSpace
     table: np.ndarray
     """uint8 [256], see label_tables.py"""
+
+    def read_ids(self, path: Path) -> np.ndarray:
+        """Ids uint8 [H,W] of a label file. Raises UserError naming the file and an unknown id."""
+        ids = self.section.decode_for(path, self.space)
+        self._mapped(path, ids)
+        return ids
+
+    def read_label(self, path: Path) -> np.ndarray:
+        """Class indices uint8 [H,W] of a label file; raises as `read_ids`."""
+        return self._mapped(path, self.section.decode_for(path, self.space))
+
+    def _mapped(self, path: Path, ids: np.ndarray) -> np.ndarray:
+        advice = partial(self.section.unknown_ids, space=self.space)
+        return map_ids(path, ids, self.table, advice)
+
+    def require_size(self, files: Files, image: tuple[int, ...], label: tuple[int, ...]) -> None:
+        """Raise UserError unless a label has the size (height, width) of its image, as shown.
+
+        It is never resized to fit: a label of another size is most likely that of another image.
+        """
+        if tuple(image) != tuple(label):
+            raise UserError(
+                f"{files.label}: label is {label[0]}x{label[1]}, but its image {files.image.name} "
+                f"is {image[0]}x{image[1]} (height x width); labels must have the size of their "
+                f"image{self._orientation_hint(files.image)}"
+            )
+
+    def _orientation_hint(self, image: Path) -> str:
+        """What to set if the EXIF orientation of an image swaps its height and width."""
+        found, upright = orientation(image), self.section.exif_orientation
+        if found < 5:
+            return ""
+        rule = "was applied to the image, as viewers do" if upright else "was not applied to it"
+        drawn = "the pixels as stored" if upright else "the image as viewers show it"
+        return (
+            f" (the EXIF orientation {found} {rule}, and never to labels; for labels drawn on "
+            f"{drawn} set `exif_orientation: {str(not upright).lower()}`)"
+        )
 
 
 def list_files(
@@ -44,7 +86,9 @@ def list_files(
         # A label file may be there: it must not be opened, not even to find that it is broken.
         files = [Files(entry.name, entry.image, None) for entry in files]
     _refuse_duplicates(files, key)
-    return Listing(key, section, root, files, section.table(space))
+    # Without labels, the data set need not know the classes of the label space.
+    table = section.table(space) if labels else identity_table(space.num_classes)
+    return Listing(key, section, root, files, space, table)
 
 
 def find_root(section: DatasetSection, key: str, data_root: Path | None) -> Path:

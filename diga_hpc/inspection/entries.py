@@ -18,12 +18,12 @@ import numpy as np
 
 from diga_hpc import __version__, datasets, images
 from diga_hpc.datasets.base import DatasetSection, GeneratedDataset
-from diga_hpc.datasets.files import Files
 from diga_hpc.datasets.label_spaces import IGNORE
-from diga_hpc.datasets.label_tables import UNKNOWN, identity_table, map_ids
+from diga_hpc.datasets.label_tables import UNKNOWN, identity_table
 from diga_hpc.datasets.listing import Listing
 from diga_hpc.errors import MachineError, UserError
-from diga_hpc.images.pixels import read_header, read_pixels
+from diga_hpc.images.opening import read_header
+from diga_hpc.images.pixels import read_pixels
 from diga_hpc.inspection.facts import (
     DIGESTED_ENDS,
     Facts,
@@ -120,17 +120,27 @@ class FileEntries(Entries):
         files = self.listing.files[index]
         image = self._image(files.image, decode)
         label = None if files.label is None else self._label(files.label)
-        if label is not None and not image.problem and not label.problem:
-            label = replace(label, problem=_size_problem(files, image, label))
+        if label is None or image.problem or label.problem:
+            return Facts(image, label)
+        try:
+            self.listing.require_size(
+                files, (image.height, image.width), (label.height, label.width)
+            )
+        except UserError as error:
+            label = replace(label, problem=str(error))
         return Facts(image, label)
 
     def _image(self, path: Path, decode: bool) -> ImageFacts:
         digest = ""
         try:
             digest = _digest(path, DIGESTED_ENDS)
-            height, width, orientation = read_header(path)
+            section = self.listing.section
+            height, width, orientation = read_header(path, upright=section.exif_orientation)
             if decode:
-                height, width = read_pixels(path).shape[:2]
+                pixels = read_pixels(
+                    path, upright=section.exif_orientation, bits=section.image_bits
+                )
+                height, width = pixels.shape[:2]
             return ImageFacts(height, width, orientation, digest, decoded=decode)
         except MachineError:
             raise
@@ -141,8 +151,7 @@ class FileEntries(Entries):
         digest = ""
         try:
             digest = _digest(path)
-            ids = self.listing.section.decode(path)
-            map_ids(path, ids, self.table)
+            ids = self.listing.read_ids(path)
         except MachineError:
             raise
         except UserError as error:
@@ -157,16 +166,6 @@ def _digest(path: Path, ends: int | None = None) -> str:
     except OSError:
         # Decoding it reports why.
         return ""
-
-
-def _size_problem(files: Files, image: ImageFacts, label: LabelFacts) -> str | None:
-    if (image.height, image.width) == (label.height, label.width):
-        return None
-    of_label, of_image = f"{label.height}x{label.width}", f"{image.height}x{image.width}"
-    return (
-        f"{files.label}: label is {of_label}, but its image {files.image.name} is {of_image} "
-        "(height x width); labels must have the size of their image"
-    )
 
 
 def _stamp(path: Path) -> tuple[int, int, int, int]:

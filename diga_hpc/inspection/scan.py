@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,8 @@ def scan(
     """
     count = len(entries) if limit is None else min(limit, len(entries))
     key = entries.cache_key()
-    kept = (cache.load(key) or {}) if key else {}
+    loaded = cache.load(key) if key else None
+    kept = loaded if isinstance(loaded, dict) else {}
     started = time.time_ns()
     stamps = {index: entries.stamp(index) for index in range(count)}
     facts: dict[int, Facts] = {}
@@ -93,12 +95,17 @@ def scan(
     return Scan(entries, [facts[index] for index in range(count)])
 
 
-def _kept(value: object, stamp: list[int] | None, decode: bool) -> Facts | None:
+def _kept(value: Any, stamp: list[int] | None, decode: bool) -> Facts | None:
     """Facts from the cache, if the files have not changed and they are enough."""
-    if not isinstance(value, list) or stamp is None or value[0] != stamp:
+    if stamp is None:
         return None
-    facts = Facts.from_json(value[1])
-    return facts if facts.image.decoded or not decode else None
+    try:
+        kept_stamp, values = value
+        facts = Facts.from_json(values)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        # Nothing was kept, or the cache is corrupt.
+        return None
+    return facts if kept_stamp == stamp and (facts.image.decoded or not decode) else None
 
 
 def _is_settled(stamp: list[int] | None, now: int) -> bool:

@@ -15,9 +15,8 @@ import torch
 
 from diga_hpc.config import Config
 from diga_hpc.datasets.base import GeneratedDataset
-from diga_hpc.datasets.label_tables import identity_table, map_ids
+from diga_hpc.datasets.label_tables import identity_table
 from diga_hpc.datasets.listing import Listing
-from diga_hpc.errors import UserError
 from diga_hpc.images.sizes import half_working_size, working_size
 from diga_hpc.inspection.entries import Entries, FileEntries, GeneratedEntries, ReaderEntries
 from diga_hpc.inspection.opening import SOURCE, TARGET, VALIDATION, open_entries
@@ -64,34 +63,27 @@ class ImageDataset:
     """`Dataset` of image and label files."""
 
     def __init__(self, listing: Listing):
-        self.section = listing.section
-        self.size, self.half_size = self.section.size, self.section.half_size
-        self.files = listing.files
-        self.table = listing.table
+        self.listing = listing
+        self.size, self.half_size = listing.section.size, listing.section.half_size
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.listing.files)
 
     def name(self, index: int) -> str:
-        return self.files[index].name
+        return self.listing.files[index].name
 
     def load(self, index: int) -> Sample:
         """Raises UserError for an unreadable file, an unknown id, or sizes that differ."""
-        files = self.files[index]
-        image, label = read_image(files.image), self.label(index)
-        # Never resized to fit: a label of another size is most likely that of another image.
-        if label is not None and label.shape != image.shape[1:]:
-            raise UserError(
-                f"{files.label}: label is {_size(label)}, but its image {files.image.name} is "
-                f"{_size(image)} (height x width); labels must have the size of their image"
-            )
+        files, section = self.listing.files[index], self.listing.section
+        image = read_image(files.image, upright=section.exif_orientation, bits=section.image_bits)
+        label = self.label(index)
+        if label is not None:
+            self.listing.require_size(files, image.shape[-2:], label.shape)
         return Sample(image, label, files.name)
 
     def label(self, index: int) -> torch.Tensor | None:
-        path = self.files[index].label
-        if path is None:
-            return None
-        return torch.from_numpy(map_ids(path, self.section.decode(path), self.table))
+        path = self.listing.files[index].label
+        return None if path is None else torch.from_numpy(self.listing.read_label(path))
 
 
 class GeneratedImages:
@@ -202,7 +194,3 @@ def open_dataset(entries: Entries) -> Dataset:
         assert isinstance(entries, ReaderEntries), type(entries)
         images = entries.reader
     return images if entries.labels else WithoutLabels(images)
-
-
-def _size(tensor: torch.Tensor) -> str:
-    return f"{tensor.shape[-2]}x{tensor.shape[-1]}"
