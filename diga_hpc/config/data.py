@@ -46,7 +46,7 @@ class DataSection(Section):
     and for training on the source alone."""
     validation: Dataset | None = None
     """Labelled images to measure results on; never trained on. Empty: networks are trained and
-    label images all the same, and the results say "not measured"."""
+    label images all the same, and nothing is measured."""
     workers: NonNegativeInt = 2
     """Data loader processes per rank; 0 loads in the training process. Any number gives the same
     batches."""
