@@ -139,12 +139,20 @@ def predict(
         typer.Argument(metavar="OUTPUT", help="Folder to write to: labels/, masks/ and overlays/."),
     ],
     network: Annotated[str, typer.Option(help="student or teacher")] = "student",
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Segment the images again that have their pictures."),
+    ] = False,
 ) -> None:
-    """Segment your own images: class indices, colour masks, and masks laid over the images."""
+    """Segment your own images: class indices, colour masks, and masks laid over the images.
+
+    Subfolders are kept. The same command goes on where it ended. An image that cannot be read is
+    named at the end; the exit code is then 2.
+    """
     from diga_hpc.results.predict import predict as run_predict
 
     log_to_terminal()
-    count = run_predict(weights, images, output, network)
+    count = run_predict(weights, images, output, network, overwrite)
     print(f"{count} images segmented: {output}/labels, {output}/masks, {output}/overlays")
 
 

@@ -42,6 +42,7 @@ def test_pictures_have_the_size_of_the_image_and_the_palette(trained_run, images
         "masks/wide.png",
         "overlays/tall.jpg",
         "overlays/wide.jpg",
+        "predictions.jsonl",
     ]
     palette = np.array(configuration.load(trained_run / "config.yaml").space.palette, np.uint8)
     for name, (height, width) in SIZES.items():
@@ -114,12 +115,21 @@ def test_errors_of_the_images(trained_run, images, tmp_path):
     refused(
         r"nothing: no such file or folder", trained_run, tmp_path / "nothing", output, "student"
     )
-    refused(r"notes.txt: no images here", trained_run, images / "notes.txt", output, "student")
-    (images / "wide.jpg").write_bytes(b"not a picture")
-    refused(r"wide.png and wide.jpg: same name", trained_run, images, output, "student")
-    (images / "wide.png").unlink()
-    refused(r"wide.jpg: not a readable image", trained_run, images, output, "student")
-    assert (output / "labels/tall.png").is_file()
+    refused(r"notes.txt: not a readable", trained_run, images / "notes.txt", output, "student")
+    (tmp_path / "empty").mkdir()
+    refused(
+        r"empty: no images here \(no files at all\)",
+        trained_run,
+        tmp_path / "empty",
+        output,
+        "student",
+    )
+    (tmp_path / "empty/film.mp4").write_bytes(b"")
+    (tmp_path / "empty/sub").mkdir()
+    for name in "ab":
+        (tmp_path / f"empty/sub/{name}.TXT").write_text("")
+    message = r"empty: no images here \(2 .txt, 1 .mp4\); expected \.png"
+    refused(message, trained_run, tmp_path / "empty", output, "student")
 
 
 def test_errors_of_the_output(trained_run, images, tmp_path):
