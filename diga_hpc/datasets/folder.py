@@ -3,10 +3,10 @@
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from diga_hpc.datasets.base import FileDataset
 from diga_hpc.datasets.class_names import closest, match
@@ -34,6 +34,14 @@ from diga_hpc.errors import UserError
 from diga_hpc.images.labels import read_indexed
 from diga_hpc.section import ByteValue
 
+
+def _class_reference(value: int | str) -> int | str:
+    if (isinstance(value, int) and not 0 <= value <= 255) or value == "":
+        raise ValueError("expected the name of a class, or its index, 0 or more")
+    return value
+
+
+ClassReference = Annotated[int | str, AfterValidator(_class_reference)]
 Color = tuple[ByteValue, ByteValue, ByteValue]
 NAMED_MAPS = ("label_space", "camvid")
 IGNORED = "ignored"  # the key of `color_map` for colours that mean "no label"
@@ -55,7 +63,7 @@ class Folder(FileDataset):
     label_suffix: str = ""
     """Text between that stem and the extension of a label: `_ids` finds the label `a_ids.png` of
     the image `a.jpg`."""
-    label_extension: Literal[".png", ".bmp", ".gif", ".tif", ".tiff"] = ".png"
+    label_extension: Literal[".png", ".bmp", ".tif", ".tiff"] = ".png"
     """Extension of the labels; lossless formats alone, since JPEG changes ids."""
     labelled_only: bool = False
     """Skip the images that have no label file."""
@@ -63,7 +71,7 @@ class Folder(FileDataset):
     """Text file to read instead of the folders: a line names an image, or an image and its label,
     relative to `root`; without it, labels are found as for folders. Columns end at a TAB, or at a
     blank or comma after a file name extension; lines that start with `# ` are skipped."""
-    id_map: dict[ByteValue, int | str] | None = None
+    id_map: dict[ByteValue, ClassReference] | None = None
     """Id in a label file -> class name, or class index. Any other id that is not in `ignored_ids`
     is an error. Empty: the ids are class indices."""
     ignored_ids: tuple[ByteValue, ...] = (255,)
@@ -138,7 +146,7 @@ class Folder(FileDataset):
         images = [image for image in found.images if self._is_image(image.stem)]
         others = len(found.images) - len(images)
         left_out[f"images without {self.image_suffix} in their name"] = others
-        if beside and (self.labels is not None or self.label_suffix):
+        if beside and (self.labels or self.label_suffix):
             images = self._without_labels(images, left_out)
         files = []
         for image in images:
@@ -180,7 +188,7 @@ class Folder(FileDataset):
     def _label(self, root: Path, image: Path) -> Path | None:
         """Where the label of an image would be; None without `labels` or in another folder."""
         folder = root / self.images
-        if self.labels is None or not image.is_relative_to(folder):
+        if not self.labels or not image.is_relative_to(folder):
             return None
         below = image.relative_to(folder).parent
         return root / self.labels / below / self._label_name(image)

@@ -1,5 +1,6 @@
 """Listing: the files of a data set and the table of its label ids, checked without decoding."""
 
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from diga_hpc.datasets.base import DatasetSection, FileDataset
-from diga_hpc.datasets.files import FileFinder, Files, dead_link
+from diga_hpc.datasets.files import FileFinder, Files, dead_link, is_utf8
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.label_tables import identity_table, map_ids
 from diga_hpc.errors import UserError
@@ -157,6 +158,8 @@ def _missing(entry: Files, finder: FileFinder) -> str:
     path = entry.image
     what = f"{dead_link(path)}" if path.is_symlink() else "no such image"
     remedy = "restore it or remove the line" if entry.origin else "restore it or remove the link"
+    if entry.origin and not is_utf8(path.name):
+        remedy = "save the index as UTF-8"
     return f"{path}: {what}{_alike(path, finder)}{_named(entry)}; {remedy}"
 
 
@@ -171,6 +174,8 @@ def _where(entry: Files, finder: FileFinder) -> str:
 
 
 def _alike(path: Path, finder: FileFinder) -> str:
+    if not os.path.isdir(path.parent):
+        return " (no such folder)"
     names = finder.alike(path)
     return f" (the folder has {', '.join(names)})" if names else ""
 

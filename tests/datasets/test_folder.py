@@ -1,5 +1,6 @@
 """Data of the user's own: folders, an index of pairs, an id map."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -201,10 +202,13 @@ def test_an_index_of_images_finds_the_labels_of_the_folder(tmp_path):
         ("b.jpg\n", r"b.jpg: no such image \(named in .*l.txt, line 1\)"),
         ("a\n", r"/a: no such image \(the folder has a.png\) \(named in .*line 1\)"),
         ("a.png\n\n./a.png\n", r"a.png: named in .*l.txt, line 1 and .*l.txt, line 3; remove"),
-        ("a.png c.png\nx y/a.png\n", r"x y/a.png: no such image \(named in .*line 2\)"),
+        (
+            "a.png c.png\nx y/a.png\n",
+            r"x y/a.png: no such image \(no such folder\) \(named in .*line 2\)",
+        ),
         ("image,label\na.png\n", r"image,label: no such image \(named in .*line 1\)"),
         ("\ufeffb.png", r"/b.png: no such image \(named in .*line 1\)"),
-        ("C:\\data\\a.png", r"C:/data/a.png: no such image \(named in .*line 1\)"),
+        ("C:\\data\\a.png", r"C:/data/a.png: no such image .*\(named in .*line 1\)"),
     ],
 )
 def test_lines_that_name_nothing(tmp_path, text, message):
@@ -219,3 +223,19 @@ def test_an_image_is_not_its_own_label(tmp_path):
     (tmp_path / "l.txt").write_text("a.png a.png\n")
     with pytest.raises(UserError, match=r"a.png: would be its own label \(named in .*line 1\)"):
         listed(tmp_path, {"index": "l.txt"}, True)
+
+
+def test_an_index_in_another_encoding(tmp_path):
+    touch(tmp_path, "größe.png")
+    (tmp_path / "l.txt").write_text("größe.png\n", encoding="latin-1")
+    with pytest.raises(UserError, match=r"no such image .*line 1\); save the index as UTF-8"):
+        listed(tmp_path, {"index": "l.txt"})
+    # The file has these bytes for its name.
+    (tmp_path / "größe.png").rename(tmp_path / os.fsdecode("größe.png".encode("latin-1")))
+    assert len(listed(tmp_path, {"index": "l.txt"})) == 1
+
+
+def test_a_folder_of_labels_that_is_not_there(tmp_path):
+    touch(tmp_path, "images/a.png")
+    with pytest.raises(UserError, match=r"has no label .*/gt/a.png \(no such folder\)"):
+        listed(tmp_path, {"labels": "gt"}, True)
