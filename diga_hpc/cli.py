@@ -135,19 +135,16 @@ def predict(
         Path, typer.Argument(metavar="IMAGES", help="A folder of images, or one image.")
     ],
     output: Annotated[
-        Path,
-        typer.Argument(metavar="OUTPUT", help="Folder to write to: labels/, masks/ and overlays/."),
+        Path, typer.Argument(metavar="OUTPUT", help="Folder to write to: labels/, masks/ ...")
     ],
     network: Annotated[str, typer.Option(help="student or teacher")] = "student",
     overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Segment the images again that have their pictures."),
+        bool, typer.Option("--overwrite", help="Segment images again that have their pictures.")
     ] = False,
 ) -> None:
     """Segment your own images: class indices, colour masks, and masks laid over the images.
 
-    Subfolders are kept. The same command goes on where it ended. An image that cannot be read is
-    named at the end; the exit code is then 2.
+    The same command goes on where it ended. Unreadable images are named at the end (exit code 2).
     """
     from diga_hpc.results.predict import predict as run_predict
 
@@ -163,12 +160,17 @@ def check(
     quick: Annotated[
         bool, typer.Option(help="Look at 20 images of each data set instead of all.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check configuration and data without training: files, pairs, sizes, label ids, stages."""
-    from diga_hpc.stages.check import check as run_check
+    """Check configuration and data without training: every file, labels, sizes, stages.
+
+    All problems are listed; with any that a run would refuse, the exit code is 2.
+    """
+    from diga_hpc.results.check import check as run_check
 
     log_to_terminal()
-    run_check(configuration.load(config, overrides or []), limit=20 if quick else None)
+    resolved = configuration.load(config, overrides or [])
+    run_check(resolved, limit=20 if quick else None, as_json=as_json)
 
 
 @app.command()

@@ -24,6 +24,10 @@ class UserError(ValueError):
     prints it as one line and exits with code 2.
     """
 
+    def __init__(self, message: str = ""):
+        # File names need not be UTF-8, and a terminal or a log may accept nothing else.
+        super().__init__(printable(message))
+
 
 class MachineError(UserError):
     """The machine failed (disk full, stale mount), not the file: skipping it would not help."""
@@ -90,12 +94,23 @@ def as_user_error(error: BaseException, run_dir: Path) -> UserError | None:
     return _worker_death(str(error)) if isinstance(error, RuntimeError) else None
 
 
+def printable(text: str) -> str:
+    r"""Text that can be encoded: bytes of file names that are not UTF-8 become `\xdf`."""
+    return re.sub(r"[\ud800-\udfff]", _escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    # Python decodes a byte b of a file name as U+DC00 + b.
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
 def one_line(error: BaseException) -> str:
     """Format an exception as one line."""
     if isinstance(error, UserError):
         # A loader's worker process puts its traceback in front of the message.
         return " ".join(str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].split())
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:ONE_LINE_LENGTH]}"
+    return f"{type(error).__name__}: {' '.join(printable(str(error)).split())[:ONE_LINE_LENGTH]}"
 
 
 def _worker_death(text: str) -> UserError | None:

@@ -46,8 +46,9 @@ class DataSection(Section):
     target: Dataset | None = None
     """Images to adapt to; their labels, if any, are never read. Empty for domain generalisation
     and for training on the source alone."""
-    validation: Dataset
-    """Labelled images to measure results on; never trained on."""
+    validation: Dataset | None = None
+    """Labelled images to measure results on; never trained on. Empty: networks are trained and
+    label images all the same, and the results say "not measured"."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """Data loader processes per rank; 0 loads in the training process. Any number gives the same
     batches."""

@@ -85,7 +85,13 @@ def as_yaml(config: Config) -> str:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """Lines `key: old value there, new value now` for the keys that change what is computed."""
+    """Lines `key: old value there, new value now` for the keys that change what is computed.
+
+    Validation images may be added to a run that had none: nothing was measured yet.
+    """
+    if old.data.validation is None:
+        data = old.data.model_copy(update={"validation": new.data.validation})
+        old = old.model_copy(update={"data": data})
     before, after = flat(old), flat(new)
     return [
         f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"

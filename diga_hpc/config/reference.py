@@ -222,11 +222,11 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in args)
     if origin in (Union, types.UnionType):
-        some = next(arg for arg in args if arg is not type(None))
-        return f"{_values(some, metadata)}, or empty"
+        some = " or ".join(_values(arg, metadata) for arg in args if arg is not type(None))
+        return f"{some}, or empty" if type(None) in args else some
     if origin is tuple and args[-1] is Ellipsis:
-        some = any(isinstance(bound, MinLen) and bound.min_length for bound in metadata)
-        return f"{'list, not empty,' if some else 'list'} of: {_values(args[0], [])}"
+        filled = any(isinstance(bound, MinLen) and bound.min_length for bound in metadata)
+        return f"{'list, not empty,' if filled else 'list'} of: {_values(args[0], [])}"
     if origin is tuple:
         return f"[{', '.join(_values(arg, []) for arg in args)}]"
     if origin is dict:

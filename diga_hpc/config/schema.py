@@ -98,7 +98,7 @@ class LossSection(Section):
     over all images of the step, on all ranks."""
     class_weights: Literal["none", "sqrt_inverse"] = "none"
     """`sqrt_inverse`: weight of a class = 1/sqrt(its share of the source's pixels), scaled to a
-    mean of 1 over these pixels; counted on at most 500 images. `none`: every class weighs 1."""
+    mean of 1 over these pixels. `none`: every class weighs 1."""
     class_weight_limit: PositiveFactor = 4.0
     """Upper bound of the class weights; larger ones are clipped to it."""
 

@@ -5,6 +5,7 @@ by its name. pydantic cannot follow the problems inside such a section, so they 
 of the type NESTED with the section class and the place where it stands; `explain` joins the paths.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -14,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from diga_hpc.section import Section, nearest
 
 NESTED = "nested_section"
+TRIED = re.compile(r"(?:constrained-)?(?:int|str|float)|(?:function-\w+|dict|tuple)\[.*\]")
 SHOWN_LENGTH = 200  # characters of a value in an error
 
 
@@ -48,7 +50,8 @@ def _first(problems: list[Any]) -> Any:
 
 def _explain(section: type[Section], prefix: tuple[str, ...], problem: Any) -> str:
     """One problem in the section class `section`, which stands at `prefix`."""
-    below = tuple(str(part) for part in problem["loc"])
+    # Where a value may be of several types, pydantic names the type that it has tried last.
+    below = tuple(str(part) for part in problem["loc"] if not TRIED.fullmatch(str(part)))
     if problem["type"] == NESTED:
         nested = problem["ctx"]
         place = prefix + below + nested["at"]

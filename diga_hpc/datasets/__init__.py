@@ -14,6 +14,7 @@ from diga_hpc.datasets.cityscapes import Cityscapes
 from diga_hpc.datasets.folder import Folder
 from diga_hpc.datasets.gta5 import Gta5
 from diga_hpc.datasets.streets import Streets
+from diga_hpc.datasets.synthia import Synthia
 
 DATASETS: dict[str, type[DatasetSection]] = {
     "streets": Streets,
@@ -21,4 +22,5 @@ DATASETS: dict[str, type[DatasetSection]] = {
     "gta5": Gta5,
     "cityscapes": Cityscapes,
     "folder": Folder,
+    "synthia": Synthia,
 }

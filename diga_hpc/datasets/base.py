@@ -1,7 +1,7 @@
 """Base classes of data sets: what a section of the configuration says about its images and labels.
 
     FileDataset         images and labels on disk
-                        files(root), table(space), optionally decode(path)
+                        files(root), table(space), optionally decode(path) and what follows it
     GeneratedDataset    images computed on demand
                         __len__, name(index), render(index, seed)
     ReaderDataset       anything else (archives, shards, a data base)
@@ -11,11 +11,13 @@ Letters: H, W height and width of an image.
 """
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from diga_hpc.datasets.files import Files, list_images, read_index
+from diga_hpc.datasets.files import Files, list_images
+from diga_hpc.datasets.index_files import read_index
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.images.labels import read_ids
 from diga_hpc.section import FilePath, Section, Size
@@ -39,20 +41,29 @@ class DatasetSection(Section):
     root: FilePath | None = None
     """Folder of the data set. Empty: `data.root`."""
     size: Size | None = None
-    """Height and width in pixels that every image is resized to, its "full size". Empty: its
+    """Height and width in pixels that every image is resized to, its "full size". An image whose
+    aspect ratio differs by more than 5 % keeps it, and is resized to the same area. Empty: its
     size on disk."""
     half_size: Size | None = None
-    """Height and width in pixels of the "half-size" images in a batch. Empty: half of the full
-    size."""
+    """Height and width in pixels of the "half-size" images in a batch; aspect ratios are kept as
+    with `size`. Empty: half of the full size."""
 
 
 class FileDataset(DatasetSection):
     """Images and single-channel label files on disk."""
 
+    exif_orientation: bool = True
+    """Apply the orientation that cameras store (EXIF) to images, as viewers and annotation tools
+    do; labels are never turned. `false`: for labels drawn on the pixels as stored."""
+    image_bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    """Used bits of each channel of images with 16 bits, for example 12 of a camera's. Empty: 16;
+    an image without a value of 15 bits is then refused. Images with 8 bits do not depend on it."""
+
     def files(self, root: Path) -> list[Files]:
         """List the images below `root`, sorted, each with the path where its label would be.
 
-        Raises UserError where a folder or an index file is missing.
+        Neither needs to exist: `list_files` looks for them and reports what is missing. Raises
+        UserError where a folder or an index file is missing.
         """
         raise NotImplementedError
 
@@ -64,7 +75,7 @@ class FileDataset(DatasetSection):
         raise NotImplementedError
 
     def left_out(self, root: Path) -> dict[str, int]:
-        """Files below `root` that `files` passes over, counted by reason: for `diga-hpc check`."""
+        """Count what `files` leaves out below `root`, by reason: for `diga-hpc check`."""
         return {}
 
     def decode(self, path: Path) -> np.ndarray:
@@ -73,6 +84,28 @@ class FileDataset(DatasetSection):
         Raises UserError naming a file that is missing or unreadable.
         """
         return read_ids(path)
+
+    def decode_for(self, path: Path, space: LabelSpace) -> np.ndarray:
+        """As `decode`, for label files that cannot be read without knowing the classes.
+
+        The default calls `decode`; overridden for colours and for the check of palettes.
+        """
+        return self.decode(path)
+
+    def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:
+        """What a user can do about ids that the table does not know; the end of an error."""
+        return f"the data set {self.kind!r} defines no other; correct the file"
+
+    def suspicion(self, counts: np.ndarray, space: LabelSpace) -> str | None:
+        """What is most likely wrong with the labels as a whole, and the remedy; None if nothing.
+
+        counts: pixels int64 [256] of each id that `decode_for` gives, over all label files.
+        """
+        return None
+
+    def unused_classes(self, space: LabelSpace) -> list[str]:
+        """Classes of the data set that have no place in `space`: their pixels are ignored."""
+        return []
 
 
 class GeneratedDataset(DatasetSection):

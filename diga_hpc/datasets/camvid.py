@@ -1,23 +1,36 @@
-"""CamVid (Brostow et al., 2009), as the SegNet tutorial distributes it: 11 classes, label PNGs."""
+"""CamVid (Brostow et al., 2009): 11 classes, as ids of the SegNet tutorial or as colours."""
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from diga_hpc.datasets.base import FileDataset
-from diga_hpc.datasets.files import Files, list_images
-from diga_hpc.datasets.label_spaces import LabelSpace
+from diga_hpc.datasets.class_names import NamedClasses
+from diga_hpc.datasets.color_maps import CAMVID_CODES, check_palette, read_by_color
+from diga_hpc.datasets.files import FileFinder, Files, scan, unique_names
+from diga_hpc.datasets.label_spaces import (
+    CAMVID_CLASSES,
+    CAMVID_PALETTE,
+    IGNORE,
+    SPACES,
+    LabelSpace,
+)
 from diga_hpc.datasets.label_tables import id_table
+from diga_hpc.images.labels import has_colors, read_indexed
 from diga_hpc.section import Text
 
 UNLABELLED_ID = 11
+_TABLE = id_table({i: i for i in range(UNLABELLED_ID)}, (UNLABELLED_ID,))
+_COLORS = {color: i for color, i in CAMVID_CODES.items() if i != IGNORE} | {
+    color: i for i, color in enumerate(CAMVID_PALETTE)
+}
 
 
-class Camvid(FileDataset):
+class Camvid(NamedClasses):
     """CamVid: images `{split}/*.png` (or .jpg), labels `{split}annot/*.png` with the ids 0 to
-    10, and 11 for "no label"."""
+    10, and 11 for "no label", or with the 32 colours of the original."""
 
     kind: Literal["camvid"]
     splits: Annotated[tuple[Literal["train", "val", "test"], ...], Field(min_length=1)] = ("train",)
@@ -28,20 +41,56 @@ class Camvid(FileDataset):
     labelled_only: bool = False
     """Skip the frames that have no label file."""
 
+    own_space: ClassVar[str] = "camvid"
+
     def files(self, root: Path) -> list[Files]:
         """Frames of the splits, in their order."""
-        return [entry for split in self.splits for entry in self._files_of(root, split)]
+        return self._select(root)[0]
 
-    def _files_of(self, root: Path, split: str) -> list[Files]:
-        files = []
-        for image in list_images(root / split):
-            if self.sequences and not image.stem.startswith(self.sequences):
-                continue
-            label = root / f"{split}annot" / f"{image.stem}.png"
-            if label.is_file() or not self.labelled_only:
-                files.append(Files(image.stem, image, label))
-        return files
+    def left_out(self, root: Path) -> dict[str, int]:
+        """Other files in the folders of the splits, and the frames that the keys leave out."""
+        return self._select(root)[1]
 
-    def table(self, space: LabelSpace) -> np.ndarray:
-        """Ids 0 to 10 are class indices of the label space `camvid`."""
-        return id_table({i: i for i in range(UNLABELLED_ID)}, (UNLABELLED_ID,))
+    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
+        finder = FileFinder()
+        left_out: Counter[str] = Counter()
+        frames = []
+        for split in self.splits:
+            found = scan(root / split)
+            left_out += found.left_out
+            for image in found.images:
+                label = root / f"{split}annot" / f"{image.stem}.png"
+                if self.sequences and not image.stem.startswith(self.sequences):
+                    left_out["images of other sequences"] += 1
+                elif self.labelled_only and finder.find(label) is None:
+                    left_out["images without a label"] += 1
+                else:
+                    frames.append((image, label))
+        names = unique_names([image for image, _ in frames])
+        files = [Files(name, *frame) for name, frame in zip(names, frames, strict=True)]
+        return files, dict(left_out)
+
+    def class_ids(self) -> dict[int, str]:
+        return dict(enumerate(CAMVID_CLASSES))
+
+    def void_ids(self) -> dict[int, str]:
+        return {UNLABELLED_ID: "void"}
+
+    def decode_for(self, path: Path, space: LabelSpace) -> np.ndarray:
+        """Ids uint8 [H,W] of a file of ids or, by CamVid's colours, of an RGB file.
+
+        Raises UserError for an unknown colour, and for a palette that was numbered anew.
+        """
+        if has_colors(path):
+            label = read_by_color(path, CAMVID_CODES, SPACES["camvid"])
+            label[label == IGNORE] = UNLABELLED_ID
+            return label
+        indexed = read_indexed(path)
+        check_palette(path, indexed, _TABLE, _COLORS, CAMVID_CLASSES, "save the colours as RGB")
+        return indexed.ids
+
+    def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:
+        return (
+            "CamVid's labels hold these ids, or its 32 colours as RGB; other ids are read with "
+            "kind folder and `id_map`"
+        )

@@ -1,47 +1,191 @@
-"""Cityscapes (Cordts et al., CVPR 2016): `leftImg8bit` images and `gtFine` labels."""
+"""Cityscapes (Cordts et al., CVPR 2016): `leftImg8bit` images and `gtFine` labels.
 
+`CityscapesLabels` is the base class of data sets with its ids, GTA5 among them.
+"""
+
+import re
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from diga_hpc.datasets.base import FileDataset
-from diga_hpc.datasets.files import Files, read_index
-from diga_hpc.datasets.label_spaces import LabelSpace
-from diga_hpc.datasets.label_tables import cityscapes_table
+from diga_hpc.datasets.class_names import NamedClasses
+from diga_hpc.datasets.color_maps import check_palette
+from diga_hpc.datasets.files import Files, Scan, scan
+from diga_hpc.datasets.index_files import IndexLine, read_index
+from diga_hpc.datasets.label_spaces import (
+    CITYSCAPES_CLASSES,
+    CITYSCAPES_IDS,
+    CITYSCAPES_PALETTE,
+    CITYSCAPES_VOID,
+    IGNORE,
+    LabelSpace,
+)
+from diga_hpc.datasets.label_tables import id_table, identity_table
+from diga_hpc.errors import UserError
+from diga_hpc.images.labels import read_indexed
 
 IMAGE_ENDING = "_leftImg8bit"
+# Of the images, and of the labels that cityscapesScripts makes and lists of others name.
+ENDING = re.compile(
+    r"(_leftImg8bit|_gt(Fine|Coarse)_(labelIds|labelTrainIds|instanceIds|color|polygons))?"
+    r"(\.(png|jpe?g|webp|bmp|tiff?|json))?$",
+    re.IGNORECASE,
+)
+LAST_TRAIN_ID = len(CITYSCAPES_CLASSES) - 1
+# Ids in the label files of the split `test`, whose real ones are not published.
+DUMMY_IDS = range(5)
+_TABLES = {
+    "cityscapes": id_table(CITYSCAPES_IDS, [*CITYSCAPES_VOID, IGNORE]),
+    "train_ids": identity_table(len(CITYSCAPES_CLASSES)),
+}
+_COLORS = {color: i for i, color in enumerate(CITYSCAPES_PALETTE)}
 
 
-class Cityscapes(FileDataset):
+class CityscapesLabels(NamedClasses):
+    """Label files with Cityscapes ids (0 to 34) or train ids (0 to 18, and 255)."""
+
+    label_ids: Literal["cityscapes", "train_ids"] | None = None
+    """Ids in the label files. `cityscapes`: 7 is road, 26 is car. `train_ids`: 0 is road, 13 is
+    car. Empty: Cityscapes ids, and labels that look like train ids are refused."""
+
+    own_space: ClassVar[str] = "cityscapes"
+
+    def class_ids(self) -> dict[int, str]:
+        if self.label_ids == "train_ids":
+            return dict(enumerate(CITYSCAPES_CLASSES))
+        return {i: CITYSCAPES_CLASSES[train_id] for i, train_id in CITYSCAPES_IDS.items()}
+
+    def void_ids(self) -> dict[int, str]:
+        return {IGNORE: "void"} if self.label_ids == "train_ids" else CITYSCAPES_VOID
+
+    def decode_for(self, path: Path, space: LabelSpace) -> np.ndarray:
+        """Ids uint8 [H,W].
+
+        Raises UserError for a file of train ids, unless `label_ids` is set, and for a palette that
+        was numbered anew.
+        """
+        indexed = read_indexed(path)
+        if self.label_ids is None and _like_train_ids(indexed.ids):
+            raise UserError(
+                f"{path}: the ids are 0..{LAST_TRAIN_ID} and 255, which look like train ids; set "
+                "`label_ids: train_ids`, or `label_ids: cityscapes` if they are none"
+            )
+        check_palette(
+            path,
+            indexed,
+            _TABLES[self.label_ids or "cityscapes"],
+            _COLORS,
+            CITYSCAPES_CLASSES,
+            "use the original file, or read the colours: kind folder with `color_map: label_space`",
+        )
+        return indexed.ids
+
+    def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:
+        if self.label_ids == "train_ids":
+            return "these look like Cityscapes ids: set `label_ids: cityscapes`"
+        return (
+            f"{self.kind} defines no other id; labels with ids of their own are read with kind "
+            "folder, `id_map` and `ignored_ids`"
+        )
+
+    def suspicion(self, counts: np.ndarray, space: LabelSpace) -> str | None:
+        """Train ids under a section for Cityscapes ids, which a single file need not show."""
+        present = set(np.flatnonzero(counts).tolist())
+        ids = present - {IGNORE}
+        if self.label_ids is not None or not ids or max(ids) > LAST_TRAIN_ID:
+            return None
+        if IGNORE in present or len(ids & CITYSCAPES_VOID.keys()) > len(ids) / 2:
+            return (
+                f"labels look like train ids (no id above {LAST_TRAIN_ID} in any file); set "
+                "`label_ids: train_ids`, or `label_ids: cityscapes` if they are none"
+            )
+        return None
+
+
+def _like_train_ids(ids: np.ndarray) -> bool:
+    """Whether ids uint8 [H,W] hold 255 and train ids alone.
+
+    In Cityscapes ids 255 is a license plate, beside the id of a vehicle, 26 or more.
+    """
+    void = ids == IGNORE
+    return bool(void.any()) and not bool(((ids > LAST_TRAIN_ID) & ~void).any())
+
+
+class Cityscapes(CityscapesLabels):
     """Cityscapes: images `leftImg8bit/{split}/{city}/*_leftImg8bit.png`, labels
-    `gtFine/{split}/{city}/*_gtFine_labelIds.png`."""
+    `gtFine/{split}/{city}/*_gtFine_labelIds.png` (or `*_labelTrainIds.png`)."""
 
     kind: Literal["cityscapes"]
     split: Literal["train", "val", "test"] = "train"
     """Split to read."""
     index: Path | None = None
-    """Text file with one image name per line, a subset for semi-supervised training. Empty: all
-    images of the split."""
+    """Text file with one frame per line, a subset for semi-supervised training:
+    `aachen_000000_000019`, or a path of its image or its label. Empty: all images of the split."""
 
     def files(self, root: Path) -> list[Files]:
         """Images of all cities of the split; a frame is named as in `_frame`."""
-        images = sorted((root / "leftImg8bit" / self.split).glob(f"*/*{IMAGE_ENDING}.png"))
-        if self.index is not None:
-            wanted = {_frame(Path(line[0])) for line in read_index(self.index, root)}
-            images = [image for image in images if _frame(image) in wanted]
-        labels = root / "gtFine" / self.split
-        return [
-            Files(name, image, labels / image.parent.name / f"{name}_gtFine_labelIds.png")
-            for image in images
-            for name in [_frame(image)]
-        ]
+        return self._select(root)[0]
 
-    def table(self, space: LabelSpace) -> np.ndarray:
-        """Cityscapes ids, by the class names of `space`."""
-        return cityscapes_table(space)
+    def left_out(self, root: Path) -> dict[str, int]:
+        """Other files in the folder of the split, and the frames that the index does not name."""
+        return self._select(root)[1]
+
+    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
+        folder, labels = root / "leftImg8bit" / self.split, root / "gtFine" / self.split
+        found = scan(folder, recursive=True) if folder.is_dir() else Scan()
+        frames = [image for image in found.images if image.stem.endswith(IMAGE_ENDING)]
+        others = len(found.images) - len(frames)
+        found.left_out[f"images without {IMAGE_ENDING} in their name"] = others
+        lines = read_index(self.index, root) if self.index is not None else []
+        named = _named(lines)
+        ending = "labelTrainIds" if self.label_ids == "train_ids" else "labelIds"
+        files = []
+        for image in frames:
+            name = _frame(image)
+            if self.index is not None and name not in named:
+                found.left_out[f"images that {self.index} does not name"] += 1
+                continue
+            label = labels / image.relative_to(folder).parent / f"{name}_gtFine_{ending}.png"
+            files.append(Files(name, image, label, named.pop(name, "")))
+        # What is left names nothing: `list_files` reports that these images do not exist.
+        for name, origin in named.items():
+            image = folder / name.split("_")[0] / f"{name}{IMAGE_ENDING}.png"
+            files.append(Files(name, image, None, origin))
+        return files, dict(+found.left_out)
+
+    def void_ids(self) -> dict[int, str]:
+        # The id of a license plate is -1, in 8 bits 255.
+        return {IGNORE: "license plate"} | super().void_ids()
+
+    def suspicion(self, counts: np.ndarray, space: LabelSpace) -> str | None:
+        """Dummy labels of the split `test`, and train ids."""
+        if self.split == "test" and not np.delete(counts, DUMMY_IDS).any() and counts.any():
+            return (
+                "the labels of split `test` are dummies, the real ones are not published; measure "
+                "on `split: val`"
+            )
+        return super().suspicion(counts, space)
 
 
-def _frame(image: Path) -> str:
-    """The name that an image and its label share, for example aachen_000000_000019."""
-    return image.stem.removesuffix(IMAGE_ENDING)
+def _named(lines: list[IndexLine]) -> dict[str, str]:
+    """Frames that the lines of an index name, each with its place in the index.
+
+    Raises UserError for a frame that is named twice, and a label of another frame.
+    """
+    named: dict[str, str] = {}
+    for line in lines:
+        name, *label = (_frame(Path(column)) for column in line.columns)
+        if label and label != [name]:
+            raise UserError(f"{line.origin}: image and label are of two frames: {name}, {label[0]}")
+        if name in named:
+            raise UserError(
+                f"{line.origin}: {name} is named in {named[name]} too; remove one of the lines"
+            )
+        named[name] = line.origin
+    return named
+
+
+def _frame(file: Path) -> str:
+    """The name that an image and its labels share, for example aachen_000000_000019."""
+    return ENDING.sub("", file.name)

@@ -72,6 +72,25 @@ CITYSCAPES_IDS = {
     32: 17,
     33: 18,
 }
+# Names of the other ids; 34 is the license plate too, of which GTA5 has some.
+CITYSCAPES_VOID = {
+    0: "unlabeled",
+    1: "ego vehicle",
+    2: "rectification border",
+    3: "out of roi",
+    4: "static",
+    5: "dynamic",
+    6: "ground",
+    9: "parking",
+    10: "rail track",
+    14: "guard rail",
+    15: "bridge",
+    16: "tunnel",
+    18: "polegroup",
+    29: "caravan",
+    30: "trailer",
+    34: "license plate",
+}
 # Train ids of the SYNTHIA protocols: 16 classes are all but terrain, truck and train; 13 classes
 # leave out wall, fence and pole as well.
 SYNTHIA_16 = tuple(i for i in range(19) if i not in (9, 14, 16))

@@ -4,22 +4,18 @@ A table is uint8 [256]: for every id a class index, IGNORE where the data set de
 UNKNOWN where it defines nothing. An UNKNOWN in an image is an error that names the file and the id.
 """
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 
-from diga_hpc.datasets.label_spaces import (
-    CITYSCAPES_CLASSES,
-    CITYSCAPES_IDS,
-    IGNORE,
-    LabelSpace,
-)
+from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.errors import UserError
 
 UNKNOWN = 254
 
 
-def id_table(id_map: dict[int, int], ignored: tuple[int, ...] | range = ()) -> np.ndarray:
+def id_table(id_map: dict[int, int], ignored: Collection[int] = ()) -> np.ndarray:
     """Table uint8 [256] of an id map: file id -> class index, IGNORE or UNKNOWN.
 
     An id that is both mapped and ignored is mapped.
@@ -31,33 +27,29 @@ def id_table(id_map: dict[int, int], ignored: tuple[int, ...] | range = ()) -> n
     return table
 
 
-def cityscapes_table(space: LabelSpace) -> np.ndarray:
-    """Table uint8 [256] of Cityscapes ids (0 to 34) -> indices of the classes of `space` by name.
-
-    Classes of Cityscapes that `space` lacks are ignored.
-    """
-    index = {name: i for i, name in enumerate(space.classes)}
-    names = {file_id: CITYSCAPES_CLASSES[train_id] for file_id, train_id in CITYSCAPES_IDS.items()}
-    return id_table({i: index[name] for i, name in names.items() if name in index}, range(35))
-
-
 def identity_table(num_classes: int, ignored: tuple[int, ...] = (IGNORE,)) -> np.ndarray:
     """Table uint8 [256] of label files whose ids are class indices already."""
     return id_table({i: i for i in range(num_classes)}, ignored)
 
 
-def map_ids(path: Path, ids: np.ndarray, table: np.ndarray) -> np.ndarray:
+def map_ids(
+    path: Path,
+    ids: np.ndarray,
+    table: np.ndarray,
+    advice: Callable[[list[int]], str] | None = None,
+) -> np.ndarray:
     """Map ids uint8 [H,W] of the file `path` to class indices uint8 [H,W] by a table uint8 [256].
 
+    advice: what to do about unknown ids, from their sorted list; asked only if there are any.
     Raises UserError naming the file and an id that the table does not know.
     """
     label = table[ids]
     if (label == UNKNOWN).any():
-        unknown = sorted(set(np.unique(ids[label == UNKNOWN]).tolist()))
+        unknown = np.unique(ids[label == UNKNOWN]).tolist()
         raise UserError(
             f"{path}: unknown label id {', '.join(map(str, unknown[:5]))}; known are "
-            f"{_ranges(np.flatnonzero(table != UNKNOWN))} (map it in `id_map` or list it in "
-            "`ignored_ids`)"
+            f"{_ranges(np.flatnonzero(table != UNKNOWN))}"
+            f"{f' ({advice(unknown)})' if advice else '; replace the file'}"
         )
     return label
 

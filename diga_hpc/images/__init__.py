@@ -1,5 +1,7 @@
 """Image files: decode photographs and label files into arrays. Loads no torch.
 
+opening.py    formats, limits, EXIF orientation, sizes from the header
+channels.py   channels of more than 8 bits
 pixels.py     a photograph as RGB, upright, 8 bits a channel
 labels.py     the values of a label file, exactly as they were written
 """

@@ -2,17 +2,23 @@
 
 from pathlib import Path
 
-from PIL import UnidentifiedImageError
-
 from diga_hpc.errors import UserError, as_user_error
-
-# What Pillow raises for files that are missing, truncated, or no pictures. (torchvision's decoders
-# are deprecated since 0.29.)
-UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError)
 
 
 def unreadable(path: Path, kind: str, error: Exception) -> UserError:
-    """The error for a file that cannot be read; a MachineError if the disk failed, not the file."""
+    """The error for a file that cannot be read; a MachineError if the disk failed, not the file.
+
+    error: anything that a decoder raises on damaged bytes. kind: "image" or "label file".
+    """
+    if isinstance(error, MemoryError):
+        return UserError(
+            f"{path}: the {kind} does not fit in memory; make it smaller or give the job more "
+            "memory"
+        )
+    reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    # These are explained by their text alone.
+    if isinstance(error, OSError | SyntaxError | ValueError) and str(error):
+        reason = str(error)
     return as_user_error(error, path) or UserError(
-        f"{path}: not a readable {kind} ({error}); replace the file"
+        f"{path}: not a readable {kind} ({' '.join(reason.split())}); replace the file"
     )

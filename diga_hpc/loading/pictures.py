@@ -55,9 +55,13 @@ def overlay(image: torch.Tensor, labels: torch.Tensor, space: LabelSpace) -> Ima
     return Image.fromarray((pixels + OVERLAY_OPACITY * (colors - pixels)).round().astype(np.uint8))
 
 
-def read_image(path: Path) -> torch.Tensor:
-    """Read an image as uint8 [3,H,W] RGB. Raises UserError as `images.pixels.read_pixels`."""
-    return torch.from_numpy(read_pixels(path)).permute(2, 0, 1).contiguous()
+def read_image(path: Path, *, upright: bool = True, bits: int | None = None) -> torch.Tensor:
+    """Read an image as uint8 [3,H,W] RGB.
+
+    upright, bits: as in `images.pixels.read_pixels`, whose UserErrors it raises.
+    """
+    pixels = read_pixels(path, upright=upright, bits=bits)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def read_label(path: Path, table: np.ndarray) -> torch.Tensor:

@@ -128,6 +128,7 @@ EMPTY_MEANS_SOMETHING = {
     "classes": "none of one's own",
     "data.source.sequences": "all frames",
     "data.source.ignored_ids": "none is ignored",
+    "data.source.absent_classes": "none is absent",
 }
 
 

@@ -132,7 +132,7 @@ class TestDataSet:
             ("data.target.foldr=x", "unknown key `data.target.foldr`: did you mean `folder`?"),
             (
                 "data.target.zzz=x",
-                "unknown key `data.target.zzz`: known here: camera, folder, half_s",
+                "unknown key `data.target.zzz`: known here: camera, exif_orient",
             ),
             (
                 "data.target.camera.vocal=1",

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
+from diga_hpc.datasets.gta5 import Gta5
 from diga_hpc.datasets.label_spaces import (
     CITYSCAPES_IDS,
+    CITYSCAPES_VOID,
     IGNORE,
     SPACES,
 )
-from diga_hpc.datasets.label_tables import UNKNOWN, cityscapes_table, id_table, identity_table
+from diga_hpc.datasets.label_tables import UNKNOWN, id_table, identity_table
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -38,14 +40,15 @@ def test_a_palette_has_256_colours_and_black_for_what_is_no_class():
 
 
 def test_cityscapes_ids_by_name():
-    table = cityscapes_table(SPACES["cityscapes"])
+    assert sorted([*CITYSCAPES_IDS, *CITYSCAPES_VOID]) == list(range(35))
+    table = Gta5(kind="gta5").table(SPACES["cityscapes"])
     assert {i: table[i] for i in CITYSCAPES_IDS} == CITYSCAPES_IDS
     assert table[0] == IGNORE and table[34] == IGNORE and table[35] == UNKNOWN
 
 
 def test_synthia_leaves_out_three_classes():
     space = SPACES["synthia"]
-    table = cityscapes_table(space)
+    table = Gta5(kind="gta5").table(space)
     sky, terrain = 23, 22
     assert table[sky] == space.classes.index("sky") == 9 and table[terrain] == IGNORE
 

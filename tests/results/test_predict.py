@@ -64,7 +64,8 @@ def test_images_are_seen_at_the_size_of_the_target(trained_run, images, tmp_path
         ),
     )
     predict(trained_run, images, tmp_path / "out", "student")
-    assert seen == [(3, 32, 48)] * 2
+    # The portrait keeps its aspect ratio.
+    assert seen == [(3, 48, 32), (3, 32, 48)]
     text = (trained_run / "config.yaml").read_text()
     (trained_run / "config.yaml").write_text(text.replace("size: [32, 48]", "size: null"))
     predict(trained_run, images, tmp_path / "out", "student")
@@ -118,7 +119,7 @@ def test_errors_of_the_images(trained_run, images, tmp_path):
     refused(r"notes.txt: not a readable", trained_run, images / "notes.txt", output, "student")
     (tmp_path / "empty").mkdir()
     refused(
-        r"empty: no images here \(no files at all\)",
+        r"empty: no images here; left out: nothing",
         trained_run,
         tmp_path / "empty",
         output,
@@ -128,7 +129,7 @@ def test_errors_of_the_images(trained_run, images, tmp_path):
     (tmp_path / "empty/sub").mkdir()
     for name in "ab":
         (tmp_path / f"empty/sub/{name}.TXT").write_text("")
-    message = r"empty: no images here \(2 .txt, 1 .mp4\); expected \.png"
+    message = r"empty: no images here; left out: 3 other suffixes \(.mp4, .txt\); expected \.png"
     refused(message, trained_run, tmp_path / "empty", output, "student")
 
 

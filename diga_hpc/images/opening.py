@@ -1,0 +1,171 @@
+"""Opening of image files: accepted formats, limits, EXIF orientation. Decodes nothing itself.
+
+Letters: H, W height and width.
+"""
+
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile
+
+from diga_hpc.errors import UserError
+from diga_hpc.images.errors import unreadable
+
+# By the content of a file, not by its suffix; MPO is a JPEG of cameras with several pictures.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF")
+MAX_PIXELS = 1_000_000_000
+# Orientation -> the one that undoes it; the others undo themselves.
+INVERSE = {6: 8, 8: 6}
+# Offset of the number of bits in the header of a BMP, and that of the size of the header.
+BMP_BITS, BMP_HEADER_SIZE = 28, 14
+
+
+@contextmanager
+def opened(path: Path, kind: str) -> Iterator[ImageFile.ImageFile]:
+    """Open an image file for a `with` block that decodes it; kind: "image" or "label file".
+
+    Raises UserError naming the file for whatever a decoder raises, there or in the block, and for
+    more than a gigapixel; MachineError if the disk failed.
+    """
+    # Pillow's limit is meant for files of strangers; satellite images exceed it.
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings():
+            # Of corrupt metadata: the pixels are fine, or an exception follows.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as picture:
+                _check_header(path, picture)
+                yield picture
+    except UserError:
+        raise
+    except Exception as error:
+        raise unreadable(path, kind, error) from error
+
+
+def _check_header(path: Path, picture: ImageFile.ImageFile) -> None:
+    """Raise UserError for an unknown format, too many pixels, a BMP that Pillow reads wrongly."""
+    if picture.format not in FORMATS:
+        raise UserError(
+            f"{path}: the content is {picture.format}; convert it to one of {', '.join(FORMATS)}"
+        )
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise UserError(
+            f"{path}: {width * height / 1e6:,.0f} megapixels; at most {MAX_PIXELS / 1e6:,.0f} are "
+            "read: cut it into tiles"
+        )
+    # Pillow forgets the number of bits where the palette of a BMP is a grey ramp.
+    if picture.format == "BMP" and picture.mode in ("1", "L"):
+        bits = _bmp_bits(path)
+        if bits != (1 if picture.mode == "1" else 8):
+            raise UserError(f"{path}: a grey BMP of {bits} bits a pixel; save it as PNG")
+
+
+def _bmp_bits(path: Path) -> int:
+    header = path.read_bytes() if path.stat().st_size < 64 else path.open("rb").read(64)
+    # The header of OS/2 has shorter fields.
+    old = struct.unpack_from("<I", header, BMP_HEADER_SIZE)[0] == 12
+    return int(struct.unpack_from("<H", header, 24 if old else BMP_BITS)[0])
+
+
+def load(picture: ImageFile.ImageFile, *, upright: bool) -> int:
+    """Decode the pixels of an opened file; return the orientation that they still need.
+
+    upright: as viewers show the picture, else as stored. `turned` applies the result to the array.
+    """
+    # Pillow turns a TIFF while it decodes it, and removes the orientation from its metadata.
+    if picture.format == "TIFF":
+        orientation = orientation_of(picture)
+        picture.load()
+        return 1 if upright else INVERSE.get(orientation, orientation)
+    picture.load()
+    return orientation_of(picture) if upright else 1
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply an EXIF orientation (1 to 8) to an array [H,W,...]; 5 to 8 swap height and width."""
+    match orientation:
+        case 2:
+            return pixels[:, ::-1]
+        case 3:
+            return pixels[::-1, ::-1]
+        case 4:
+            return pixels[::-1]
+        case 5:
+            return pixels.swapaxes(0, 1)
+        case 6:
+            return np.rot90(pixels, -1)
+        case 7:
+            return pixels[::-1, ::-1].swapaxes(0, 1)
+        case 8:
+            return np.rot90(pixels)
+    return pixels
+
+
+def orientation_of(picture: Image.Image) -> int:
+    """EXIF orientation (1 to 8) of an opened file; 1, upright, without or with corrupt metadata.
+
+    A PNG must be decoded before, or it is now: its metadata may stand at its end.
+    """
+    try:
+        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        # Viewers show such a file as it is stored.
+        return 1
+    return int(value) if value in range(1, 9) else 1
+
+
+def orientation(path: Path) -> int:
+    """EXIF orientation of an image file, 1 (upright) to 8, from its header.
+
+    Raises UserError naming a file that is no image.
+    """
+    with opened(path, "image") as picture:
+        return _header_orientation(path, picture)
+
+
+def read_header(path: Path, *, upright: bool = True) -> tuple[int, int, int]:
+    """Height and width in pixels, and EXIF orientation, of an image file, from its header alone.
+
+    upright: the size after its orientation, as `pixels.read_pixels` returns it. Raises UserError
+    naming a file that is no image.
+    """
+    with opened(path, "image") as picture:
+        width, height = picture.size
+        found = _header_orientation(path, picture)
+    # Of a TIFF, Pillow gives the size after its orientation.
+    as_shown = picture.format == "TIFF"
+    swapped = found >= 5 and upright != as_shown
+    return (width, height, found) if swapped else (height, width, found)
+
+
+def _header_orientation(path: Path, picture: ImageFile.ImageFile) -> int:
+    if picture.format != "PNG" or "exif" in picture.info or _metadata_at_end(path):
+        return orientation_of(picture)
+    # Pillow would decode the pixels to look for metadata after them.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            exif = Image.Image.getexif(picture)
+        except Exception:
+            return 1
+    value = exif.get(ExifTags.Base.Orientation, 1)
+    return int(value) if value in range(1, 9) else 1
+
+
+def _metadata_at_end(path: Path) -> bool:
+    """Whether a PNG has a chunk of metadata after its pixels."""
+    with path.open("rb") as file:
+        file.seek(8)
+        pixels_seen = False
+        while len(header := file.read(8)) == 8:
+            length, name = struct.unpack(">I4s", header)
+            if pixels_seen and name in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
+                return True
+            pixels_seen = pixels_seen or name == b"IDAT"
+            file.seek(length + 4, 1)
+    return False
