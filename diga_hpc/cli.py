@@ -24,7 +24,7 @@ from diga_hpc.errors import (
 )
 from diga_hpc.launch import options
 from diga_hpc.section import nearest
-from diga_hpc.terminal import find_ranks, log_to_terminal
+from diga_hpc.terminal import accept_any_text, find_ranks, log_to_terminal
 
 app = typer.Typer(
     help="Adapt a segmentation network from labelled source images to unlabelled target images "
@@ -367,6 +367,7 @@ def main() -> None:
 
     Among several ranks the last line says rank, host and cause.
     """
+    accept_any_text()
     me = find_ranks()
     where = f"rank {me.rank} on {processes.host()}: " if me.size > 1 else ""
 

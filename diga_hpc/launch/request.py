@@ -188,7 +188,7 @@ def _save_resolved(config: Config) -> Path:
     path = run.job_config(sha256(text.encode()).hexdigest()[:8])
     try:
         with atomic_write(path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="ascii")
     except OSError as error:
         raise UserError(
             f"{run.logs}: cannot be written ({error.strerror}); set run_dir=FOLDER"
