@@ -161,8 +161,10 @@ def key_of(table: Iterable[str], *others: str) -> AfterValidator:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a mistyped one resembles most; None without one."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)
+    """The known name that a mistyped one resembles most, in any case; None without one."""
+    names = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(name.casefold(), list(names), n=1)
+    return names[close[0]] if close else None
 
 
 def load_choice(table: Mapping[str, str], name: str) -> Any:

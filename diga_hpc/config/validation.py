@@ -67,6 +67,8 @@ def _explain(section: type[Section], prefix: tuple[str, ...], problem: Any) -> s
     message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     if problem["type"] == "tuple_type":
         message = "expected a list, for example [1, 2]"
+    if problem["type"] == "path_type":
+        message = "expected a path"
     if problem["type"] in ("model_type", "model_attributes_type"):
         message = f"expected a section with the keys {', '.join(_known_keys(section, below))}"
     # A problem between keys of one section: the message names them, the values would hide it.
