@@ -124,19 +124,16 @@ def predict(
         Path, typer.Argument(metavar="IMAGES", help="A folder of images, or one image.")
     ],
     output: Annotated[
-        Path,
-        typer.Argument(metavar="OUTPUT", help="Folder to write to: labels/, masks/ and overlays/."),
+        Path, typer.Argument(metavar="OUTPUT", help="Folder to write to: labels/, masks/ ...")
     ],
     network: Annotated[str, typer.Option(help="student or teacher")] = "student",
     overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Segment the images again that have their pictures."),
+        bool, typer.Option("--overwrite", help="Segment images again that have their pictures.")
     ] = False,
 ) -> None:
     """Segment your own images: class indices, colour masks, and masks laid over the images.
 
-    Subfolders are kept. The same command goes on where it ended. An image that cannot be read is
-    named at the end; the exit code is then 2.
+    The same command goes on where it ended. Unreadable images are named at the end (exit code 2).
     """
     from diga_hpc.results.predict import predict as run_predict
 

@@ -10,7 +10,7 @@ import importlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -77,7 +77,10 @@ class Section(BaseModel):
         cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
     ) -> Any:
         """Refuse what would become a number or a name that was not meant."""
-        _refuse_lookalikes(value, _is_number(cls, str(info.field_name)))
+        is_number, has_number_keys = _holds_numbers(cls, str(info.field_name))
+        _refuse_lookalikes(value, is_number)
+        if has_number_keys and isinstance(value, dict):
+            _refuse_lookalikes(list(value), is_number=True)
         result = handler(value)
         if isinstance(value, dict) and isinstance(result, dict) and len(result) < len(value):
             raise ValueError("two of its keys mean the same; keep one of them")
@@ -90,9 +93,14 @@ class Section(BaseModel):
 
 
 @functools.cache
-def _is_number(section: type[Section], name: str) -> bool:
-    """Whether a field holds numbers alone: integers, or sizes, lists and mappings of numbers."""
-    return set(_leaves(section.model_fields[name].annotation)) <= {int, float, type(None)}
+def _holds_numbers(section: type[Section], name: str) -> tuple[bool, bool]:
+    """Whether a field holds numbers alone (a size, a list), and whether numbers are its keys."""
+    annotation = section.model_fields[name].annotation
+    numbers = {int, float, type(None)}
+    # An id map, or none.
+    mappings = [part for part in (annotation, *get_args(annotation)) if get_origin(part) is dict]
+    keys = [leaf for mapping in mappings for leaf in _leaves(get_args(mapping)[0])]
+    return set(_leaves(annotation)) <= numbers, bool(keys) and set(keys) <= numbers
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:
@@ -153,8 +161,10 @@ def key_of(table: Iterable[str], *others: str) -> AfterValidator:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a mistyped one resembles most; None without one."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)
+    """The known name that a mistyped one resembles most, in any case; None without one."""
+    names = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(name.casefold(), list(names), n=1)
+    return names[close[0]] if close else None
 
 
 def load_choice(table: Mapping[str, str], name: str) -> Any:

@@ -1,5 +1,6 @@
 """Terminal: log messages on standard error, by rank; errors of commands in one line."""
 
+import codecs
 import io
 import logging
 import sys
@@ -19,14 +20,37 @@ from diga_hpc.errors import (
     one_line,
 )
 
+ANY_TEXT = "diga_hpc.any_text"  # name of an error handler of codecs
+
 
 def log_to_terminal() -> None:
     """Log the package's messages at level INFO on rank 0, and warnings on every rank."""
+    accept_any_text()
     logging.basicConfig(
         level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
     )
     if find_ranks().rank == 0:
         logging.getLogger("diga_hpc").setLevel(logging.INFO)
+
+
+def accept_any_text() -> None:
+    """Let standard output take any text: a file name that is not UTF-8, an umlaut under LC_ALL=C.
+
+    Such a name is written byte by byte, as scripts need it; other characters that the encoding
+    lacks are escaped. Standard error escapes all of them, as Python has it.
+    """
+    codecs.register_error(ANY_TEXT, _encode)
+    # Not where a test or a notebook has replaced it.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=ANY_TEXT)
+
+
+def _encode(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Handler of codecs: encode what an encoding lacks."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
 
 
 def find_ranks() -> Ranks:
@@ -43,10 +67,7 @@ def run(command: Callable[[], object]) -> None:
 
     Among several ranks the last line says rank, host and cause.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # File names that are not UTF-8, and terminals that are not.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    accept_any_text()
     me = find_ranks()
     where = f"rank {me.rank} on {processes.host()}: " if me.size > 1 else ""
 

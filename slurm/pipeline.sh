@@ -29,6 +29,11 @@ program() (
 )
 run_dir=$(program show --key run_dir "$@")
 plan=$(program plan "$@")
+# sbatch puts no job id into a pattern with a backslash.
+if [[ $run_dir == *\\* ]]; then
+  echo "error: run_dir $run_dir: contains a backslash, which sbatch takes for something else; set run_dir to another folder" >&2
+  exit 2
+fi
 mkdir -p "$run_dir/logs"
 
 jobs=() names=()
@@ -37,7 +42,7 @@ submit() { # name, script, arguments
   shift 2
   ((${#jobs[@]} == 0)) || after=(--dependency="afterok:${jobs[-1]}" --kill-on-invalid-dep=yes)
   if ! job=$(sbatch --parsable "${options[@]}" "${after[@]}" --job-name="$name" \
-    --output="$run_dir/logs/$name-%j.log" "$repository/slurm/$script" "$@"); then
+    --output="${run_dir//%/%%}/logs/$name-%j.log" "$repository/slurm/$script" "$@"); then
     ((${#jobs[@]} == 0)) || scancel "${jobs[@]}"
     echo "error: sbatch refused the job $name, see above; those before it are cancelled: ${jobs[*]:-there are none}" >&2
     exit 2

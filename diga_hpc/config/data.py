@@ -8,7 +8,17 @@ from diga_hpc.config.choices import SAMPLERS
 from diga_hpc.config.validation import problem_at, validate_as
 from diga_hpc.datasets import DATASETS
 from diga_hpc.datasets.base import DatasetSection
-from diga_hpc.section import ByteValue, Count, FilePath, KeyOf, LowHigh, Scale, Section, key_of
+from diga_hpc.section import (
+    ByteValue,
+    Count,
+    FilePath,
+    KeyOf,
+    LowHigh,
+    Scale,
+    Section,
+    key_of,
+    nearest,
+)
 
 # The class indices 254 and 255 mean an unknown id and "no label".
 MOST_CLASSES = 254
@@ -21,16 +31,37 @@ def _dataset(value: Any) -> DatasetSection:
     if isinstance(value, DatasetSection):
         return value
     if not isinstance(value, dict) or "kind" not in value:
-        raise ValueError(f"expected a mapping with `kind`, one of {', '.join(DATASETS)}")
+        raise ValueError(
+            f"expected a mapping with `kind`, one of {', '.join(DATASETS)}{_kind_hint(value)}"
+        )
     kind = value["kind"]
     try:
         chosen = DATASETS[_is_kind(kind)]
     except ValueError as error:
         wrong = {"msg": str(error), "input": kind}
         raise problem_at(DatasetSection, "kind", "value_error", **wrong) from error
+    _refuse_keys_of_others(value, kind, chosen)
     section = validate_as(chosen, value)
     assert isinstance(section, DatasetSection), f"DATASETS[{kind!r}] is no DatasetSection"
     return section
+
+
+def _kind_hint(value: Any) -> str:
+    """The key that was meant to be `kind`: mistyped, or one whose value is a kind."""
+    keys = [key for key in value if isinstance(key, str)] if isinstance(value, dict) else []
+    kinds = [key for key in keys if str(value[key]).casefold() in DATASETS]
+    meant = nearest("kind", keys) or next(iter(kinds), None)
+    return f"; write `kind` for `{meant}`" if meant else ""
+
+
+def _refuse_keys_of_others(value: dict[Any, Any], kind: str, chosen: type[DatasetSection]) -> None:
+    """Raise for a key that another kind of data set has, where no key of this one is meant."""
+    known = chosen.known_keys()
+    for key in value:
+        others = [f"`kind: {name}`" for name, s in DATASETS.items() if key in s.known_keys()]
+        if others and key not in known and nearest(key, known) is None:
+            message = f"a key of {', '.join(others)}; `kind: {kind}` has {', '.join(sorted(known))}"
+            raise problem_at(chosen, key, "value_error", msg=message, input=value[key])
 
 
 Dataset = Annotated[SerializeAsAny[DatasetSection], PlainValidator(_dataset)]

@@ -8,6 +8,8 @@ tables that are looked up when a file is validated: what an extension has regist
 accepted.
 """
 
+import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -186,6 +188,18 @@ class LoggingSection(Section):
 # ------------------------------------------------------------------------------------ configuration
 
 
+def _in_utf8(path: Path) -> Path:
+    """Refuse a name that the libraries which write to a run directory cannot open."""
+    try:
+        os.fsencode(path).decode("utf-8")
+    except UnicodeError as error:
+        raise ValueError(
+            "expected a name in UTF-8 that this machine can write; choose another one, or set "
+            "LC_ALL=C.UTF-8"
+        ) from error
+    return path
+
+
 class Config(Section):
     """One experiment."""
 
@@ -195,7 +209,7 @@ class Config(Section):
     extensions: tuple[Text, ...] = ()
     """Python modules to import first; they register data sets, label spaces, networks, translators,
     samplers or stages of your own."""
-    run_dir: FilePath
+    run_dir: Annotated[FilePath, AfterValidator(_in_utf8)]
     """Folder that everything the run makes is written to; it holds one experiment."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Seed of random starting weights, of the order of the images and of every other random

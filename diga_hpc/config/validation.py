@@ -5,6 +5,7 @@ by its name. pydantic cannot follow the problems inside such a section, so they 
 of the type NESTED with the section class and the place where it stands; `explain` joins the paths.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -14,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from diga_hpc.section import Section, nearest
 
 NESTED = "nested_section"
+TRIED = re.compile(r"(?:constrained-)?(?:int|str|float)|(?:function-\w+|dict|tuple)\[.*\]")
 SHOWN_LENGTH = 200  # characters of a value in an error
 
 
@@ -48,7 +50,8 @@ def _first(problems: list[Any]) -> Any:
 
 def _explain(section: type[Section], prefix: tuple[str, ...], problem: Any) -> str:
     """One problem in the section class `section`, which stands at `prefix`."""
-    below = tuple(str(part) for part in problem["loc"])
+    # Where a value may be of several types, pydantic names the type that it has tried last.
+    below = tuple(str(part) for part in problem["loc"] if not TRIED.fullmatch(str(part)))
     if problem["type"] == NESTED:
         nested = problem["ctx"]
         place = prefix + below + nested["at"]
@@ -64,6 +67,8 @@ def _explain(section: type[Section], prefix: tuple[str, ...], problem: Any) -> s
     message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     if problem["type"] == "tuple_type":
         message = "expected a list, for example [1, 2]"
+    if problem["type"] == "path_type":
+        message = "expected a path"
     if problem["type"] in ("model_type", "model_attributes_type"):
         message = f"expected a section with the keys {', '.join(_known_keys(section, below))}"
     # A problem between keys of one section: the message names them, the values would hide it.

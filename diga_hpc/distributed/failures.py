@@ -44,7 +44,7 @@ def end(line: str, code: int, finishing: float = FINISHING) -> None:
     Child processes are killed. finishing: seconds for the `finish` callbacks (0: abandon the work).
     """
     with contextlib.suppress(OSError):
-        os.write(2, f"diga-hpc: {line}\n".encode())
+        os.write(2, f"diga-hpc: {line}\n".encode(errors="backslashreplace"))
     for finish in _finish:
         with contextlib.suppress(Exception):
             finish(finishing)

@@ -67,7 +67,7 @@ def _started(pid: int) -> str | None:
     """Start time of the process with this PID: empty if unknown, None if it does not exist."""
     try:
         # The second field is the program's name in brackets, which may contain blanks and brackets.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return "" if _exists(pid) else None
     except OSError:

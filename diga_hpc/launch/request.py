@@ -145,6 +145,14 @@ class LaunchRequest:
         """Write the resolved configuration of every run; returns name of the run -> its file."""
         return {name: _save_resolved(run) for name, run in self.runs.items()}
 
+    def new_paths(self) -> list[Path]:
+        """What `save_configurations` would create, files before their folders."""
+        runs = [RunPaths(run.run_dir) for run in self.runs.values()]
+        paths = [_job_config(run) for run in self.runs.values()]
+        for run in (*runs, RunPaths(self.folder)):
+            paths += [run.logs, run.path]
+        return [path for path in dict.fromkeys(paths) if not path.exists()]
+
     def record(self, jobs: Mapping[str, str], executor: str) -> None:
         """Record in each run directory which job is its own. jobs: name of the run -> job."""
         for name, job_id in jobs.items():
@@ -181,16 +189,19 @@ def _check_batches(stage: str, config: Config, round_number: int, ranks: int) ->
                 raise UserError(f"`{planned.kind}`: {error}") from error
 
 
+def _job_config(config: Config) -> Path:
+    """A job's configuration file, its hash in the name: a later launch does not replace it."""
+    digest = sha256(configuration.as_yaml(config).encode()).hexdigest()
+    return RunPaths(config.run_dir).job_config(digest[:8])
+
+
 def _save_resolved(config: Config) -> Path:
-    """Write a job's configuration, its hash in the name: a later launch does not replace it."""
-    run = RunPaths(config.run_dir)
-    text = configuration.as_yaml(config)
-    path = run.job_config(sha256(text.encode()).hexdigest()[:8])
+    path = _job_config(config)
     try:
         with atomic_write(path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(configuration.as_yaml(config), encoding="ascii")
     except OSError as error:
         raise UserError(
-            f"{run.logs}: cannot be written ({error.strerror}); set run_dir=FOLDER"
+            f"{path.parent}: cannot be written ({error.strerror}); set run_dir=FOLDER"
         ) from error
     return path

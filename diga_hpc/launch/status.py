@@ -177,7 +177,7 @@ def _entry_of_script(job: str, stage: str, log: Path) -> dict[str, Any]:
 
 def _first_start(log: Path) -> float:
     """Seconds since 1970 in the first line of a script's log."""
-    with log.open(errors="replace") as stream:
+    with log.open(encoding="utf-8", errors="replace") as stream:
         try:
             return datetime.fromisoformat(stream.readline().split(" ")[0]).timestamp()
         except ValueError:
@@ -221,4 +221,4 @@ def _state_from_files(job: JobStatus) -> str:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

@@ -19,6 +19,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -48,6 +49,10 @@ log = logging.getLogger(__name__)
 EXECUTORS = ("slurm", "local")
 # Minutes; submitit's local executor has no "unlimited".
 WITHOUT_LIMIT = 365 * 24 * 60
+# Stands for the folder while submitit writes its text.
+PLACE = "/folder-of-the-job"
+# What submitit replaces by the numbers of job, task, array and element.
+TAKEN = ("%j", "%t", "%A", "%a")
 
 
 def submit(
@@ -75,6 +80,7 @@ def submit(
         stage, config, overrides, round_number=round_number, sweep=sweep, **resources
     )
     check_executor(executor)
+    _check_folder(request.folder)
     request.check_directories()
     is_local = executor == "local"
     handles = _submit_local(request) if is_local else _submit_slurm(request)
@@ -100,11 +106,29 @@ def sbatch_text(
     request = LaunchRequest.make(
         stage, config, overrides, round_number=round_number, sweep=sweep, **resources
     )
+    _check_folder(request.folder)
     executor = _slurm_executor(request)
     if len(request.runs) > 1:
         # submitit adds this itself when it submits an array.
         executor.parameters["map_count"] = len(request.runs)
     return executor._make_submission_file_text(executor._submitit_command_str, uid="")
+
+
+def _check_folder(folder: Path) -> None:
+    r"""Raise UserError for a folder that Slurm or submitit would take for another one.
+
+    Slurm takes no pattern with a `\`; submitit puts numbers for its own patterns everywhere in a
+    path, and writes scripts as text.
+    """
+    text = str(folder)
+    taken = next((pattern for pattern in (*TAKEN, "\\", "\n") if pattern in text), None)
+    if taken is None and text.isprintable():
+        return
+    what = "a character that is no text" if taken is None else repr(taken)
+    raise UserError(
+        f"run_dir {text!r}: contains {what}, which a job's scripts take for something else; set "
+        "run_dir to another folder"
+    )
 
 
 # ------------------------------------------------------------------------------------- on the ranks
@@ -175,6 +199,16 @@ class _SlurmExecutor(submitit.SlurmExecutor):
     def affinity(cls) -> int:
         return 2
 
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        """The text for sbatch; `%` in the name of the folder stands for itself in patterns."""
+        folder, self.folder = self.folder, Path(PLACE)
+        try:
+            text = super()._make_submission_file_text(command, uid)
+        finally:
+            self.folder = folder
+        pattern = str(folder).replace("%", "%%")
+        return re.sub(rf"(?<=[= ]){PLACE}(/\S+)", lambda m: shlex.quote(pattern + m[1]), text)
+
 
 def _submit_slurm(request: LaunchRequest) -> dict[str, Handle]:
     if shutil.which("sbatch") is None:
@@ -182,13 +216,15 @@ def _submit_slurm(request: LaunchRequest) -> dict[str, Handle]:
             "no sbatch here; start this on a login node of the cluster, or use --executor local; "
             "--dry-run shows the text"
         )
-    executor, jobs = _slurm_executor(request), _stage_jobs(request)
+    executor = _slurm_executor(request)
+    new = request.new_paths()
+    jobs = _stage_jobs(request)
     try:
         # submitit prints the message of sbatch, which is part of the error too.
         with contextlib.redirect_stderr(io.StringIO()), executor.batch():
             handles: dict[str, Handle] = {name: executor.submit(run) for name, run in jobs.items()}
     except FailedJobError as error:
-        _remove_unsubmitted(request.logs)
+        _remove_unsubmitted(request.logs, new)
         raise UserError(f"sbatch refused the job: {' '.join(str(error).split())}") from error
     request.record({name: handle.job_id for name, handle in handles.items()}, "slurm")
     return handles
@@ -239,13 +275,20 @@ def _setup_lines() -> list[str]:
     ]
 
 
-def _remove_unsubmitted(logs: Path) -> None:
-    """Remove what submitit has prepared for a refused job, under names without a job id."""
+def _remove_unsubmitted(logs: Path, new: list[Path]) -> None:
+    """Remove what submitit has prepared for a refused job, under names without a job id.
+
+    new: configurations and folders that were made for it, files before their folders.
+    """
     for pattern in (".submission_file_*.sh", "?" * 32 + ".pkl"):
         for path in logs.glob(pattern):
             # For a submitted array such a name is a link.
             if not path.is_symlink():
                 path.unlink(missing_ok=True)
+    for path in new:
+        # A folder may have been filled by somebody else.
+        with contextlib.suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()
 
 
 # ---------------------------------------------------------------------------------- on this machine

@@ -144,7 +144,7 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     with atomic_write(path) as temporary:
-        temporary.write_text(text.getvalue())
+        temporary.write_text(text.getvalue(), "utf-8", "backslashreplace")
 
 
 def _text(value: Any) -> str:

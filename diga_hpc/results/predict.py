@@ -13,7 +13,7 @@ import errno
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL import Image
@@ -33,7 +33,7 @@ from diga_hpc.config import Config
 from diga_hpc.datasets.base import DatasetSection
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.errors import MachineError, UserError, as_user_error, one_line
-from diga_hpc.loading.dataset import Dataset, full_size
+from diga_hpc.images.sizes import working_size
 from diga_hpc.loading.pictures import overlay, read_image, write_labels, write_picture
 from diga_hpc.loading.transforms import resize_image
 from diga_hpc.method.labeler import Labeler
@@ -156,8 +156,7 @@ class _Writer:
     """Labels one image and writes its pictures."""
 
     def __init__(self, config: Config, labeler: Labeler, output: Path, device: torch.device):
-        # As a data set of which `full_size` looks at the size alone.
-        self._sized = cast(Dataset, _image_section(config))
+        self._size = _image_section(config).size
         self._space: LabelSpace = config.space
         self._labeler, self._device = labeler, device
         self.output = output
@@ -180,7 +179,7 @@ class _Writer:
         """Image uint8 [3,H,W] and its labels uint8 [H,W], on the CPU."""
         image = read_image(file)
         height, width = image.shape[-2:]
-        resized = resize_image(image, full_size(self._sized, image))
+        resized = resize_image(image, working_size(self._size, (height, width)))
         return image, self._labeler(resized.to(self._device), (height, width)).cpu()
 
     def _path(self, folder: str, picture: Picture) -> Path:

@@ -11,14 +11,13 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from diga_hpc.datasets.files import IMAGE_SUFFIXES, list_images
+from diga_hpc.datasets.files import IMAGE_SUFFIXES, scan
 from diga_hpc.errors import UserError
 from diga_hpc.run.files import read_jsonl
 
@@ -28,8 +27,6 @@ log = logging.getLogger(__name__)
 # with labels has the other two pictures.
 FOLDERS = {"masks": ".png", "overlays": ".jpg", "labels": ".png"}
 RECORD = "predictions.jsonl"
-# Suffixes that are named where other files are counted.
-SHOWN_SUFFIXES = 5
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,8 @@ def find_pictures(images: Path, output: Path) -> list[Picture]:
     """The images of a folder and its subfolders, sorted, or the one image that is named.
 
     Pictures that `predict` wrote are left out: what lies below `output`, or below any folder with a
-    record. Files that are no images are counted in a log message. Raises UserError where there is
-    no image, or `output` is the folder of the images.
+    record. What is left out is counted in a log message. Raises UserError where there is no image,
+    or `output` is the folder of the images.
     """
     _refuse_overwriting(images, output)
     if not images.is_dir():
@@ -56,20 +53,17 @@ def find_pictures(images: Path, output: Path) -> list[Picture]:
                 f"({', '.join(IMAGE_SUFFIXES)})"
             )
         return [Picture(images, images.stem)]
-    listed = list_images(images, recursive=True)
-    files = [file for file in listed if not _is_output(file, images, output.resolve())]
-    if len(files) < len(listed):
-        log.info(
-            "%s: %d pictures that predict wrote are left out", images, len(listed) - len(files)
-        )
-    others = _others(images, set(listed))
+    found = scan(images, recursive=True, without=output)
+    files = [file for file in found.images if not _is_predicted(file, images)]
+    reasons = Counter({"pictures that predict wrote": len(found.images) - len(files)})
+    left_out = ", ".join(f"{n} {why}" for why, n in (reasons + found.left_out).items())
     if not files:
         raise UserError(
-            f"{images}: no images here ({others or 'no files at all'}); expected "
+            f"{images}: no images here; left out: {left_out or 'nothing'}; expected "
             f"{', '.join(IMAGE_SUFFIXES)}, in the folder or its subfolders"
         )
-    if others:
-        log.info("%s: %d images; other files: %s", images, len(files), others)
+    if left_out:
+        log.info("%s: %d images; left out: %s", images, len(files), left_out)
     names = output_names([file.relative_to(images) for file in files])
     return [Picture(file, name) for file, name in zip(files, names, strict=True)]
 
@@ -104,31 +98,9 @@ def _refuse_overwriting(images: Path, output: Path) -> None:
         )
 
 
-def _is_output(file: Path, images: Path, output: Path) -> bool:
-    """Whether a picture lies in the output folder of this or another call."""
-    if file.parent.resolve().is_relative_to(output):
-        return True
-    below = file.relative_to(images).parents
-    return any((images / folder / RECORD).is_file() for folder in below)
-
-
-def _others(folder: Path, images: set[Path]) -> str:
-    """Count the files of a folder that are no images, by suffix: `3 .txt, 1 .mp4`."""
-    suffixes: Counter[str] = Counter()
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        suffixes.update(
-            Path(name).suffix.lower() or "without suffix"
-            for name in names
-            if not name.startswith(".") and Path(parent, name) not in images
-        )
-    # What predict wrote is no surprise.
-    del suffixes[Path(RECORD).suffix]
-    ordered = sorted(suffixes.items(), key=lambda pair: (-pair[1], pair[0]))
-    texts = [f"{count} {suffix}" for suffix, count in ordered[:SHOWN_SUFFIXES]]
-    if rest := sum(count for _, count in ordered[SHOWN_SUFFIXES:]):
-        texts.append(f"{rest} more")
-    return ", ".join(texts)
+def _is_predicted(file: Path, images: Path) -> bool:
+    """Whether a picture lies in a folder that another call wrote to."""
+    return any((images / folder / RECORD).is_file() for folder in file.relative_to(images).parents)
 
 
 class Record:

@@ -37,7 +37,8 @@ def write_report(run_dir: Path) -> Path:
     path = RunPaths(run_dir).report
     try:
         with atomic_write(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+            # Names of files need not be UTF-8.
+            temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         problem = f"report cannot be written ({error.strerror})"
         raise UserError(f"{path}: {problem}; free space, or make its folder writable") from error
@@ -149,4 +150,4 @@ def _problems(paths: RunPaths, metrics: curves.Metrics) -> dict[str, str]:
 
 
 def _read_text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

@@ -233,7 +233,7 @@ class Run(RunPaths):
         probe.unlink()
         with atomic_write(self.config_file) as temporary:
             configuration.save(self.config, temporary)
-        self.env.write_text(environment(accelerator))
+        self.env.write_text(environment(accelerator), "utf-8", "backslashreplace")
 
 
 CHECKPOINT_PREFIX = "step_"

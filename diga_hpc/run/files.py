@@ -54,7 +54,7 @@ def sync(path: Path) -> None:
 def read_json(path: Path, default: Any) -> Any:
     """Read a JSON file; `default` if it does not exist. Raises UserError naming a corrupt file."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return default
     except (OSError, ValueError) as error:
@@ -77,7 +77,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.is_file():
         return
-    with path.open(errors="replace") as stream:
+    with path.open(encoding="utf-8", errors="replace") as stream:
         for line in stream:
             try:
                 entry = json.loads(line)

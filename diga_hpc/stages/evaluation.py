@@ -9,6 +9,7 @@ import functools
 import logging
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
@@ -55,15 +56,18 @@ class Evaluation(DataPass):
 
     def run(self) -> None:
         context, section = self.context, self.context.config.evaluation
+        stages = with_student(context.config)
+        finished = [
+            s for s in stages if s.training and is_finished(context, s.name, s.training.steps)
+        ]
+        context.world.on_rank0(lambda: _require_one(finished, stages, context.run.path))
         if context.world.is_main:
             drop_results_of_other_data(context)
             write_truth_panels(context, self.validation)
-        for stage in with_student(context.config):
-            assert stage.training is not None
-            if is_finished(context, stage.name, stage.training.steps):
-                self._evaluate(stage, STUDENT)
-                if section.teacher and has_network(context, stage.name, TEACHER):
-                    self._evaluate(stage, TEACHER)
+        for stage in finished:
+            self._evaluate(stage, STUDENT)
+            if section.teacher and has_network(context, stage.name, TEACHER):
+                self._evaluate(stage, TEACHER)
 
     def _evaluate(self, stage: Planned, network: str) -> None:
         context = self.context
@@ -94,6 +98,16 @@ class Evaluation(DataPass):
             return images_in_results(self.context, self.validation)
 
         return self.context.stop.watch(items, what, count, stage=STAGE, done=done)
+
+
+def _require_one(finished: list[Planned], stages: list[Planned], run_dir: Path) -> None:
+    """Raise UserError where no stage is finished: nothing would be measured without a word."""
+    if not finished:
+        names = ", ".join(stage.name for stage in stages)
+        raise UserError(
+            f"{run_dir}: no stage is finished, so that there is nothing to evaluate; train one of "
+            f"{names} first, or run the pipeline"
+        )
 
 
 def measure(

@@ -5,6 +5,7 @@ synchronisation happen.
 """
 
 import json
+import logging
 import os
 import resource
 import time
@@ -20,6 +21,8 @@ from diga_hpc.run.files import atomic_write, read_jsonl
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
 
 # Significant digits of a number in metrics.jsonl.
 DIGITS = 6
@@ -139,11 +142,15 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _tensorboard(folder: Path, first_step: int) -> "SummaryWriter":
+def _tensorboard(folder: Path, first_step: int) -> "SummaryWriter | None":
     from torch.utils.tensorboard import SummaryWriter
 
-    # Hides the steps that a resumed run repeats.
-    return SummaryWriter(str(folder), purge_step=first_step + 1)
+    try:
+        # Hides the steps that a resumed run repeats.
+        return SummaryWriter(str(folder), purge_step=first_step + 1)
+    except UnicodeEncodeError:
+        log.warning("%s: TensorBoard takes no such name under this LC_ALL; not written", folder)
+        return None
 
 
 class _ProgressBar:

@@ -1,7 +1,9 @@
 """submit.py: the text for sbatch, what is submitted, and jobs on this machine."""
 
+import json
 import os
 import pickle
+import shlex
 import signal
 import subprocess
 import sys
@@ -105,8 +107,51 @@ def test_what_sbatch_says_reaches_the_user_and_nothing_is_left(tiny_yaml, tmp_pa
         UserError, match="sbatch refused the job: .*invalid partition specified: gpuu"
     ):
         launch.submit("warm-up", tiny_yaml, partition="gpuu")
-    left = {path.name for path in (tmp_path / "run/logs").iterdir()}
-    assert {name[:7] for name in left} == {"config_"} and capfd.readouterr().err == ""
+    assert not (tmp_path / "run").exists() and capfd.readouterr().err == ""
+
+
+def test_a_refused_launch_leaves_what_was_there(tiny_yaml, tmp_path, sbatch):
+    launch.submit("warm-up", tiny_yaml)
+    (tmp_path / "ended").touch()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    (tmp_path / "refusal").write_text("sbatch: error: no\n")
+    for overrides in ([], ["engine.threads=2"]):
+        with pytest.raises(UserError, match="sbatch refused the job"):
+            launch.submit("warm-up", tiny_yaml, overrides)
+    with pytest.raises(UserError, match="sbatch refused the job"):
+        launch.submit("warm-up", tiny_yaml, [f"run_dir={tmp_path}/sweep"], sweep={"seed": [0, 1]})
+    after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert after == before and not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("name", ["50%u", "a%", "100%% x", "%x_%N", "it's 5%"])
+def test_a_percent_sign_is_no_pattern_of_slurm(tiny_yaml, tmp_path, sbatch, name):
+    """Doubled in what Slurm takes for a pattern, and nowhere else."""
+    folder = tmp_path / name / "run"
+    override = [f"run_dir={json.dumps(str(folder))}"]
+    for options in ({}, {"sweep": {"seed": [0, 1]}}):
+        text = launch.sbatch_text("warm-up", tiny_yaml, override, **options)
+        job = "%A_%a" if options else "%j"
+        pattern = str(folder / "logs").replace("%", "%%")
+        lines = [line for line in text.splitlines() if "/logs" in line]
+        (output,) = [line for line in lines if line.startswith("#SBATCH --output=")]
+        assert shlex.split(output)[1:] == [f"--output={pattern}/{job}_0_log.out"]
+        (srun,) = [shlex.split(line) for line in lines if line.startswith("srun ")]
+        assert srun[srun.index("--output") + 1] == f"{pattern}/{job}_%t_log.out"
+        assert srun[-1] == f"{folder}/logs"
+    submission = launch.submit("warm-up", tiny_yaml, override)
+    assert submission.job_ids == ["7"] and (folder / "logs/7_submission.sh").is_file()
+    assert (folder / "logs/7_submitted.pkl").is_file()
+
+
+@pytest.mark.parametrize("name", ["50%j", "lr%test", "%A", "x%a", "a\\b", "a\\\\b", "a\nb"])
+def test_a_run_directory_that_slurm_takes_for_another(tiny_yaml, tmp_path, sbatch, name):
+    override = [f"run_dir={json.dumps(f'{tmp_path}/{name}')}"]
+    for call in (launch.sbatch_text, launch.submit):
+        with pytest.raises(UserError, match="run_dir .* contains .* set run_dir to another") as e:
+            call("warm-up", tiny_yaml, override)
+        assert "\n" not in str(e.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "tiny.yaml"]
 
 
 def test_the_package_has_the_scripts_of_its_jobs(tiny_yaml, tmp_path, monkeypatch):

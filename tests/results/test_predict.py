@@ -121,7 +121,7 @@ def test_errors_of_the_images(trained_run, images, tmp_path):
     refused(r"notes.txt: not a readable", trained_run, images / "notes.txt", output, "student")
     (tmp_path / "empty").mkdir()
     refused(
-        r"empty: no images here \(no files at all\)",
+        r"empty: no images here; left out: nothing",
         trained_run,
         tmp_path / "empty",
         output,
@@ -131,7 +131,7 @@ def test_errors_of_the_images(trained_run, images, tmp_path):
     (tmp_path / "empty/sub").mkdir()
     for name in "ab":
         (tmp_path / f"empty/sub/{name}.TXT").write_text("")
-    message = r"empty: no images here \(2 .txt, 1 .mp4\); expected \.png"
+    message = r"empty: no images here; left out: 3 other suffixes \(.mp4, .txt\); expected \.png"
     refused(message, trained_run, tmp_path / "empty", output, "student")
 
 

@@ -105,18 +105,18 @@ def test_other_files_are_counted(call, tmp_path, caplog):
         (tmp_path / "images" / name).write_text("")
     with caplog.at_level(logging.INFO, "diga_hpc"):
         call()
-    assert "1 images; other files: 2 .txt, 1 .mp4, 1 without suffix" in caplog.text
+    assert "1 images; left out: 4 other suffixes (.mp4, .txt, none)" in caplog.text
 
 
 def test_what_predict_wrote_is_no_input(call, tmp_path, caplog):
     draw(tmp_path / "images/a.jpg")
     inside = tmp_path / "images/out"
     assert call(output=inside) == ["a.jpg"]
-    with caplog.at_level(logging.INFO, "diga_hpc"):
-        assert call(output=inside, overwrite=True) == ["a.jpg"]
-    assert "3 pictures that predict wrote are left out" in caplog.text
+    assert call(output=inside, overwrite=True) == ["a.jpg"]
     # Nor in the output of another call, and under another name of the folder.
-    assert call(output=tmp_path / "out2", network="teacher") == ["a.jpg"]
+    with caplog.at_level(logging.INFO, "diga_hpc"):
+        assert call(output=tmp_path / "out2", network="teacher") == ["a.jpg"]
+    assert "left out: 3 pictures that predict wrote" in caplog.text
     (tmp_path / "link").symlink_to(tmp_path / "images")
     assert call(output=tmp_path / "link/out", overwrite=True) == ["a.jpg"]
 
@@ -152,9 +152,7 @@ def test_a_run_without_target_and_validation_has_the_size_of_its_source(
     trained_run, call, tmp_path, monkeypatch
 ):
     seen = []
-    monkeypatch.setattr(
-        module, "full_size", lambda section, image: seen.append(section.size) or (16, 16)
-    )
+    monkeypatch.setattr(module, "working_size", lambda size, image: seen.append(size) or (16, 16))
     config = module.configuration.load(trained_run / "config.yaml")
     data = config.data.model_copy(
         update={

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diga_hpc.datasets.label_spaces import IGNORE
-from diga_hpc.errors import UserError
+from diga_hpc.errors import Stopped, UserError
 from diga_hpc.method.centroids import Centroids
 from diga_hpc.run.files import read_json, write_json
 from diga_hpc.stages.evaluation import add_result, has_result, measure
@@ -43,6 +43,19 @@ def test_counts_of_other_inputs_are_not_continued(context, inputs):
     assert not partial.exists()
     write_json(partial, kept | {"inputs": now | {"validation": {"fingerprint": "1"}}})
     assert measure(context, model, context.validation, "network", None, now) != expected
+
+
+def test_a_run_without_a_finished_stage_is_refused(tiny_yaml, tmp_path):
+    """Also after the training of a stage has begun."""
+    pipeline = Pipeline(load(tiny_yaml, tmp_path / "run"), stop_after=1)
+    message = "run: no stage is finished, .*train one of source_only, warm_up, self_training_1 fir"
+    with pytest.raises(UserError, match=message):
+        pipeline.run("evaluate")
+    with pytest.raises(Stopped):
+        pipeline.run("warm-up")
+    with pytest.raises(UserError, match=message):
+        pipeline.run("evaluate")
+    assert not pipeline.context.run.results.exists()
 
 
 def test_corrupt_counts_are_named(context):
