@@ -46,8 +46,16 @@ def list_files(
         files = [Files(entry.name, entry.image, None) for entry in files]
     _refuse_duplicates(files, key)
     # Without labels, the data set need not know the classes of the label space.
-    table = section.table(space) if labels else identity_table(space.num_classes)
+    table = _table(section, key, space) if labels else identity_table(space.num_classes)
     return Listing(key, section, root, files, table)
+
+
+def _table(section: FileDataset, key: str, space: LabelSpace) -> np.ndarray:
+    """Table of the section; its errors, which name keys of the section, get the name of the key."""
+    try:
+        return section.table(space)
+    except UserError as error:
+        raise UserError(f"`{key}`: {error}") from error
 
 
 def find_root(section: DatasetSection, key: str, data_root: Path | None) -> Path:
