@@ -37,6 +37,7 @@ REQUIREMENTS = [
 DEVELOPMENT = [
     "pytest>=8",
     "pytest-xdist>=3.6",
+    "cityscapesscripts>=2.2",  # 2.3.0; the reference for scores
     "coverage[toml]>=7.10",  # 7.10 brings `patch = subprocess`
     "matplotlib>=3.8",
     "ruff>=0.6",

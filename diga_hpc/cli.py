@@ -3,28 +3,17 @@
 Heavy modules are imported inside the commands, so that --help is instant.
 """
 
-import sys
-import traceback
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
 from diga_hpc import config as configuration
-from diga_hpc.distributed import failures, processes
-from diga_hpc.errors import (
-    EXIT_FAILED,
-    EXIT_STOPPED,
-    EXIT_USER_ERROR,
-    JobFailed,
-    ReportedByRank0,
-    Stopped,
-    UserError,
-    one_line,
-)
+from diga_hpc import terminal
+from diga_hpc.errors import EXIT_FAILED, UserError
 from diga_hpc.launch import options
 from diga_hpc.section import nearest
-from diga_hpc.terminal import find_ranks, log_to_terminal
+from diga_hpc.terminal import log_to_terminal
 
 app = typer.Typer(
     help="Adapt a segmentation network from labelled source images to unlabelled target images "
@@ -139,12 +128,20 @@ def predict(
         typer.Argument(metavar="OUTPUT", help="Folder to write to: labels/, masks/ and overlays/."),
     ],
     network: Annotated[str, typer.Option(help="student or teacher")] = "student",
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Segment the images again that have their pictures."),
+    ] = False,
 ) -> None:
-    """Segment your own images: class indices, colour masks, and masks laid over the images."""
+    """Segment your own images: class indices, colour masks, and masks laid over the images.
+
+    Subfolders are kept. The same command goes on where it ended. An image that cannot be read is
+    named at the end; the exit code is then 2.
+    """
     from diga_hpc.results.predict import predict as run_predict
 
     log_to_terminal()
-    count = run_predict(weights, images, output, network)
+    count = run_predict(weights, images, output, network, overwrite)
     print(f"{count} images segmented: {output}/labels, {output}/masks, {output}/overlays")
 
 
@@ -155,12 +152,17 @@ def check(
     quick: Annotated[
         bool, typer.Option(help="Look at 20 images of each data set instead of all.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check configuration and data without training: files, pairs, sizes, label ids, stages."""
-    from diga_hpc.stages.check import check as run_check
+    """Check configuration and data without training: every file, labels, sizes, stages.
+
+    All problems are listed; with any that a run would refuse, the exit code is 2.
+    """
+    from diga_hpc.results.check import check as run_check
 
     log_to_terminal()
-    run_check(configuration.load(config, overrides or []), limit=20 if quick else None)
+    resolved = configuration.load(config, overrides or [])
+    run_check(resolved, limit=20 if quick else None, as_json=as_json)
 
 
 @app.command()
@@ -353,37 +355,5 @@ def _run(
 
 
 def main() -> None:
-    """Entry point: a user error is one line and exit code 2, a requested stop exit code 75.
-
-    Among several ranks the last line says rank, host and cause.
-    """
-    me = find_ranks()
-    where = f"rank {me.rank} on {processes.host()}: " if me.size > 1 else ""
-
-    def end(code: int) -> None:
-        # Among several ranks, libraries may wait for ranks that are gone: nothing is waited for.
-        if me.size > 1:
-            failures.leave(code)
-        sys.exit(code)
-
-    try:
-        app()
-    except ReportedByRank0:
-        sys.exit(EXIT_USER_ERROR)
-    except UserError as error:
-        print(f"diga-hpc: {where}error: {one_line(error)}", file=sys.stderr)
-        end(EXIT_USER_ERROR)
-    except JobFailed as failed:
-        print(f"diga-hpc: {failed}", file=sys.stderr)
-        sys.exit(EXIT_FAILED)
-    except Stopped as stopped:
-        # All ranks have agreed on it.
-        if not me.rank:
-            print(f"diga-hpc: {stopped}; {stopped.remedy}", file=sys.stderr)
-        sys.exit(EXIT_STOPPED)
-    except Exception as error:
-        if me.size == 1:
-            raise
-        traceback.print_exc()
-        print(f"diga-hpc: {where}failed: {one_line(error)}", file=sys.stderr)
-        end(EXIT_FAILED)
+    """Entry point: see terminal.run."""
+    terminal.run(app)

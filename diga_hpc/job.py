@@ -13,7 +13,8 @@ from diga_hpc.config import Config
 from diga_hpc.distributed import signals
 from diga_hpc.errors import Stopped
 from diga_hpc.run import requeue
-from diga_hpc.run.files import read_json
+from diga_hpc.run.directory import RunPaths
+from diga_hpc.run.files import read_json, write_json
 from diga_hpc.stages.plan import PIPELINE, STAGES, Planned, select
 
 # After these rank 0 prints the results and writes the report.
@@ -77,5 +78,9 @@ def _run(
 def _report(run_dir: Path) -> None:
     from diga_hpc.results.report import print_results, write_report
 
+    # A run without validation images has no evaluation that would write it.
+    results = RunPaths(run_dir).results
+    if not results.exists():
+        write_json(results, [])
     print_results(run_dir)
     print(f"report: {write_report(run_dir)}")

@@ -1,8 +1,11 @@
 """Fixtures of all tests, and the environment that they run in."""
 
+import atexit
 import os
+import shutil
 import signal
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,12 @@ from helpers.slurm_cluster import cluster, gpu_cluster, large_cluster, two_node_
 # Kernels are only run where a test asks for them, so other tests do not notice.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+# What inspections of data keep; tests leave nothing in the user's own folder.
+if "PYTEST_XDIST_WORKER" not in os.environ or "DIGA_CACHE" not in os.environ:
+    os.environ["DIGA_CACHE"] = tempfile.mkdtemp(prefix="diga_cache_")
+    atexit.register(shutil.rmtree, os.environ["DIGA_CACHE"], ignore_errors=True)
 
 
 # Where these tests run in a job of their own, they are no part of it.

@@ -163,6 +163,16 @@ def _damaged(folder: Path) -> None:
     (folder / "my_data/source/images/photo_0.jpg").write_bytes(b"no image")
 
 
+def _dead_link(folder: Path) -> None:
+    photograph = folder / "my_data/source/images/photo_0.jpg"
+    photograph.unlink()
+    photograph.symlink_to("gone.jpg")
+
+
+def _index(folder: Path) -> None:
+    (folder / "list.txt").write_text("source/images/photo_0.png\n")
+
+
 def _empty(folder: Path) -> None:
     for photograph in (folder / "my_data/source/images").iterdir():
         photograph.unlink()
@@ -175,6 +185,9 @@ MISTAKES = {
     "labels must have the size of their image": (_small_label, []),
     "not a readable image": (_damaged, []),
     "no images found": (_empty, []),
+    "no such image": (_index, ["data.source.index=list.txt"]),
+    "would be its own label": (None, ["data.source.images=source/labels"]),
+    "link to": (_dead_link, []),
     "no such folder": (None, ["data.source.images=nowhere"]),
     "is larger than the full-size image": (None, ["warm_up.crop=[300, 400]"]),
     "unknown key": (None, ["warm_up.step=3"]),

@@ -1,15 +1,17 @@
 """Sections of the data: source, target and validation images, and the classes of a label space."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import NonNegativeInt, PlainValidator, PositiveFloat, SerializeAsAny
+from pydantic import Field, PlainValidator, SerializeAsAny, field_validator
 
 from diga_hpc.config.choices import SAMPLERS
 from diga_hpc.config.validation import problem_at, validate_as
 from diga_hpc.datasets import DATASETS
 from diga_hpc.datasets.base import DatasetSection
-from diga_hpc.section import KeyOf, Section, key_of
+from diga_hpc.section import ByteValue, Count, FilePath, KeyOf, LowHigh, Scale, Section, key_of
+
+# The class indices 254 and 255 mean an unknown id and "no label".
+MOST_CLASSES = 254
 
 _is_kind = KeyOf(DATASETS)
 
@@ -37,24 +39,25 @@ Dataset = Annotated[SerializeAsAny[DatasetSection], PlainValidator(_dataset)]
 class DataSection(Section):
     """Images to train and to measure on, and how they are loaded."""
 
-    root: Path | None = None
+    root: FilePath | None = None
     """Folder of the data sets below that have no `root` of their own."""
     source: Dataset
     """Labelled images to learn from. `kind` chooses the data set and its keys."""
     target: Dataset | None = None
     """Images to adapt to; their labels, if any, are never read. Empty for domain generalisation
     and for training on the source alone."""
-    validation: Dataset
-    """Labelled images to measure results on; never trained on."""
-    workers: NonNegativeInt = 2
+    validation: Dataset | None = None
+    """Labelled images to measure results on; never trained on. Empty: networks are trained and
+    label images all the same, and nothing is measured."""
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """Data loader processes per rank; 0 loads in the training process. Any number gives the same
     batches."""
-    skip_errors: NonNegativeInt = 0
+    skip_errors: Count = 0
     """Unreadable files of source and target that a run may skip, counted over all ranks and
     restarts and listed in RUN_DIR/skipped_data.json. One more ends the run."""
     flip: bool = True
     """Mirror each training image left to right with probability 1/2."""
-    scale: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.0)
+    scale: Annotated[tuple[Scale, Scale], LowHigh] = (0.7, 1.0)
     """Lowest and highest random factor by which the height and the width of a training image are
     resized, each drawn on its own. The result is never smaller than the crop."""
     sampler: Annotated[str, key_of(SAMPLERS)] = "shuffled"
@@ -66,5 +69,37 @@ class CustomClass(Section):
 
     name: str
     """Name in tables and reports."""
-    color: tuple[int, int, int]
+    color: tuple[ByteValue, ByteValue, ByteValue]
     """Colour in label pictures and masks: red, green, blue, 0 to 255."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_plain(cls, name: str) -> str:
+        # Two names that look the same in a table would be two classes.
+        if not name or name != name.strip() or not name.isprintable():
+            raise ValueError("expected a text of printable characters, no blank at its ends")
+        return name
+
+
+def distinct(classes: tuple[CustomClass, ...]) -> tuple[CustomClass, ...]:
+    """Return the classes; raise ValueError for a number, names or colours that cannot be told."""
+    if classes and not 2 <= len(classes) <= MOST_CLASSES:
+        hint = "; add the background as one" if len(classes) == 1 else ""
+        raise ValueError(f"expected 2 to {MOST_CLASSES} classes, found {len(classes)}{hint}")
+    names: dict[str, int] = {}
+    colors: dict[tuple[int, int, int], int] = {}
+    for i, one in enumerate(classes):
+        # In any case and spacing: results and label files are matched by name.
+        before = names.setdefault(" ".join(one.name.casefold().split()), i)
+        if before != i:
+            raise ValueError(
+                f"`classes.{before}.name` {classes[before].name!r} and `classes.{i}.name` "
+                f"{one.name!r} are one name; rename one of them"
+            )
+        before = colors.setdefault(one.color, i)
+        if before != i:
+            raise ValueError(
+                f"`classes.{before}` {classes[before].name!r} and `classes.{i}` {one.name!r} have "
+                f"the colour {list(one.color)}, so that masks do not tell them apart; change one"
+            )
+    return classes

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from diga_hpc.config.schema import Config
-from diga_hpc.config.validation import explain
+from diga_hpc.config.validation import explain, shown
+from diga_hpc.config.yaml_text import YamlProblem, decode, dump, parse
 from diga_hpc.errors import UserError
 
 # Keys and sections that say where and how a run is executed, not what it computes: they may change
@@ -37,23 +37,6 @@ EXECUTION_KEYS = (
 )
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Loader that refuses a key given twice, of which PyYAML silently takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            # Keys that are lists or mappings are left to PyYAML, which refuses them.
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key `{key.value}` is given twice; keep one", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `key=value` overrides, import its extensions and validate.
 
@@ -61,19 +44,25 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file ({error}); expected YAML in UTF-8") from error
+        values = parse(decode(path.read_bytes()))
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give the path of a YAML file"
         ) from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except YamlProblem as problem:
+        raise UserError(f"{path}: {problem}") from problem
+    return from_values(values, overrides, path)
+
+
+def from_values(values: Any, overrides: Sequence[str], path: Path) -> Config:
+    """Apply overrides to the values of the file `path`, import its extensions and validate.
+
+    Raises UserError as `load`.
+    """
     if not isinstance(values, dict):
         raise UserError(
             f"{path}: expected sections such as `data:` and `warm_up:`, found "
-            f"{'an empty file' if values is None else repr(values)[:40]}; configs/ has examples"
+            f"{'an empty file' if values is None else shown(values)[:40]}; configs/ has examples"
         )
     for override in overrides:
         _apply(values, override)
@@ -87,16 +76,22 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
 
 def save(config: Config, path: Path) -> None:
     """Write the resolved configuration; `load` reads it back equal."""
-    path.write_text(as_yaml(config))
+    path.write_text(as_yaml(config), encoding="ascii")
 
 
 def as_yaml(config: Config) -> str:
     """The resolved configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump(config.model_dump(mode="json"))
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """Lines `key: old value there, new value now` for the keys that change what is computed."""
+    """Lines `key: old value there, new value now` for the keys that change what is computed.
+
+    Validation images may be added to a run that had none: nothing was measured yet.
+    """
+    if old.data.validation is None:
+        data = old.data.model_copy(update={"validation": new.data.validation})
+        old = old.model_copy(update={"data": data})
     before, after = flat(old), flat(new)
     return [
         f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"
@@ -137,6 +132,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node = values
     for depth, parent in enumerate(parents, start=1):
+        parent = _key_of(node, parent)
         child = node.get(parent)
         # Missing, or written as an empty section (`source_only:`).
         if child is None:
@@ -148,9 +144,14 @@ def _apply(values: dict[str, Any], override: str) -> None:
             )
         node = child
     try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{override!r}: the value is not valid YAML") from error
+        node[_key_of(node, last)] = parse(text)
+    except YamlProblem as problem:
+        raise UserError(f"{override!r}: {problem}") from problem
+
+
+def _key_of(node: dict[Any, Any], text: str) -> Any:
+    """The key that a part of an override means: 0 of an id map, for `data.source.id_map.0=1`."""
+    return next((key for key in node if str(key) == text), text)
 
 
 # --------------------------------------------------------------------------------------- extensions
@@ -160,8 +161,8 @@ def _import_extensions(path: Path, modules: Any) -> None:
     """Import the modules that `extensions` of the file `path` names, in their order."""
     if not isinstance(modules, list | tuple) or not all(isinstance(m, str) for m in modules):
         raise UserError(
-            f"{path}: `extensions` = {modules!r}: expected a list of Python modules, for example "
-            "extensions=[my_data]"
+            f"{path}: `extensions` = {shown(modules)}: expected a list of Python modules, for "
+            "example extensions=[my_data]"
         )
     if modules and os.getcwd() not in sys.path:
         # Last, so that no file of the directory hides a module of the environment.

@@ -3,6 +3,7 @@
 python -m diga_hpc.config.reference > docs/configuration.md
 """
 
+import math
 import textwrap
 import types
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator
 from pydantic.fields import FieldInfo
 
@@ -46,6 +47,9 @@ diga-hpc pipeline configs/demo.yaml seed=1 warm_up.batch.full=8 'evaluation.scal
 refuses any other one. On resume, only keys that say where and how a run is executed may change, not
 those that decide what it computes. These may change:
 {execution} and the `root` of any data set.
+
+**Texts and numbers.** Only `true` and `false` are truth values, so that a class may be named `on`;
+`1:30`, `010` and `2024-01-01` are texts. A key given twice is an error that names its lines.
 
 **Checks.** Unknown keys, values of a wrong type or out of bounds, and unknown names are errors that
 name the key. `diga-hpc check FILE` also looks at the data.
@@ -221,27 +225,45 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
         some = " or ".join(_values(arg, metadata) for arg in args if arg is not type(None))
         return f"{some}, or empty" if type(None) in args else some
     if origin is tuple and args[-1] is Ellipsis:
-        return f"list of: {_values(args[0], [])}"
+        filled = any(isinstance(bound, MinLen) and bound.min_length for bound in metadata)
+        return f"{'list, not empty,' if filled else 'list'} of: {_values(args[0], [])}"
     if origin is tuple:
         return f"[{', '.join(_values(arg, []) for arg in args)}]"
     if origin is dict:
         return f"mapping of {_values(args[0], [])} to {_values(args[1], [])}"
     if issubclass(annotation, DatasetSection):
         return "data set"
-    return f"{TYPES[annotation]} {' and '.join(_bounds(metadata))}".strip()
+    return f"{TYPES[annotation]} {_range(metadata)}".strip()
+
+
+def _range(metadata: list[Any]) -> str:
+    match metadata:
+        case [Ge(), Le()]:
+            return f"{_number(metadata[0].ge)} to {_number(metadata[1].le)}"
+    return " and ".join(_bounds(metadata))
 
 
 def _bounds(metadata: list[Any]) -> Iterator[str]:
     for bound in metadata:
         match bound:
             case Ge():
-                yield f">= {bound.ge:g}"
+                yield f">= {_number(bound.ge)}"
             case Gt():
-                yield f"> {bound.gt:g}"
+                yield f"> {_number(bound.gt)}"
             case Le():
-                yield f"<= {bound.le:g}"
+                yield f"<= {_number(bound.le)}"
             case Lt():
-                yield f"< {bound.lt:g}"
+                yield f"< {_number(bound.lt)}"
+
+
+def _number(value: Any) -> str:
+    """A bound; long ones as powers."""
+    for base, least in ((2, 31), (10, 6)):
+        for less in (0, 1):
+            power = round(math.log(value + less, base)) if value + less > 0 else 0
+            if power >= least and value + less == base**power:
+                return f"{base}^{power}{' - 1' if less else ''}"
+    return f"{value:g}"
 
 
 if __name__ == "__main__":

@@ -8,20 +8,17 @@ tables that are looked up when a file is validated: what an extension has regist
 accepted.
 """
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     ConfigDict,
     Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     model_validator,
 )
 
 from diga_hpc.config.choices import TRANSLATORS
-from diga_hpc.config.data import CustomClass, DataSection
+from diga_hpc.config.data import CustomClass, DataSection, distinct
 from diga_hpc.config.stages import (
     STAGE_SECTIONS,
     CentroidSection,
@@ -34,7 +31,18 @@ from diga_hpc.config.stages import (
 from diga_hpc.config.validation import problem_at, validate_as
 from diga_hpc.datasets.label_spaces import CUSTOM, SPACES, LabelSpace
 from diga_hpc.models import MODELS
-from diga_hpc.section import Fraction, NonNegativeFloat, Section, key_of
+from diga_hpc.section import (
+    Count,
+    Factor,
+    FilePath,
+    Fraction,
+    LowHigh,
+    PositiveCount,
+    PositiveFactor,
+    Section,
+    Text,
+    key_of,
+)
 
 # ---------------------------------------------------------------------------------- network, method
 
@@ -44,7 +52,7 @@ class ModelSection(Section):
 
     name: Annotated[str, key_of(MODELS)] = "lite"
     """Architecture: `lite` for CPUs and small GPUs, `deeplabv2_resnet101` as published."""
-    weights: str = "imagenet"
+    weights: Text = "imagenet"
     """Starting weights: `imagenet` (backbone only), `random`, or a file (.safetensors, .pth,
     .pt)."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
@@ -90,8 +98,8 @@ class LossSection(Section):
     over all images of the step, on all ranks."""
     class_weights: Literal["none", "sqrt_inverse"] = "none"
     """`sqrt_inverse`: weight of a class = 1/sqrt(its share of the source's pixels), scaled to a
-    mean of 1 over these pixels; counted on at most 500 images. `none`: every class weighs 1."""
-    class_weight_limit: PositiveFloat = 4.0
+    mean of 1 over these pixels. `none`: every class weighs 1."""
+    class_weight_limit: PositiveFactor = 4.0
     """Upper bound of the class weights; larger ones are clipped to it."""
 
 
@@ -100,18 +108,18 @@ class OptimizerSection(Section):
 
     name: Literal["sgd", "adamw"] = "sgd"
     """`sgd` (with momentum) or `adamw`."""
-    lr_head: PositiveFloat = 2.5e-3
+    lr_head: PositiveFactor = 2.5e-3
     """Initial learning rate of the head."""
-    lr_backbone: PositiveFloat = 7.5e-4
+    lr_backbone: PositiveFactor = 7.5e-4
     """Initial learning rate of the backbone."""
-    momentum: Fraction = 0.9
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """Momentum of `sgd`; first beta of `adamw`, whose second is 0.999."""
-    weight_decay: NonNegativeFloat = 5e-4
+    weight_decay: Factor = 5e-4
     """Weight decay of parameters with two or more dimensions; biases and normalisation have
     none."""
-    poly_power: NonNegativeFloat = 0.9
+    poly_power: Annotated[float, Field(ge=0.0, le=100.0)] = 0.9
     """Exponent of the decay: the learning rate at step i of n is initial * (1 - i/n)^poly_power."""
-    clip_norm: NonNegativeFloat = 0.0
+    clip_norm: Factor = 0.0
     """Largest norm of the gradient over all parameters; a longer one is scaled down. 0: no
     clipping."""
 
@@ -130,46 +138,46 @@ class EngineSection(Section):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """DeepSpeed ZeRO: what is partitioned over ranks. 0: nothing; 1: optimiser state; 2:
     gradients too; 3: parameters too."""
-    micro_batch: PositiveInt | None = None
+    micro_batch: PositiveCount | None = None
     """Images of one domain in one forward pass of a rank; gradients of several passes are
     accumulated. Empty: a rank's share of the batch at once."""
-    max_bad_steps: PositiveInt = 5
+    max_bad_steps: PositiveCount = 5
     """End the run after this many steps in a row whose loss or gradient is not finite. Such a step
     changes no parameter."""
-    threads: NonNegativeInt = 1
+    threads: Annotated[int, Field(ge=0, le=4096)] = 1
     """CPU threads per rank for torch's operations; 0 keeps torch's default."""
 
 
 class GuardSection(Section):
     """Signs of a training that goes wrong, and when they end the run. May change on resume."""
 
-    gradient_factor: Annotated[float, Field(gt=1.0)] = 30.0
+    gradient_factor: Annotated[float, Field(gt=1.0, le=1e6)] = 30.0
     """A step counts as exploding if its gradient norm exceeds this many times the median of the
     last 100 steps."""
-    max_exploding_steps: NonNegativeInt = 10
+    max_exploding_steps: Count = 10
     """End the run after this many exploding steps in a row; 0: never."""
-    teacher_distance: PositiveFloat = 1.0
+    teacher_distance: PositiveFactor = 1.0
     """The teacher counts as diverged if |teacher - student| / |student|, over all parameters,
     exceeds this."""
-    max_diverged: NonNegativeInt = 5
+    max_diverged: Count = 5
     """End the run after this many log lines in a row with a diverged teacher; 0: never."""
-    consensus_kept: tuple[Fraction, Fraction] = (0.001, 0.999)
+    consensus_kept: Annotated[tuple[Fraction, Fraction], LowHigh] = (0.001, 0.999)
     """Lowest and highest fraction of the target's pixels that keep their pseudo label; outside
     of it the consensus counts as degenerate."""
-    max_degenerate: NonNegativeInt = 20
+    max_degenerate: Count = 20
     """End the run after this many log lines in a row with a degenerate consensus; 0: never."""
 
 
 class LoggingSection(Section):
     """What is written during training, and how often. May change on resume."""
 
-    every: PositiveInt = 10
+    every: PositiveCount = 10
     """Steps between two log lines (RUN_DIR/metrics.jsonl)."""
-    checkpoint_every: PositiveInt = 200
+    checkpoint_every: PositiveCount = 200
     """Steps between two checkpoints: at most this many are lost when the machine fails."""
-    keep: PositiveInt = 2
+    keep: PositiveCount = 2
     """Newest checkpoints that are kept of each stage."""
-    keep_every: PositiveInt | None = None
+    keep_every: PositiveCount | None = None
     """Keep the checkpoints at multiples of this many steps as well. Empty: only the newest."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
@@ -184,18 +192,19 @@ class Config(Section):
     # Sections of stages that an extension registered are extra fields.
     model_config = ConfigDict(extra="allow")
 
-    extensions: tuple[str, ...] = ()
+    extensions: tuple[Text, ...] = ()
     """Python modules to import first; they register data sets, label spaces, networks, translators,
     samplers or stages of your own."""
-    run_dir: Path
+    run_dir: FilePath
     """Folder that everything the run makes is written to; it holds one experiment."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Seed of random starting weights, of the order of the images and of every other random
     draw."""
     label_space: Annotated[str, key_of(SPACES, CUSTOM)] = "cityscapes"
     """The classes that the network predicts, by name; `custom` takes those of `classes`."""
-    classes: tuple[CustomClass, ...] = ()
-    """The classes of `label_space: custom`, in the order of their index, which starts at 0."""
+    classes: Annotated[tuple[CustomClass, ...], AfterValidator(distinct)] = ()
+    """The classes of `label_space: custom`, in the order of their index, which starts at 0: from 2
+    to 254 of different names and colours."""
     data: DataSection
     model: ModelSection = ModelSection()
     teacher: TeacherSection = TeacherSection()

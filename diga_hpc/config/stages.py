@@ -6,18 +6,28 @@ that `stages.plan.register` gave it.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from diga_hpc.errors import UserError
-from diga_hpc.section import Fraction, NonNegativeFloat, Section, Size
+from diga_hpc.section import (
+    Count,
+    Factor,
+    Fraction,
+    PositiveCount,
+    PositiveFactor,
+    Scale,
+    Scales,
+    Section,
+    Size,
+)
 
 
 class BatchSection(Section):
     """Images of one domain in an optimiser step, over all ranks together."""
 
-    full: NonNegativeInt = 4
+    full: Count = 4
     """Crops from images at their full size."""
-    half: NonNegativeInt = 0
+    half: Count = 0
     """Crops from images at their half size."""
 
     @property
@@ -45,13 +55,13 @@ class BatchSection(Section):
 class TrainingSection(Section):
     """Keys of every training stage."""
 
-    steps: PositiveInt
+    steps: PositiveCount
     """Optimiser steps of the stage."""
     batch: BatchSection = BatchSection()
     """Images of one domain in a step."""
     crop: Size
     """Height and width in pixels of the training crops."""
-    lr_scale: PositiveFloat = 1.0
+    lr_scale: PositiveFactor = 1.0
     """Factor on `optimizer.lr_head` and `optimizer.lr_backbone` in this stage."""
 
 
@@ -62,16 +72,16 @@ class SourceOnlySection(TrainingSection):
 class DistillationSection(TrainingSection):
     """Keys of the stages that distil between two views of the source."""
 
-    reverse_weight: NonNegativeFloat = 0.5
+    reverse_weight: Factor = 0.5
     """Factor on the direction "teacher on view 2 teaches the student on view 1"; the other
     direction has the factor 1. Published: 0.5, and 0.25 for SYNTHIA."""
-    temperature: PositiveFloat = 1.0
+    temperature: PositiveFactor = 1.0
     """The logits of student and teacher are divided by it before the softmax."""
     second_view: Literal["crdomix", "color"] = "crdomix"
     """View 2 of a source image. `crdomix`: classes of its colour-changed version pasted onto its
     version in the style of the target (needs `data.target`). `color`: the colour-changed version,
     which never looks at the target."""
-    distillation_weight: NonNegativeFloat
+    distillation_weight: Factor
     """Factor on the distillation loss, the sum of both directions."""
     color_blend: Fraction
     """Share of the colour-changed image in the colour view."""
@@ -82,7 +92,7 @@ class WarmUpSection(DistillationSection):
 
     start: Literal["model", "source_only"] = "model"
     """Network to start from: `model.weights`, or the result of the stage `source_only`."""
-    distillation_weight: NonNegativeFloat = 0.5
+    distillation_weight: Factor = 0.5
     """Factor on the distillation loss, the sum of both directions; 0 turns it off. Published: 0.5,
     and 0.25 for SYNTHIA."""
     color_blend: Fraction = 0.4
@@ -93,9 +103,9 @@ class SelfTrainingSection(DistillationSection):
     """Training on the target with the pseudo labels that its features agree with, and the warm-up's
     losses on the source."""
 
-    rounds: PositiveInt = 1
+    rounds: Annotated[int, Field(ge=1, le=100)] = 1
     """Number of rounds; each makes pseudo labels and centroids, and then trains."""
-    distillation_weight: NonNegativeFloat = 0.25
+    distillation_weight: Factor = 0.25
     """Factor on the distillation loss, the sum of both directions; 0 turns it off."""
     color_blend: Fraction = 0.3
     """Weight of the colour-changed image in its blend with the original, of source and target; 0
@@ -106,7 +116,7 @@ class PseudoLabelSection(Section):
     """Labels that the network gives the target's training images before each self-training
     round."""
 
-    scales: tuple[PositiveFloat, ...] = (1.0, 0.5)
+    scales: Scales = (1.0, 0.5)
     """Factors of the full size at which an image is predicted; a pixel takes the class of the
     highest logit over all of them."""
     adapt_normalization: bool = False
@@ -117,9 +127,9 @@ class PseudoLabelSection(Section):
 class CentroidSection(Section):
     """Class centroids: the mean feature of each class, which pseudo labels must agree with."""
 
-    scale: PositiveFloat = 0.5
+    scale: Scale = 0.5
     """Factor of the full size at which the target's images are seen for the initial centroids."""
-    minimum_pixels: PositiveInt = 5
+    minimum_pixels: PositiveCount = 5
     """Minimum pixels, at the network's output resolution, for a class to count in an image."""
     momentum: Annotated[float, Field(ge=0.0, lt=0.1)] = 1e-4
     """Weight of the mean of one image where training updates the centroids."""
@@ -128,7 +138,7 @@ class CentroidSection(Section):
 class EvaluationSection(Section):
     """How the networks are measured on the validation images."""
 
-    scales: tuple[PositiveFloat, ...] = (1.0, 0.5)
+    scales: Scales = (1.0, 0.5)
     """Factors of the full size at which an image is predicted; a pixel takes the class of the
     highest logit over all of them."""
     flip: bool = False
@@ -141,7 +151,7 @@ class EvaluationSection(Section):
     on the target's training images (AdaBN)."""
     teacher: bool = True
     """Measure the teachers too, not only the students."""
-    panels: NonNegativeInt = 6
+    panels: Count = 6
     """Validation images that the report shows."""
 
 

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from diga_hpc.section import Section, nearest
 
 NESTED = "nested_section"
+SHOWN_LENGTH = 200  # characters of a value in an error
 
 
 def validate_as(section: type[Section], value: Any, *at: str) -> Section:
@@ -66,9 +67,44 @@ def _explain(section: type[Section], prefix: tuple[str, ...], problem: Any) -> s
     if problem["type"] in ("model_type", "model_attributes_type"):
         message = f"expected a section with the keys {', '.join(_known_keys(section, below))}"
     # A problem between keys of one section: the message names them, the values would hide it.
-    if problem["type"] == "value_error" and isinstance(problem["input"], dict | BaseModel):
+    if problem["type"] == "value_error" and _holds_sections(problem["input"]):
         return f"`{key}`: {message}" if key else message
-    return f"`{key}` = {problem['input']!r}: {message}"
+    return f"`{key}` = {shown(problem['input'])}: {message}{_hint(problem)}"
+
+
+def _holds_sections(value: Any) -> bool:
+    parts = value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(part, dict | BaseModel) for part in parts)
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # A number of thousands of digits, or a list that holds itself.
+        return f"a {type(value).__name__}"
+    return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}..."
+
+
+def _hint(problem: Any) -> str:
+    """What to write instead, where YAML takes a value for something else than was meant."""
+    value = problem["input"]
+    if problem["type"] in ("string_type", "path_type"):
+        if isinstance(value, bool | int | float):
+            return "; put it in quotes"
+        if value is None:
+            return "; an empty value is none: write one, or leave the key out"
+    if problem["type"] in ("int_parsing", "int_from_float") and _is_whole(value):
+        return f"; write {float(value):.0f}"
+    return ""
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        return float(value).is_integer() and abs(float(value)) < 1e18
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _known_keys(section: type[Section], parents: tuple[str, ...]) -> list[str]:

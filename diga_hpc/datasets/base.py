@@ -16,10 +16,11 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from diga_hpc.datasets.files import Files, list_images, read_index
+from diga_hpc.datasets.files import Files, list_images
+from diga_hpc.datasets.index_files import read_index
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.images.labels import read_ids
-from diga_hpc.section import Section, Size
+from diga_hpc.section import FilePath, Section, Size
 
 __all__ = [
     "DatasetSection",
@@ -37,14 +38,15 @@ class DatasetSection(Section):
 
     kind: str
     """Which data set; the other keys depend on it."""
-    root: Path | None = None
+    root: FilePath | None = None
     """Folder of the data set. Empty: `data.root`."""
     size: Size | None = None
-    """Height and width in pixels that every image is resized to, its "full size". Empty: its
+    """Height and width in pixels that every image is resized to, its "full size". An image whose
+    aspect ratio differs by more than 5 % keeps it, and is resized to the same area. Empty: its
     size on disk."""
     half_size: Size | None = None
-    """Height and width in pixels of the "half-size" images in a batch. Empty: half of the full
-    size."""
+    """Height and width in pixels of the "half-size" images in a batch; aspect ratios are kept as
+    with `size`. Empty: half of the full size."""
 
 
 class FileDataset(DatasetSection):
@@ -60,7 +62,8 @@ class FileDataset(DatasetSection):
     def files(self, root: Path) -> list[Files]:
         """List the images below `root`, sorted, each with the path where its label would be.
 
-        Raises UserError where a folder or an index file is missing.
+        Neither needs to exist: `list_files` looks for them and reports what is missing. Raises
+        UserError where a folder or an index file is missing.
         """
         raise NotImplementedError
 
@@ -72,7 +75,7 @@ class FileDataset(DatasetSection):
         raise NotImplementedError
 
     def left_out(self, root: Path) -> dict[str, int]:
-        """Files below `root` that `files` passes over, counted by reason: for `diga-hpc check`."""
+        """Count what `files` leaves out below `root`, by reason: for `diga-hpc check`."""
         return {}
 
     def decode(self, path: Path) -> np.ndarray:

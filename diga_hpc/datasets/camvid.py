@@ -1,13 +1,15 @@
 """CamVid (Brostow et al., 2009): 11 classes, as ids of the SegNet tutorial or as colours."""
 
+from collections import Counter
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from diga_hpc.datasets.class_names import NamedClasses
 from diga_hpc.datasets.color_maps import CAMVID_CODES, check_palette, read_by_color
-from diga_hpc.datasets.files import Files, list_images
+from diga_hpc.datasets.files import FileFinder, Files, scan, unique_names
 from diga_hpc.datasets.label_spaces import (
     CAMVID_CLASSES,
     CAMVID_PALETTE,
@@ -16,7 +18,9 @@ from diga_hpc.datasets.label_spaces import (
     LabelSpace,
 )
 from diga_hpc.datasets.label_tables import id_table
+from diga_hpc.errors import UserError
 from diga_hpc.images.labels import has_colors, read_indexed
+from diga_hpc.section import Text
 
 UNLABELLED_ID = 11
 _TABLE = id_table({i: i for i in range(UNLABELLED_ID)}, (UNLABELLED_ID,))
@@ -30,9 +34,9 @@ class Camvid(NamedClasses):
     10, and 11 for "no label", or with the 32 colours of the original."""
 
     kind: Literal["camvid"]
-    splits: tuple[Literal["train", "val", "test"], ...] = ("train",)
+    splits: Annotated[tuple[Literal["train", "val", "test"], ...], Field(min_length=1)] = ("train",)
     """Splits to read, one after another."""
-    sequences: tuple[str, ...] = ()
+    sequences: tuple[Text, ...] = ()
     """Keep the frames whose name starts with one of these: the names of film sequences. Empty: all
     frames."""
     labelled_only: bool = False
@@ -42,17 +46,43 @@ class Camvid(NamedClasses):
 
     def files(self, root: Path) -> list[Files]:
         """Frames of the splits, in their order."""
-        return [entry for split in self.splits for entry in self._files_of(root, split)]
+        return self._select(root)[0]
 
-    def _files_of(self, root: Path, split: str) -> list[Files]:
-        files = []
-        for image in list_images(root / split):
-            if self.sequences and not image.stem.startswith(self.sequences):
-                continue
-            label = root / f"{split}annot" / f"{image.stem}.png"
-            if label.is_file() or not self.labelled_only:
-                files.append(Files(image.stem, image, label))
-        return files
+    def left_out(self, root: Path) -> dict[str, int]:
+        """Other files in the folders of the splits, and the frames that the keys leave out."""
+        return self._select(root)[1]
+
+    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
+        finder = FileFinder()
+        left_out: Counter[str] = Counter()
+        frames, stems = [], []
+        for split in self.splits:
+            found = scan(root / split)
+            left_out += found.left_out
+            stems += [image.stem for image in found.images]
+            if not found.images:
+                raise UserError(f"{root / split}: holds no images; leave {split!r} out of `splits`")
+            for image in found.images:
+                label = root / f"{split}annot" / f"{image.stem}.png"
+                if self.sequences and not image.stem.startswith(self.sequences):
+                    left_out["images of other sequences"] += 1
+                elif self.labelled_only and finder.find(label) is None:
+                    left_out["images without a label"] += 1
+                else:
+                    frames.append((image, label))
+        self._require_sequences(stems)
+        names = unique_names([image for image, _ in frames])
+        files = [Files(name, *frame) for name, frame in zip(names, frames, strict=True)]
+        return files, dict(left_out)
+
+    def _require_sequences(self, stems: list[str]) -> None:
+        """Raise UserError for a sequence without a frame: its name may be misspelt."""
+        for sequence in self.sequences:
+            if not any(stem.startswith(sequence) for stem in stems):
+                raise UserError(
+                    f"`sequences` has {sequence!r}, which no frame of {', '.join(self.splits)} "
+                    "starts with; correct it or leave it out"
+                )
 
     def class_ids(self) -> dict[int, str]:
         return dict(enumerate(CAMVID_CLASSES))

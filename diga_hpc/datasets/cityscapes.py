@@ -3,6 +3,8 @@
 `CityscapesLabels` is the base class of data sets with its ids, GTA5 among them.
 """
 
+import os
+import re
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -10,7 +12,8 @@ import numpy as np
 
 from diga_hpc.datasets.class_names import NamedClasses
 from diga_hpc.datasets.color_maps import check_palette
-from diga_hpc.datasets.files import Files, read_index
+from diga_hpc.datasets.files import Files, Scan, scan
+from diga_hpc.datasets.index_files import IndexLine, read_index
 from diga_hpc.datasets.label_spaces import (
     CITYSCAPES_CLASSES,
     CITYSCAPES_IDS,
@@ -24,6 +27,12 @@ from diga_hpc.errors import UserError
 from diga_hpc.images.labels import read_indexed
 
 IMAGE_ENDING = "_leftImg8bit"
+# Of the images, and of the labels that cityscapesScripts makes and lists of others name.
+ENDING = re.compile(
+    r"(_leftImg8bit|_gt(Fine|Coarse)_(labelIds|labelTrainIds|instanceIds|color|polygons))?"
+    r"(\.(png|jpe?g|webp|bmp|tiff?|json))?$",
+    re.IGNORECASE,
+)
 LAST_TRAIN_ID = len(CITYSCAPES_CLASSES) - 1
 # Ids in the label files of the split `test`, whose real ones are not published.
 DUMMY_IDS = range(5)
@@ -105,29 +114,46 @@ def _like_train_ids(ids: np.ndarray) -> bool:
 
 
 class Cityscapes(CityscapesLabels):
-    """Cityscapes: images `leftImg8bit/{split}/{city}/*_leftImg8bit.png`, labels
+    """Cityscapes: images `leftImg8bit/{split}/{city}/*_leftImg8bit.png` (or .jpg), labels
     `gtFine/{split}/{city}/*_gtFine_labelIds.png` (or `*_labelTrainIds.png`)."""
 
     kind: Literal["cityscapes"]
     split: Literal["train", "val", "test"] = "train"
     """Split to read."""
     index: Path | None = None
-    """Text file with one image name per line, a subset for semi-supervised training. Empty: all
-    images of the split."""
+    """Text file with one frame per line, a subset for semi-supervised training:
+    `aachen_000000_000019`, or a path of its image or its label. Empty: all images of the split."""
 
     def files(self, root: Path) -> list[Files]:
         """Images of all cities of the split; a frame is named as in `_frame`."""
-        images = sorted((root / "leftImg8bit" / self.split).glob(f"*/*{IMAGE_ENDING}.png"))
-        if self.index is not None:
-            wanted = {_frame(Path(line[0])) for line in read_index(self.index, root)}
-            images = [image for image in images if _frame(image) in wanted]
-        labels = root / "gtFine" / self.split
+        return self._select(root)[0]
+
+    def left_out(self, root: Path) -> dict[str, int]:
+        """Other files in the folder of the split, and the frames that the index does not name."""
+        return self._select(root)[1]
+
+    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
+        folder, labels = root / "leftImg8bit" / self.split, root / "gtFine" / self.split
+        found = scan(folder, recursive=True) if os.path.isdir(folder) else Scan()
+        frames = [image for image in found.images if image.stem.endswith(IMAGE_ENDING)]
+        others = len(found.images) - len(frames)
+        found.left_out[f"images without {IMAGE_ENDING} in their name"] = others
         ending = "labelTrainIds" if self.label_ids == "train_ids" else "labelIds"
-        return [
-            Files(name, image, labels / image.parent.name / f"{name}_gtFine_{ending}.png")
-            for image in images
-            for name in [_frame(image)]
-        ]
+        lines = read_index(self.index, root) if self.index is not None else []
+        named = _named(lines)
+        files = []
+        for image in frames:
+            name = _frame(image)
+            if self.index is not None and name not in named:
+                found.left_out[f"images that {self.index} does not name"] += 1
+                continue
+            label = labels / image.relative_to(folder).parent / f"{name}_gtFine_{ending}.png"
+            files.append(Files(name, image, label, named.pop(name, "")))
+        # What is left names nothing: `list_files` reports that these images do not exist.
+        for name, origin in named.items():
+            image = folder / name.split("_")[0] / f"{name}{IMAGE_ENDING}.png"
+            files.append(Files(name, image, None, origin))
+        return files, dict(+found.left_out)
 
     def void_ids(self) -> dict[int, str]:
         # The id of a license plate is -1, in 8 bits 255.
@@ -143,6 +169,24 @@ class Cityscapes(CityscapesLabels):
         return super().suspicion(counts, space)
 
 
-def _frame(image: Path) -> str:
-    """The name that an image and its label share, for example aachen_000000_000019."""
-    return image.stem.removesuffix(IMAGE_ENDING)
+def _named(lines: list[IndexLine]) -> dict[str, str]:
+    """Frames that the lines of an index name, each with its place in the index.
+
+    Raises UserError for a frame that is named twice, and a label of another frame.
+    """
+    named: dict[str, str] = {}
+    for line in lines:
+        name, *label = (_frame(Path(column)) for column in line.columns)
+        if label and label != [name]:
+            raise UserError(f"{line.origin}: image and label are of two frames: {name}, {label[0]}")
+        if name in named:
+            raise UserError(
+                f"{line.origin}: {name} is named in {named[name]} too; remove one of the lines"
+            )
+        named[name] = line.origin
+    return named
+
+
+def _frame(file: Path) -> str:
+    """The name that an image and its labels share, for example aachen_000000_000019."""
+    return ENDING.sub("", file.name)

@@ -1,40 +1,207 @@
-"""Lists of files: images of a folder, lines of an index file."""
+"""Lists of files: images of a folder and what is left out of it, files on disk, unique names."""
 
-from dataclasses import dataclass
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from diga_hpc.errors import UserError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+# Made by file servers, archivers and desktops, in lower case; they hold thumbnails and copies.
+# Most others are hidden: .Trash-1000, .thumbnails, .ipynb_checkpoints, ._x.jpg.
+GENERATED = frozenset(
+    {
+        "@eadir",
+        "@recycle",
+        "#recycle",
+        "$recycle.bin",
+        "__macosx",
+        "desktop.ini",
+        "lost+found",
+        "network trash folder",
+        "system volume information",
+        "thumbs.db",
+    }
+)
+
+SUFFIXES_SHOWN = 8
 
 
 @dataclass(frozen=True)
 class Files:
-    """Paths of one image and its label.
+    """Paths of one image and its label; `list_files` reports those that do not exist.
 
     name: unique in the data set; the stem of files made for the image. label: None without one.
+    origin: what names the image, for errors: "kept.txt, line 3"; empty for a folder that was read.
     """
 
     name: str
     image: Path
     label: Path | None
+    origin: str = ""
+
+
+@dataclass
+class Scan:
+    """Images of a folder in the order of their paths, and the number of other entries by reason."""
+
+    images: list[Path] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def list_images(folder: Path, recursive: bool = False) -> list[Path]:
-    """Images of a folder, sorted. Raises UserError where the folder is missing."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected images (.png, .jpg) in it")
-    # Sorted, since file systems list in any order: an index must mean one image on every rank.
-    found = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
+    """Images of a folder as `scan` finds them. Raises UserError as it does."""
+    return scan(folder, recursive).images
 
 
-def read_index(index: Path, root: Path) -> list[list[str]]:
-    """Words of each line of an index file; a relative path is tried as given, then below `root`.
+def scan(folder: Path, recursive: bool = False, without: Path | None = None) -> Scan:
+    """List the images of a folder, sorted; links are followed.
 
-    Raises UserError where the file is in neither place.
+    Left out and counted: hidden and generated files and folders, files of other suffixes, and
+    subfolders unless `recursive`. `without`: a subfolder that is not read, such as the labels. A
+    dead link with the name of an image is listed, since somebody meant an image by it.
+
+    Raises UserError for a folder that is missing or cannot be read, and a dead link in place of a
+    subfolder.
     """
-    path = index if index.is_file() else root / index
-    if not path.is_file():
-        raise UserError(f"{index}: no such index file, neither as given nor below {root}")
-    return [line.split() for line in path.read_text().splitlines() if line.strip()]
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder}: no such folder; expected images ({', '.join(IMAGE_SUFFIXES)})")
+    walk = _Walk(recursive, os.path.realpath(without) if without else None)
+    walk.read(folder, (os.path.realpath(folder),))
+    if walk.suffixes:
+        shown = [suffix for suffix, _ in walk.suffixes.most_common(SUFFIXES_SHOWN)]
+        more = ", ..." if len(walk.suffixes) > SUFFIXES_SHOWN else ""
+        reason = f"other suffixes ({', '.join(sorted(shown))}{more})"
+        walk.found.left_out[reason] = walk.suffixes.total()
+    return walk.found
+
+
+class _Walk:
+    """One reading of a folder; `above` are the real paths from the first folder to the current."""
+
+    def __init__(self, recursive: bool, without: str | None):
+        self.recursive = recursive
+        self.without = without
+        self.found = Scan()
+        self.suffixes: Counter[str] = Counter()
+
+    def read(self, folder: Path, above: tuple[str, ...]) -> None:
+        for entry in read_folder(folder):
+            name, path = entry.name, folder / entry.name
+            if name.startswith("."):
+                self.found.left_out["hidden files and folders"] += 1
+            elif name.lower() in GENERATED:
+                self.found.left_out["generated files and folders (@eaDir, Thumbs.db, ...)"] += 1
+            elif entry.is_symlink() and not os.path.exists(path):
+                self._dead_link(path)
+            elif entry.is_dir():
+                real = os.path.realpath(path) if entry.is_symlink() else f"{above[-1]}/{name}"
+                self._subfolder(path, real, above)
+            elif entry.is_file():
+                self._file(path)
+            else:
+                self.found.left_out["pipes, sockets and devices"] += 1
+
+    def _file(self, path: Path) -> None:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            self.found.images.append(path)
+        else:
+            self.suffixes[path.suffix.lower() or "none"] += 1
+
+    def _subfolder(self, path: Path, real: str, above: tuple[str, ...]) -> None:
+        if real == self.without:
+            return
+        if not self.recursive:
+            self.found.left_out["subfolders"] += 1
+        elif real in above:
+            self.found.left_out["links to a folder that they are in"] += 1
+        else:
+            self.read(path, (*above, real))
+
+    def _dead_link(self, path: Path) -> None:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            self.found.images.append(path)
+        elif self.recursive:
+            raise UserError(f"{path}: {dead_link(path)}; restore its destination or remove it")
+        else:
+            self.suffixes[path.suffix.lower() or "none"] += 1
+
+
+def read_folder(folder: Path) -> list[os.DirEntry[str]]:
+    """Entries of a folder, sorted. Raises UserError if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            # Sorted, since file systems list in any order: an index must mean one image on every
+            # rank. By bytes: names that are not UTF-8 have no order that all locales share.
+            return sorted(entries, key=lambda entry: os.fsencode(entry.name))
+    except PermissionError as error:
+        raise UserError(
+            f"{folder}: cannot be read ({error.strerror}); give yourself the right to read it"
+        ) from error
+
+
+def dead_link(path: Path) -> str:
+    """What is wrong with a link, for an error."""
+    return f"link to {os.readlink(path)}, which does not exist or cannot be read"
+
+
+class FileFinder:
+    """Finds files by path; reads each folder once.
+
+    A call of stat for each of 25 000 files takes minutes on the file server of a cluster.
+    """
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, dict[str, list[str]]] = {}
+
+    def find(self, path: Path) -> Path | None:
+        """The file of this path; without one, the only one that differs from it as below.
+
+        An extension in another case (.PNG); letters that are composed, or not, as file systems and
+        archivers change them.
+        """
+        alike = self.alike(path)
+        if path.name in alike:
+            return path
+        fitting = [name for name in alike if Path(name).suffix.lower() == path.suffix.lower()]
+        return path.with_name(fitting[0]) if len(fitting) == 1 else None
+
+    def alike(self, path: Path) -> list[str]:
+        """Names of the files in its folder that have its stem."""
+        return self._folder(path.parent).get(_composed(path.stem), [])
+
+    def _folder(self, folder: Path) -> dict[str, list[str]]:
+        """Names of files by stem; empty for a folder that does not exist."""
+        if folder not in self._folders:
+            names: dict[str, list[str]] = {}
+            for entry in read_folder(folder) if os.path.isdir(folder) else []:
+                # Only links cost a stat: of other entries the folder itself knows the type.
+                if os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file():
+                    names.setdefault(_composed(Path(entry.name).stem), []).append(entry.name)
+            self._folders[folder] = names
+        return self._folders[folder]
+
+
+def is_utf8(name: str) -> bool:
+    """Whether the bytes of a file name are UTF-8; the others are surrogates, see os.fsdecode."""
+    return not any("\udc80" <= letter <= "\udcff" for letter in name)
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def unique_names(images: Sequence[Path]) -> list[str]:
+    """Names of images: stems; where two are equal, of all images the paths below their folder.
+
+    `c1/0001.png` and `c2/0001.png` are named `c1_0001` and `c2_0001`.
+    """
+    stems = [image.stem for image in images]
+    if len(set(stems)) == len(stems):
+        return stems
+    common = os.path.commonpath([os.path.abspath(image.parent) for image in images])
+    below = (Path(os.path.relpath(image, common)) for image in images)
+    return ["_".join(path.with_suffix("").parts) for path in below]

@@ -4,21 +4,22 @@ from pathlib import Path
 from typing import Literal
 
 from diga_hpc.datasets.cityscapes import CityscapesLabels
-from diga_hpc.datasets.files import Files, list_images, read_index
+from diga_hpc.datasets.files import Files
+from diga_hpc.datasets.index_files import equal_names
 
 
 class Gta5(CityscapesLabels):
-    """GTA5: images `images/*.png`, labels `labels/*.png` with Cityscapes ids."""
+    """GTA5: images `images/*.png` (or .jpg), labels `labels/*.png` with Cityscapes ids."""
 
     kind: Literal["gta5"]
     index: Path | None = None
-    """Text file with one image name per line; a common list keeps 18 111 of the 24 966. Empty: all
-    images."""
+    """Text file with one image per line (`00001.png`, `images/00001.png` or `00001`), and possibly
+    its label; a common list keeps 18 111 of the 24 966. Empty: all images."""
 
     def files(self, root: Path) -> list[Files]:
-        """Images of the folder or the index; a label has the name of its image."""
-        if self.index is not None:
-            images = [root / "images" / line[0] for line in read_index(self.index, root)]
-        else:
-            images = list_images(root / "images")
-        return [Files(image.stem, image, root / "labels" / image.name) for image in images]
+        """Images of the folder or the index; a label is a PNG with the stem of its image."""
+        return equal_names(root, "images", "labels", self.index)[0]
+
+    def left_out(self, root: Path) -> dict[str, int]:
+        """Other files in the folder of images, and the images that the index does not name."""
+        return equal_names(root, "images", "labels", self.index)[1]

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from diga_hpc.errors import UserError
+
 IGNORE = 255  # class index of pixels without a label, left out of losses and results
 
 CITYSCAPES_CLASSES = (
@@ -144,6 +146,15 @@ class LabelSpace:
     """Colour of each class: red, green, blue, 0 to 255."""
     protocols: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Means over some of the classes, reported beside the mean over all: name -> class indices."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for two classes of one name: results have one value for each name."""
+        for i, name in enumerate(self.classes):
+            if name in self.classes[:i]:
+                raise UserError(
+                    f"label space {self.name!r}: the classes {self.classes.index(name)} and {i} "
+                    f"are both named {name!r}; rename one of them"
+                )
 
     @property
     def num_classes(self) -> int:

@@ -1,15 +1,18 @@
 """Listing: the files of a data set and the table of its label ids, checked without decoding."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from diga_hpc.datasets.base import DatasetSection, FileDataset
-from diga_hpc.datasets.files import Files
+from diga_hpc.datasets.files import FileFinder, Files, dead_link, is_utf8
 from diga_hpc.datasets.label_spaces import LabelSpace
-from diga_hpc.datasets.label_tables import identity_table
+from diga_hpc.datasets.label_tables import identity_table, map_ids
 from diga_hpc.errors import UserError
+from diga_hpc.images.opening import orientation
 
 
 @dataclass(frozen=True)
@@ -21,33 +24,86 @@ class Listing:
     section: FileDataset
     root: Path
     files: list[Files]
+    space: LabelSpace
     table: np.ndarray
     """uint8 [256], see label_tables.py"""
 
+    def read_ids(self, path: Path) -> np.ndarray:
+        """Ids uint8 [H,W] of a label file. Raises UserError naming the file and an unknown id."""
+        ids = self.section.decode_for(path, self.space)
+        self._mapped(path, ids)
+        return ids
+
+    def read_label(self, path: Path) -> np.ndarray:
+        """Class indices uint8 [H,W] of a label file; raises as `read_ids`."""
+        return self._mapped(path, self.section.decode_for(path, self.space))
+
+    def _mapped(self, path: Path, ids: np.ndarray) -> np.ndarray:
+        advice = partial(self.section.unknown_ids, space=self.space)
+        return map_ids(path, ids, self.table, advice)
+
+    def require_size(self, files: Files, image: tuple[int, ...], label: tuple[int, ...]) -> None:
+        """Raise UserError unless a label has the size (height, width) of its image, as shown.
+
+        It is never resized to fit: a label of another size is most likely that of another image.
+        """
+        if tuple(image) != tuple(label):
+            raise UserError(
+                f"{files.label}: label is {label[0]}x{label[1]}, but its image {files.image.name} "
+                f"is {image[0]}x{image[1]} (height x width); labels must have the size of their "
+                f"image{self._orientation_hint(files.image)}"
+            )
+
+    def _orientation_hint(self, image: Path) -> str:
+        """What to set if the EXIF orientation of an image swaps its height and width."""
+        found, upright = orientation(image), self.section.exif_orientation
+        if found < 5:
+            return ""
+        rule = "was applied to the image, as viewers do" if upright else "was not applied to it"
+        drawn = "the pixels as stored" if upright else "the image as viewers show it"
+        return (
+            f" (the EXIF orientation {found} {rule}, and never to labels; for labels drawn on "
+            f"{drawn} set `exif_orientation: {str(not upright).lower()}`)"
+        )
+
 
 def list_files(
-    section: FileDataset, key: str, data_root: Path | None, space: LabelSpace, *, labels: bool
+    section: FileDataset,
+    key: str,
+    data_root: Path | None,
+    space: LabelSpace,
+    *,
+    labels: bool,
+    problems: list[str] | None = None,
 ) -> Listing:
     """List the files of the data set at `key`; with `labels`, every image must have one.
 
-    Raises UserError if a folder, an image or a label is missing, or two images have one name.
+    problems: a list to append a line to for each image that is missing, has no label or has the
+    name of another one; it is then not in the listing, which may be empty.
+
+    Raises UserError for a folder or an index that cannot be read, and for no images; without
+    `problems`, for the first of them, with the number of the others.
     """
     root = find_root(section, key, data_root)
     files = section.files(root)
     if not files:
         raise UserError(
-            f"{root}: no images found for `{key}` ({section.kind}); check the split and the folder "
-            "names"
+            f"{root}: no images found for `{key}` ({section.kind}){_summary(section, root)}; check "
+            "the split and the folder names"
         )
-    if labels:
-        _require_labels(files, key)
-    else:
+    if not labels:
         # A label file may be there: it must not be opened, not even to find that it is broken.
-        files = [Files(entry.name, entry.image, None) for entry in files]
-    _refuse_duplicates(files, key)
+        files = [replace(entry, label=None) for entry in files]
+    found: list[str] = []
+    files = _existing(files, key, labels, found)
+    files = _without_duplicates(files, key, found)
+    if problems is not None:
+        problems += found
+    elif found:
+        raise UserError(found[0] + (f" (and {len(found) - 1} more)" if found[1:] else ""))
     # Without labels, the data set need not know the classes of the label space.
     table = _table(section, key, space) if labels else identity_table(space.num_classes)
-    return Listing(key, section, root, files, table)
+    return Listing(key, section, root, files, space, table)
 
 
 def _table(section: FileDataset, key: str, space: LabelSpace) -> np.ndarray:
@@ -76,23 +132,79 @@ def find_root(section: DatasetSection, key: str, data_root: Path | None) -> Path
     return root
 
 
-def _require_labels(files: list[Files], key: str) -> None:
-    """Raise UserError naming the first image without a label file."""
-    for entry in files:
-        if entry.label is None or not entry.label.is_file():
-            raise UserError(
-                f"{entry.image}: has no label {entry.label or ''}; `{key}` needs one for every "
-                "image"
-            )
+def _summary(section: FileDataset, root: Path) -> str:
+    """What was left out, in brackets; empty for nothing."""
+    left_out = ", ".join(f"{count} {reason}" for reason, count in section.left_out(root).items())
+    return f", left out: {left_out}" if left_out else ""
 
 
-def _refuse_duplicates(files: list[Files], key: str) -> None:
-    """Raise UserError for two images of one name: their label files would overwrite each other."""
-    seen: dict[str, Path] = {}
+def _existing(files: list[Files], key: str, labels: bool, problems: list[str]) -> list[Files]:
+    """Files that exist, an extension in another case corrected; the others become problems."""
+    finder = FileFinder()
+    kept = []
     for entry in files:
-        if entry.name in seen:
-            raise UserError(
-                f"{entry.image} and {seen[entry.name]}: two images of `{key}` have the name "
-                f"{entry.name!r}; rename one of them"
+        image = finder.find(entry.image)
+        label = finder.find(entry.label) if entry.label else None
+        if image is None:
+            problems.append(_missing(entry, finder))
+        elif labels and label is None:
+            problems.append(
+                f"{image}: has no label {_where(entry, finder)}; `{key}` needs one for every image"
             )
-        seen[entry.name] = entry.image
+        elif labels and label == image:
+            problems.append(
+                f"{image}: would be its own label{_named(entry)}; name another file, or set "
+                f"`{key}.label_suffix`"
+            )
+        else:
+            kept.append(replace(entry, image=image, label=label))
+    return kept
+
+
+def _missing(entry: Files, finder: FileFinder) -> str:
+    """Problem of an image that does not exist."""
+    path = entry.image
+    what = f"{dead_link(path)}" if path.is_symlink() else "no such image"
+    remedy = "restore it or remove the line" if entry.origin else "restore it or remove the link"
+    if entry.origin and not is_utf8(path.name):
+        remedy = "save the index as UTF-8"
+    return f"{path}: {what}{_alike(path, finder)}{_named(entry)}; {remedy}"
+
+
+def _where(entry: Files, finder: FileFinder) -> str:
+    """Where the label of an image would be, and what is there instead."""
+    path = entry.label
+    if path is None:
+        return f"(no path of one is known){_named(entry)}"
+    if path.is_symlink():
+        return f"{path} ({dead_link(path)}){_named(entry)}"
+    return f"{path}{_alike(path, finder)}{_named(entry)}"
+
+
+def _alike(path: Path, finder: FileFinder) -> str:
+    if not os.path.isdir(path.parent):
+        return " (no such folder)"
+    names = finder.alike(path)
+    return f" (the folder has {', '.join(names)})" if names else ""
+
+
+def _named(entry: Files) -> str:
+    return f" (named in {entry.origin})" if entry.origin else ""
+
+
+def _without_duplicates(files: list[Files], key: str, problems: list[str]) -> list[Files]:
+    """Files of different names; two of one name are a problem: their label files would collide."""
+    seen: dict[str, Files] = {}
+    for entry in files:
+        first = seen.setdefault(entry.name, entry)
+        if first is entry:
+            continue
+        if first.image == entry.image:
+            places = f"{first.origin} and {entry.origin}" if entry.origin else "twice"
+            problems.append(f"{entry.image}: named in {places}; remove one of the lines")
+        else:
+            problems.append(
+                f"{entry.image}{_named(entry)} and {first.image}{_named(first)}: two images of "
+                f"`{key}` have the name {entry.name!r}; rename one of them"
+            )
+    return list(seen.values())

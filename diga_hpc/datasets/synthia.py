@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from diga_hpc.datasets.class_names import NamedClasses
-from diga_hpc.datasets.files import Files, list_images, read_index
+from diga_hpc.datasets.files import Files
+from diga_hpc.datasets.index_files import equal_names
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.images.labels import read_first_channel
 
@@ -47,17 +48,17 @@ class Synthia(NamedClasses):
 
     kind: Literal["synthia"]
     index: Path | None = None
-    """Text file with one image name per line. Empty: all images."""
+    """Text file with one image per line, as for gta5. Empty: all images."""
 
     own_space: ClassVar[str] = "synthia"
 
     def files(self, root: Path) -> list[Files]:
         """Images of the folder or the index; a label has the name of its image."""
-        if self.index is not None:
-            images = [root / "RGB" / line[0] for line in read_index(self.index, root)]
-        else:
-            images = list_images(root / "RGB")
-        return [Files(image.stem, image, root / "GT/LABELS" / image.name) for image in images]
+        return equal_names(root, "RGB", "GT/LABELS", self.index)[0]
+
+    def left_out(self, root: Path) -> dict[str, int]:
+        """Other files in the folder of images, and the images that the index does not name."""
+        return equal_names(root, "RGB", "GT/LABELS", self.index)[1]
 
     def class_ids(self) -> dict[int, str]:
         return CLASS_IDS

@@ -72,7 +72,7 @@ def deep_values(
         return pairs[..., 0::2] << 8 | pairs[..., 1::2]
     orientation = load(picture, upright=upright)
     high = np.asarray(picture).astype(np.uint16)
-    with opened(path, kind) as again:
+    with opened(path, kind, header=True) as again:
         _set_raw_mode(again, mode[:-1] + OTHER_BYTE[mode[-1]])
         again.load()
         low = np.asarray(again)

@@ -73,7 +73,7 @@ def read_first_channel(path: Path) -> np.ndarray:
 
 def has_colors(path: Path) -> bool:
     """Whether a label file has several channels, from its header alone. Raises as `read_ids`."""
-    with opened(path, "label file") as picture:
+    with opened(path, "label file", header=True) as picture:
         return picture.mode in ("RGB", "RGBA")
 
 

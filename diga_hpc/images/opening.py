@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from diga_hpc.errors import UserError
+from diga_hpc.images import checksums
 from diga_hpc.images.errors import unreadable
 
 # By the content of a file, not by its suffix; MPO is a JPEG of cameras with several pictures.
@@ -25,8 +26,10 @@ BMP_BITS, BMP_HEADER_SIZE = 28, 14
 
 
 @contextmanager
-def opened(path: Path, kind: str) -> Iterator[ImageFile.ImageFile]:
+def opened(path: Path, kind: str, *, header: bool = False) -> Iterator[ImageFile.ImageFile]:
     """Open an image file for a `with` block that decodes it; kind: "image" or "label file".
+
+    header: only the header is read, so that the checksums of the rest do not matter.
 
     Raises UserError naming the file for whatever a decoder raises, there or in the block, and for
     more than a gigapixel; MachineError if the disk failed.
@@ -39,11 +42,19 @@ def opened(path: Path, kind: str) -> Iterator[ImageFile.ImageFile]:
             warnings.simplefilter("ignore")
             with Image.open(path) as picture:
                 _check_header(path, picture)
+                if picture.format == "PNG" and not header:
+                    _require_undamaged(path, kind)
                 yield picture
     except UserError:
         raise
     except Exception as error:
         raise unreadable(path, kind, error) from error
+
+
+def _require_undamaged(path: Path, kind: str) -> None:
+    problem = checksums.damage(path)
+    if problem:
+        raise UserError(f"{path}: not a readable {kind} ({problem}); replace the file")
 
 
 def _check_header(path: Path, picture: ImageFile.ImageFile) -> None:
@@ -66,7 +77,8 @@ def _check_header(path: Path, picture: ImageFile.ImageFile) -> None:
 
 
 def _bmp_bits(path: Path) -> int:
-    header = path.read_bytes() if path.stat().st_size < 64 else path.open("rb").read(64)
+    with path.open("rb") as file:
+        header = file.read(64)
     # The header of OS/2 has shorter fields.
     old = struct.unpack_from("<I", header, BMP_HEADER_SIZE)[0] == 12
     return int(struct.unpack_from("<H", header, 24 if old else BMP_BITS)[0])
@@ -127,22 +139,23 @@ def orientation(path: Path) -> int:
 
     Raises UserError naming a file that is no image.
     """
-    with opened(path, "image") as picture:
+    with opened(path, "image", header=True) as picture:
         return _header_orientation(path, picture)
 
 
-def read_size(path: Path, *, upright: bool = True) -> tuple[int, int]:
-    """Height and width in pixels of an image file, from its header alone.
+def read_header(path: Path, *, upright: bool = True) -> tuple[int, int, int]:
+    """Height and width in pixels, and EXIF orientation, of an image file, from its header alone.
 
-    upright: after its EXIF orientation, as `pixels.read_pixels` returns it. Raises UserError naming
-    a file that is no image.
+    upright: the size after its orientation, as `pixels.read_pixels` returns it. Raises UserError
+    naming a file that is no image.
     """
-    with opened(path, "image") as picture:
+    with opened(path, "image", header=True) as picture:
         width, height = picture.size
         found = _header_orientation(path, picture)
-        # Of a TIFF, Pillow gives the size after its orientation.
-        as_shown = picture.format == "TIFF"
-        return (width, height) if found >= 5 and upright != as_shown else (height, width)
+    # Of a TIFF, Pillow gives the size after its orientation.
+    as_shown = picture.format == "TIFF"
+    swapped = found >= 5 and upright != as_shown
+    return (width, height, found) if swapped else (height, width, found)
 
 
 def _header_orientation(path: Path, picture: ImageFile.ImageFile) -> int:

@@ -1,13 +1,12 @@
 """Data sets opened for reading: decoded images, and labels as class indices.
 
-    open_source(config), open_target(config), open_validation(config) -> Dataset
+    open_source(config), open_target(config), open_validation(config) -> Dataset, or None
     Dataset.load(i) -> Sample(image uint8 [3,H,W], label uint8 [H,W], name)
 
 `Dataset` is a Protocol: training takes any object with its methods, of a class outside the package
 too. Letters: H, W height and width; sizes are (height, width) in pixels.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -15,18 +14,12 @@ import numpy as np
 import torch
 
 from diga_hpc.config import Config
-from diga_hpc.datasets.base import (
-    DatasetSection,
-    FileDataset,
-    GeneratedDataset,
-    ReaderDataset,
-)
-from diga_hpc.datasets.files import Files
-from diga_hpc.datasets.label_spaces import LabelSpace
-from diga_hpc.datasets.label_tables import identity_table, map_ids
-from diga_hpc.datasets.listing import list_files
-from diga_hpc.errors import UserError
-from diga_hpc.images.opening import orientation
+from diga_hpc.datasets.base import GeneratedDataset
+from diga_hpc.datasets.label_tables import identity_table
+from diga_hpc.datasets.listing import Listing
+from diga_hpc.images.sizes import half_working_size, working_size
+from diga_hpc.inspection.entries import Entries, FileEntries, GeneratedEntries, ReaderEntries
+from diga_hpc.inspection.opening import SOURCE, TARGET, VALIDATION, open_entries
 from diga_hpc.loading.pictures import read_image, read_label
 
 
@@ -47,7 +40,7 @@ class Dataset(Protocol):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width that images are resized to; None: the size of each image."""
+        """Height and width that images are resized to (see `full_size`); None: each its own."""
 
     @property
     def half_size(self) -> tuple[int, int] | None:
@@ -69,42 +62,28 @@ class Dataset(Protocol):
 class ImageDataset:
     """`Dataset` of image and label files."""
 
-    def __init__(
-        self, section: FileDataset, files: list[Files], table: np.ndarray, space: LabelSpace
-    ):
-        self.section = section
-        self.space = space
-        self.size, self.half_size = section.size, section.half_size
-        self.files = files
-        self.table = table
+    def __init__(self, listing: Listing):
+        self.listing = listing
+        self.size, self.half_size = listing.section.size, listing.section.half_size
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.listing.files)
 
     def name(self, index: int) -> str:
-        return self.files[index].name
+        return self.listing.files[index].name
 
     def load(self, index: int) -> Sample:
         """Raises UserError for an unreadable file, an unknown id, or sizes that differ."""
-        files = self.files[index]
-        upright, bits = self.section.exif_orientation, self.section.image_bits
-        image, label = read_image(files.image, upright=upright, bits=bits), self.label(index)
-        # Never resized to fit: a label of another size is most likely that of another image.
-        if label is not None and label.shape != image.shape[1:]:
-            raise UserError(
-                f"{files.label}: label is {_size(label)}, but its image {files.image.name} is "
-                f"{_size(image)} (height x width); labels must have the size of their image"
-                f"{_orientation_hint(files.image, upright)}"
-            )
+        files, section = self.listing.files[index], self.listing.section
+        image = read_image(files.image, upright=section.exif_orientation, bits=section.image_bits)
+        label = self.label(index)
+        if label is not None:
+            self.listing.require_size(files, image.shape[-2:], label.shape)
         return Sample(image, label, files.name)
 
     def label(self, index: int) -> torch.Tensor | None:
-        path = self.files[index].label
-        if path is None:
-            return None
-        ids = self.section.decode_for(path, self.space)
-        advice = partial(self.section.unknown_ids, space=self.space)
-        return torch.from_numpy(map_ids(path, ids, self.table, advice))
+        path = self.listing.files[index].label
+        return None if path is None else torch.from_numpy(self.listing.read_label(path))
 
 
 class GeneratedImages:
@@ -168,20 +147,22 @@ class WithPseudoLabels(WithoutLabels):
 
 
 def full_size(dataset: Dataset, image: torch.Tensor) -> tuple[int, int]:
-    """Height and width that an image [3,H,W] of the data set is resized to."""
-    height, width = dataset.size or image.shape[-2:]
-    return height, width
+    """Height and width that an image [3,H,W] of the data set is resized to: images/sizes.py."""
+    height, width = image.shape[-2:]
+    return working_size(dataset.size, (height, width))
 
 
 def half_size(dataset: Dataset, image: torch.Tensor) -> tuple[int, int]:
     """Height and width of the "half-size" version of an image [3,H,W]."""
-    height, width = full_size(dataset, image)
-    return dataset.half_size or (height // 2, width // 2)
+    height, width = image.shape[-2:]
+    return half_working_size(dataset.size, dataset.half_size, (height, width))
 
 
 def open_source(config: Config) -> Dataset:
     """Open the labelled source. Raises UserError if a folder, an image or a label is missing."""
-    return _open(config, config.data.source, "data.source", labels=True)
+    entries = open_entries(config, SOURCE)
+    assert entries is not None, "the configuration has a source"
+    return open_dataset(entries)
 
 
 def open_target(config: Config) -> Dataset | None:
@@ -189,46 +170,27 @@ def open_target(config: Config) -> Dataset | None:
 
     Raises UserError if there is no folder or no image.
     """
-    if config.data.target is None:
-        return None
-    return WithoutLabels(_open(config, config.data.target, "data.target", labels=False))
+    entries = open_entries(config, TARGET)
+    return None if entries is None else open_dataset(entries)
 
 
-def open_validation(config: Config) -> Dataset:
-    """Open the labelled images that results are measured on; raises as `open_source`."""
-    return _open(config, config.data.validation, "data.validation", labels=True)
+def open_validation(config: Config) -> Dataset | None:
+    """Open the labelled images that results are measured on; None where there are none.
+
+    Raises as `open_source`.
+    """
+    entries = open_entries(config, VALIDATION)
+    return None if entries is None else open_dataset(entries)
 
 
-def _open(config: Config, section: DatasetSection, key: str, *, labels: bool) -> Dataset:
-    """Open the data set of the section at `key`; with `labels`, every image must have one."""
-    # A reader may need no folder, so the root is not checked here.
-    if isinstance(section, ReaderDataset):
-        return section.open(section.root or config.data.root, config.space, config.seed)
-    if isinstance(section, GeneratedDataset):
-        # Its labels are class indices already: no table can map them to another label space.
-        if config.label_space != section.label_space:
-            raise UserError(
-                f"`{key}.kind` = {section.kind!r} needs `label_space: {section.label_space}`, "
-                f"found {config.label_space!r}"
-            )
-        return GeneratedImages(section, config.seed)
-    assert isinstance(section, FileDataset), type(section)
-    listing = list_files(section, key, config.data.root, config.space, labels=labels)
-    return ImageDataset(section, listing.files, listing.table, config.space)
-
-
-def _orientation_hint(image: Path, upright: bool) -> str:
-    """What to set if the EXIF orientation of an image swaps its height and width."""
-    found = orientation(image)
-    if found < 5:
-        return ""
-    rule = "was applied to the image, as viewers do" if upright else "was not applied to the image"
-    drawn = "the pixels as stored" if upright else "the image as viewers show it"
-    return (
-        f" (the EXIF orientation {found} {rule}, and never to labels; for labels drawn on {drawn} "
-        f"set `exif_orientation: {str(not upright).lower()}`)"
-    )
-
-
-def _size(tensor: torch.Tensor) -> str:
-    return f"{tensor.shape[-2]}x{tensor.shape[-1]}"
+def open_dataset(entries: Entries) -> Dataset:
+    """The data set whose entries were opened; without labels where these are not to be used."""
+    if isinstance(entries, FileEntries):
+        return ImageDataset(entries.listing)
+    images: Dataset
+    if isinstance(entries, GeneratedEntries):
+        images = GeneratedImages(entries.section, entries.seed)
+    else:
+        assert isinstance(entries, ReaderEntries), type(entries)
+        images = entries.reader
+    return images if entries.labels else WithoutLabels(images)

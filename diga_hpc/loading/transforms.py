@@ -9,6 +9,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as geometry
 
 from diga_hpc.datasets.label_spaces import IGNORE
+from diga_hpc.images.sizes import fitting
 
 # A crop of the source is drawn again while it shows too few classes.
 REDRAWS = 5
@@ -45,7 +46,8 @@ def training_crop(
     """Draw a random crop of an image and its label.
 
     The image is resized to `size`, its height and width each times a random factor in `scale`, but
-    never below `crop`; then a window is drawn, and the crop mirrored with probability 1/2.
+    never below `crop`; then a window is drawn, and the crop mirrored with probability 1/2. A `size`
+    that is smaller than the crop is first enlarged as a whole: the aspect ratio is kept.
 
     Args:
         image: uint8 [3,H,W].
@@ -59,6 +61,7 @@ def training_crop(
     Returns:
         uint8 [3,*crop] and uint8 [*crop], contiguous.
     """
+    size = fitting(size, crop)
     # The height is drawn first: the order of the draws is part of a run's reproducibility.
     height = max(round(size[0] * rng.uniform(*scale)), crop[0])
     width = max(round(size[1] * rng.uniform(*scale)), crop[1])

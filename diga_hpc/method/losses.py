@@ -9,9 +9,7 @@ import torch
 from diga_hpc import kernels
 from diga_hpc.config import LossSection
 from diga_hpc.datasets.label_spaces import IGNORE
-from diga_hpc.loading.dataset import Dataset
 
-COUNTED_IMAGES = 500  # of the source, for class weights
 RAREST = 1e-6  # frequency below which a class is not weighted any higher
 FEWEST = 1e-6  # smallest divisor: a step without a labelled pixel has a loss of 0, not 0/0
 
@@ -76,23 +74,15 @@ class Segmentation:
         )
 
 
-def class_weights(
-    section: LossSection, source: Dataset, num_classes: int, seed: int
-) -> torch.Tensor | None:
+def class_weights(section: LossSection, counts: np.ndarray) -> torch.Tensor | None:
     """Weights of the classes, float32 [K]: 1/sqrt(frequency), clipped; None without.
 
-    Scaled to a mean of 1 over the source's pixels before clipping. Frequencies are counted on at
-    most 500 images that are drawn from the seed.
+    counts: labelled pixels of each class in the source, [K]. The weights are scaled to a mean of 1
+    over these pixels before clipping.
     """
     if section.class_weights == "none":
         return None
-    chosen = np.random.default_rng(seed).permutation(len(source))[:COUNTED_IMAGES]
-    counts = np.zeros(256, np.int64)
-    for index in sorted(chosen):
-        label = source.label(int(index))
-        assert label is not None, "the source is labelled"
-        counts += np.bincount(label.numpy().ravel(), minlength=256)
-    frequency = counts[:num_classes] / max(counts[:num_classes].sum(), 1)
+    frequency = counts / max(counts.sum(), 1)
     weights = 1 / np.sqrt(np.maximum(frequency, RAREST))
     weights = weights / (weights * frequency).sum()
     return torch.from_numpy(np.minimum(weights, section.class_weight_limit)).float()

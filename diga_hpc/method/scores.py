@@ -1,6 +1,5 @@
 """Scores: confusion matrix, IoU per class and their means (docs/method.md, 10)."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ class ConfusionMatrix:
         self._cells = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=device)
 
     def add(self, truth: torch.Tensor, predicted: torch.Tensor) -> None:
-        """Labels uint8 of one shape; truth outside 0..K-1 is not counted."""
+        """Labels uint8 of one shape; truth outside 0..K-1 is not counted, predictions are in it."""
         k = self.num_classes
         cell = torch.where(truth < k, truth.long() * k + predicted.long(), k * k).flatten()
         self._cells.scatter_add_(0, cell, torch.ones_like(cell))
@@ -28,27 +27,35 @@ class ConfusionMatrix:
 
 
 def scores(counts: torch.Tensor, space: LabelSpace) -> dict[str, Any]:
-    """mIoU over the classes present in the truth, pixel accuracy and IoU per class, in percent.
+    """Mean IoU (mIoU), pixel accuracy and IoU per class, in percent; None: not measured.
 
-    A class that is absent from truth and prediction has no IoU (None); one that is only predicted
-    has IoU 0 but does not enter the mean, which is over classes present.
+    miou, and the protocols of the label space (synthia's miou_13): over the classes present in the
+    truth or predicted, as cityscapesScripts, mmsegmentation and torchmetrics compute it; a class
+    that is only predicted has IoU 0. miou_present: over the classes present in the truth. Pixels
+    whose truth is ignored count nowhere, whatever is predicted there.
     """
     counts = counts.double().cpu()
-    hits = counts.diag()
-    union = counts.sum(0) + counts.sum(1) - hits
-    iou = {
-        name: round(100 * float(hits[i] / union[i]), 3) if union[i] > 0 else None
-        for i, name in enumerate(space.classes)
-    }
-    present = counts.sum(1) > 0
+    hits, truth = counts.diag(), counts.sum(1)
+    union = counts.sum(0) + truth - hits
+    # NaN for a class that is absent from truth and prediction.
+    iou = 100 * hits / union
 
-    def mean_over(members: Iterable[int]) -> float:
-        values = [iou[space.classes[i]] or 0.0 for i in members if present[i]]
-        return round(sum(values) / max(len(values), 1), 3)
+    def mean_over(members: torch.Tensor) -> float | None:
+        return _rounded(iou[members].mean())
 
     result = {
-        "miou": mean_over(range(space.num_classes)),
-        "pixel_accuracy": round(100 * float(hits.sum() / counts.sum().clamp(min=1)), 3),
-        "iou": iou,
+        "miou": mean_over(union > 0),
+        "miou_present": mean_over(truth > 0),
+        "pixel_accuracy": _rounded(100 * hits.sum() / counts.sum()),
+        "iou": {name: _rounded(value) for name, value in zip(space.classes, iou, strict=True)},
     }
-    return result | {name: mean_over(members) for name, members in space.protocols.items()}
+    for name, members in space.protocols.items():
+        chosen = torch.zeros_like(union, dtype=torch.bool)
+        chosen[list(members)] = True
+        result[name] = mean_over(chosen & (union > 0))
+    return result
+
+
+def _rounded(value: torch.Tensor) -> float | None:
+    """The number to 3 decimals; None for NaN, which JSON does not know."""
+    return None if value.isnan() else round(float(value), 3)

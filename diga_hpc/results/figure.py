@@ -6,6 +6,7 @@ The pictures are those of RUN_DIR/panels; the source image is read from the run'
 """
 
 import io
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +64,11 @@ def figure(run_dir: Path, path: Path) -> None:
         raise UserError(f"{path}: expected a name that ends in .png")
     paths = RunPaths(run_dir)
     config = configuration.load(paths.config_file)
+    if config.data.validation is None:
+        raise UserError(
+            f"{paths.config_file}: `data.validation` is not set, so nothing was measured and there "
+            "are no pictures to show; name labelled images there and run `diga-hpc evaluate`"
+        )
     rows = read_rows(run_dir)
     order = StageOrder(config, map(stage_name, rows))
     results = Results(rows, order)
@@ -112,7 +118,9 @@ def _most_improved(paths: RunPaths, space: LabelSpace, before: str, after: str) 
 
     def gain(name: str) -> float:
         truth, first, last = (_labels(paths.panel(name, kind), space) for kind in kinds)
-        return _miou(truth, last, space) - _miou(truth, first, space)
+        before, after = _miou(truth, first, space), _miou(truth, last, space)
+        # An image without a labelled pixel shows nothing.
+        return -math.inf if before is None or after is None else after - before
 
     best = max(complete, key=gain)
     image = to_picture(read_image(paths.panel(best, "image", suffix=".jpg")))
@@ -124,10 +132,11 @@ def _labels(path: Path, space: LabelSpace) -> torch.Tensor:
     return read_label(path, identity_table(space.num_classes))
 
 
-def _miou(truth: torch.Tensor, predicted: torch.Tensor, space: LabelSpace) -> float:
+def _miou(truth: torch.Tensor, predicted: torch.Tensor, space: LabelSpace) -> float | None:
     matrix = ConfusionMatrix(space.num_classes, torch.device("cpu"))
     matrix.add(truth, predicted)
-    return scores(matrix.counts, space)["miou"]
+    miou: float | None = scores(matrix.counts, space)["miou"]
+    return miou
 
 
 def _colored(path: Path) -> Image.Image:

@@ -60,6 +60,7 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "name": run_dir.resolve().name,
         "last_stage": order.planned[-1],
         "results": Results(rows, order),
+        "not_measured": _not_measured(config),
         "facts": {name: text for name, text in facts.items() if text},
         "palette": dict(zip(space.classes, space.palette, strict=True)),
         "charts": [curves.draw_chart(key, metrics.curves[key], offsets) for key in metrics.curves],
@@ -87,12 +88,20 @@ def print_results(run_dir: Path) -> None:
 
     # Read first: a run that has no results yet need not have a configuration either.
     rows = read_rows(run_dir)
+    file = RunPaths(run_dir).config_file
     if not rows:
-        print(f"{run_dir}: no network has been evaluated yet")
+        print(f"{run_dir}: {_not_measured(configuration.load(file) if file.is_file() else None)}")
         return
-    config = configuration.load(RunPaths(run_dir).config_file)
+    config = configuration.load(file)
     results = Results(rows, StageOrder(config, map(stage_name, rows)))
     Console().print(terminal_table(results))
+
+
+def _not_measured(config: Config | None) -> str:
+    """Return why a run has no results."""
+    if config is not None and config.data.validation is None:
+        return "not measured: `data.validation` is not set"
+    return "no network has been evaluated yet"
 
 
 def run_facts(config: Config, environment: str) -> dict[str, str]:

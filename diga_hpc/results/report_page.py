@@ -86,7 +86,7 @@ labels. It is one run with one seed: differences below the spread between seeds 
 <strong>Not finished: {{ title(last_stage) }} has not been evaluated.</strong>
 {% endif %}</p>
 {% else %}
-<p class="note">No network of this run has been evaluated yet.</p>
+<p class="note">Results: {{ not_measured }}.</p>
 {% endif %}
 <dl>
 {% for name, text in facts.items() %}
@@ -109,10 +109,12 @@ labels. It is one run with one seed: differences below the spread between seeds 
 </tr>
 {% endfor %}
 </tbody></table></div>
-<p class="note">mIoU in percent, over the classes that occur in the truth. <em>running</em>: the
-normalisation statistics of training, as in the result. <em>adapted</em>: statistics re-estimated on
-the target's training images (AdaBN), for comparison. The teacher is the moving average of the
-student. The columns to the right of the networks are of the student with running statistics.</p>
+<p class="note">mIoU in percent, over the classes that occur in the truth or are predicted (as
+cityscapesScripts and mmsegmentation compute it); <em>present</em>, where it differs: over those
+that occur in the truth. – is not measured. <em>running</em>: the normalisation statistics of
+training, as in the result. <em>adapted</em>: statistics re-estimated on the target's training
+images (AdaBN), for comparison. The teacher is the moving average of the student. The columns to the
+right of the networks are of the student with running statistics.</p>
 {% endif %}
 
 {% if results.last %}
@@ -165,7 +167,7 @@ aria-label="{{ chart.key }} over training steps">
 logged. Long logs are averaged.</p>
 {% endif %}
 
-{% if consensus %}
+{% if consensus and consensus[0].images %}
 <h2>Consensus of the pseudo labels</h2>
 <div class="scroll"><table><thead><tr>
 <th scope="col">round</th><th scope="col">pixels kept</th>
@@ -174,7 +176,7 @@ logged. Long logs are averaged.</p>
 {% for row in consensus %}
 <tr><th scope="row">{{ row.round }}</th>
 {% for share in (row.kept, row.accuracy, row.accuracy_offline) %}
-<td>{{ "%.1f %%" % (100 * share) }}</td>
+<td>{{ "–" if share is none else "%.1f %%" % (100 * share) }}</td>
 {% endfor %}
 </tr>
 {% endfor %}

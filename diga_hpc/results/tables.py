@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Network and normalisation statistics; the first pair is the result of a run.
 RESULT = ("student", "running")
 VARIANTS = (RESULT, ("student", "adapted"), ("teacher", "running"), ("teacher", "adapted"))
+PRESENT = "miou_present"  # over the classes present in the truth
 EMPTY = "–"
 
 
@@ -61,6 +62,9 @@ class Results:
         }
         # Further means of the label space, such as synthia's miou_13.
         protocols = {key for row in self._rows.values() for key in row if key.startswith("miou_")}
+        # Beside equal numbers, the mean over the classes present in the truth says nothing.
+        if all(row.get(PRESENT) == row["miou"] for row in self._rows.values()):
+            protocols.discard(PRESENT)
         for key in sorted(protocols):
             values[f"mIoU\n{key.removeprefix('miou_')}"] = [self.get(s, key) for s in self.stages]
         values["pixel\nacc."] = [self.get(s, "pixel_accuracy") for s in self.stages]

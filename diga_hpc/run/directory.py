@@ -4,6 +4,7 @@ RUN_DIR/
     .lock                          the process that uses the directory, see lock.py
     config.yaml                    resolved configuration
     env.txt                        versions and machine of the last start
+    data.json                      the training data, by image: name and digest
     metrics.jsonl, tensorboard/    training metrics
     checkpoints/STAGE/step_*/      see training/checkpoint.py; STAGE = source_only, warm_up, ...
     pseudo_labels/round_1/*.png    pseudo labels of the target's training images
@@ -58,6 +59,17 @@ class RunPaths:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def data(self) -> Path:
+        """Names and digests of the images that the run was begun with."""
+        return self.path / "data.json"
+
+    @property
+    def has_products(self) -> bool:
+        """Whether anything was made from the data: a checkpoint, a pseudo label, centroids."""
+        labels = any(any(folder.iterdir()) for folder in self.labelled_rounds())
+        return labels or bool(self.all_checkpoints() or self.all_centroids())
 
     def tensorboard(self, stage: str) -> Path:
         """The folder of a stage's event files."""

@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
+from diga_hpc.errors import UserError
 from diga_hpc.loading.dataset import Dataset
 from diga_hpc.loading.loader import labelled_images
 from diga_hpc.loading.pictures import to_picture, write_labels, write_picture
@@ -38,7 +39,8 @@ class Evaluation(DataPass):
     """Measures every finished network: student and teacher, running and adapted statistics."""
 
     def __init__(self, context: Context):
-        self.context = context
+        assert context.validation is not None, "the plan has no evaluation without it"
+        self.context, self.validation = context, context.validation
 
     @classmethod
     def build(cls, context: Context, planned: Planned) -> Self:
@@ -51,7 +53,7 @@ class Evaluation(DataPass):
     def run(self) -> None:
         context, section = self.context, self.context.config.evaluation
         if context.world.is_main:
-            write_truth_panels(context, context.validation)
+            write_truth_panels(context, self.validation)
         for stage in with_student(context.config):
             assert stage.training is not None
             if is_finished(context, stage.name, stage.training.steps):
@@ -75,7 +77,7 @@ class Evaluation(DataPass):
                 adapt_to_target(context, model, self._watch)
             panel = stage.name if (network, normalization) == (STUDENT, "running") else None
             name = f"{stage.name}_{network}_{normalization}"
-            measured = measure(context, model, context.validation, name, panel)
+            measured = measure(context, model, self.validation, name, panel)
             row = key | {"seed": context.config.seed} | measured
             if context.world.is_main:
                 add_result(context, row)
@@ -83,7 +85,7 @@ class Evaluation(DataPass):
 
     def _watch(self, items: Iterator[T], what: str, count: int) -> Iterator[T]:
         def done() -> int:
-            return images_in_results(self.context, self.context.validation)
+            return images_in_results(self.context, self.validation)
 
         return self.context.stop.watch(items, what, count, stage=STAGE, done=done)
 
@@ -94,7 +96,8 @@ def measure(
     """Scores of a network in evaluation mode on the validation images.
 
     name: under which the counts are kept when a stop is requested; the next call resumes from them.
-    panel: kind of the pictures that are kept of the first images; None keeps none.
+    panel: kind of the pictures that are kept of the first images; None keeps none. Raises UserError
+    where no pixel of the validation images is labelled.
     """
     world, section = context.world, context.config.evaluation
     label = Labeler(
@@ -136,10 +139,16 @@ def measure(
         seen[sample.index] = 1
         if panel is not None and sample.index < section.panels:
             write_labels(context.run.panel(sample.name, panel), predicted, context.space)
-    result = scores(world.sum(matrix.counts), context.space) | {"images": len(validation)}
+    total = world.sum(matrix.counts)
     if world.is_main:
         partial.unlink(missing_ok=True)
-    return result
+    # On all ranks alike, since they share the sum.
+    if not int(total.sum()):
+        raise UserError(
+            f"`data.validation`: no labelled pixel in its {len(validation)} images, so nothing can "
+            f"be measured; give labels with classes of `label_space: {context.space.name}`"
+        )
+    return scores(total, context.space) | {"images": len(validation)}
 
 
 def images_in_results(context: Context, validation: Dataset) -> int:

@@ -40,7 +40,7 @@ def has_network(context: Context, stage: str, network: str) -> bool:
 def segmentation(context: Context) -> Segmentation:
     """Class weights and the normaliser of the cross-entropy, as the configuration says."""
     section = context.config.loss
-    weights = class_weights(section, context.source, context.space.num_classes, context.config.seed)
+    weights = class_weights(section, context.inspected.source_counts[:-1])
     return Segmentation(section, weights, context.world.device)
 
 

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from diga_hpc.config import Config
 from diga_hpc.distributed import world as ranks
 from diga_hpc.distributed.stop import StopFlag
+from diga_hpc.inspection.opening import open_all
+from diga_hpc.inspection.start import bind, inspect
+from diga_hpc.loading.dataset import open_dataset
 from diga_hpc.run.directory import Run
 from diga_hpc.section import load
-from diga_hpc.stages.check import check_crops, open_all
 from diga_hpc.stages.networks import starting_network
 from diga_hpc.stages.plan import PIPELINE, STAGES, Planned, select
 from diga_hpc.training.loop import train
@@ -31,16 +33,25 @@ class Pipeline:
         world = ranks.start(config)
         stop = StopFlag(world, stop_after)
         stop.listen()
-        sets = open_all(config)
-        check_crops(config, sets)
+        entries = open_all(config)
+        inspected, identities = inspect(config, entries, world)
+        sets = {name: open_dataset(each) for name, each in entries.items()}
         run = Run(config)
         self.context = Context(
-            config, run, world, stop, sets["source"], sets.get("target"), sets["validation"]
+            config,
+            run,
+            world,
+            stop,
+            sets["source"],
+            sets.get("target"),
+            sets.get("validation"),
+            inspected,
         )
         if not run.exists:
             # Raises for weights that do not fit, before anything is written.
             starting_network(self.context)
         run.open(world)
+        world.on_rank0(lambda: bind(run, identities))
 
     def run(self, command: str = PIPELINE, round_number: int = 1) -> None:
         """Run the stages of a command: see stages.plan.select."""

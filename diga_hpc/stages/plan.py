@@ -92,7 +92,9 @@ def _round(config: Config, before: Sequence[Planned], number: int) -> list[Plann
 
 
 def _evaluation(config: Config, before: Sequence[Planned]) -> list[Planned]:
-    return [Planned("evaluation", "evaluation", config.evaluation)]
+    # Without labelled images there is nothing to measure.
+    measured = config.data.validation is not None
+    return [Planned("evaluation", "evaluation", config.evaluation)] if measured else []
 
 
 STAGES: dict[str, StageKind] = {
@@ -194,6 +196,11 @@ def select(config: Config, command: str, round_number: int = 1) -> list[Planned]
     if "pseudo_labels" in kinds and config.data.target is None:
         raise UserError(
             "pseudo-labels needs `data.target`, which is not set; name the images to label there"
+        )
+    if "evaluation" in kinds and config.data.validation is None:
+        raise UserError(
+            f"{command} needs `data.validation`, which is not set, so networks are not measured; "
+            "name labelled images there"
         )
     if "pseudo_labels" in kinds and config.self_training is None:
         # Labels alone, of the last network that is trained.

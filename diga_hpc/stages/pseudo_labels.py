@@ -182,7 +182,7 @@ def consensus_quality(
     centroids: Centroids,
     watch: Watch,
     panel_name: str,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Measure the consensus on validation images: what it keeps, and how much of it is right.
 
     For diagnosis only: nothing in training depends on it.
@@ -190,9 +190,11 @@ def consensus_quality(
     network: makes labels as the pseudo labels were made. student: self-training starts from it, and
     its first teacher makes the features. panel_name: kind of the pictures of the consensus. Returns
     kept, accuracy (of what is kept), accuracy_offline (of the pseudo labels without consensus),
-    images.
+    images; None for a share of no pixels, as without validation images.
     """
     world, config, validation = context.world, context.config, context.validation
+    if validation is None:
+        return {"kept": None, "accuracy": None, "accuracy_offline": None, "images": 0}
     teacher = Teacher(student, config.teacher, context.precision)
     label = Labeler(network, scales=config.pseudo_labels.scales, autocast=context.precision)
     # Pixels: labelled; kept; kept and right; right without consensus.
@@ -220,8 +222,8 @@ def consensus_quality(
     # Counts, not rates: sums over ranks do not depend on how the images are shared.
     labelled, kept, kept_right, right = world.sum(counts).tolist()
     return {
-        "kept": kept / max(labelled, 1),
-        "accuracy": kept_right / max(kept, 1),
-        "accuracy_offline": right / max(labelled, 1),
+        "kept": kept / labelled if labelled else None,
+        "accuracy": kept_right / kept if kept else None,
+        "accuracy_offline": right / labelled if labelled else None,
         "images": len(validation),
     }

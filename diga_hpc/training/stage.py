@@ -20,6 +20,7 @@ from diga_hpc.config import Config, OptimizerSection, TrainingSection
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.distributed.stop import StopFlag
 from diga_hpc.distributed.world import World
+from diga_hpc.inspection.start import Inspected
 from diga_hpc.loading.dataset import Dataset
 from diga_hpc.loading.loader import Batch, Domain, Draws
 from diga_hpc.method.losses import StepTotals
@@ -43,7 +44,8 @@ class Context:
     stop: StopFlag
     source: Dataset
     target: Dataset | None
-    validation: Dataset
+    validation: Dataset | None
+    inspected: Inspected
 
     @property
     def space(self) -> LabelSpace:

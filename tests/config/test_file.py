@@ -54,7 +54,7 @@ def test_saved_configuration_reads_back_equal(tiny_yaml, tmp_path):
         ("data.target=null", "self_training needs data.target"),
         ("label_space=custom", "`classes` is empty: `label_space: custom` needs the list of its"),
         (
-            "classes=[{name: a, color: [1,2,3]}]",
+            "classes=[{name: a, color: [1,2,3]}, {name: b, color: [1,2,4]}]",
             "`classes` is set, but `label_space` is 'streets': set `label_space: custom`",
         ),
         (
@@ -132,8 +132,8 @@ def test_import_loads_neither_torch_nor_deepspeed():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"seed: 1\nseed: 2\n", "the key `seed` is given twice; keep one .* line 2"),
-        (b"data: {root: a, root: b}\n", "the key `root` is given twice"),
+        (b"seed: 1\nseed: 2\n", "the key `seed` is given twice, in lines 1 and 2; keep one"),
+        (b"data: {root: a, root: b}\n", "the key `root` is given twice, in line 1"),
         (b"? [a]\n: 1\n", "not valid YAML"),
         (b"\xff\xfe\x00", "not a text file .*expected YAML in UTF-8"),
         (b"", "expected sections .* found an empty file"),

@@ -3,7 +3,7 @@
 import pytest
 
 from diga_hpc.datasets import DATASETS
-from diga_hpc.datasets.base import DatasetSection, list_images, read_index
+from diga_hpc.datasets.base import DatasetSection, list_images
 from diga_hpc.errors import UserError
 
 
@@ -15,12 +15,6 @@ def test_images_are_listed_in_order_and_nothing_else(tmp_path):
     assert len(list_images(tmp_path, recursive=True)) == 4
     with pytest.raises(UserError, match="absent: no such folder; expected images"):
         list_images(tmp_path / "absent")
-
-
-def test_an_index_is_found_as_given_and_below_the_root(tmp_path):
-    (tmp_path / "list.txt").write_text("a.png b.png\n\n  c.png\n")
-    for index in (tmp_path / "list.txt", tmp_path.joinpath("list.txt").relative_to(tmp_path)):
-        assert read_index(index, tmp_path) == [["a.png", "b.png"], ["c.png"]]
 
 
 @pytest.mark.parametrize("kind", DATASETS)

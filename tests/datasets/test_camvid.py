@@ -35,3 +35,35 @@ def test_splits_follow_one_another(root):
     write_image(root / "val/0016E5_1.png")
     names = [f.name for f in Camvid(kind="camvid", splits=("val", "train")).files(root)]
     assert names == ["0016E5_1", "0001TP_1", "0001TP_2", "0006R0_1"]
+
+
+def test_what_is_left_out_is_counted(root):
+    (root / "train/.0001TP_1.jpg").touch()
+    (root / "trainannot/0001TP_2.PNG").touch()
+    section = Camvid(kind="camvid", labelled_only=True, sequences=["0001TP"])
+    assert [file.name for file in section.files(root)] == ["0001TP_2"]
+    assert section.left_out(root) == {
+        "hidden files and folders": 1,
+        "images of other sequences": 1,
+        "images without a label": 1,
+    }
+
+
+def test_equal_stems_in_two_splits(root):
+    write_image(root / "val/0001TP_1.png")
+    names = [f.name for f in Camvid(kind="camvid", splits=("val", "train")).files(root)]
+    assert names == ["val_0001TP_1", "train_0001TP_1", "train_0001TP_2", "train_0006R0_1"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"sequences": ["0006R0", "0016E5"]}, r"`sequences` has '0016E5', which no frame of train"),
+        ({"splits": ["train", "test"]}, r"test: holds no images; leave 'test' out of `splits`"),
+        ({"splits": ["train", "val"]}, r"val: no such folder"),
+    ],
+)
+def test_what_names_nothing_is_refused(root, keys, message):
+    (root / "test").mkdir()
+    with pytest.raises(UserError, match=message):
+        Camvid(kind="camvid", **keys).files(root)

@@ -5,6 +5,7 @@ import pytest
 
 from diga_hpc.datasets.cityscapes import Cityscapes
 from diga_hpc.datasets.label_spaces import IGNORE, SPACES
+from diga_hpc.datasets.listing import list_files
 from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
 from helpers.image_files import ALL_IDS, config_with, write_ids, write_image
@@ -38,6 +39,87 @@ def test_the_split_chooses_the_folders(tmp_path):
     assert [entry.name for entry in files] == ["aachen_000", "bochum_000"]
     assert all(entry.label.is_file() for entry in files)
     assert Cityscapes(kind="cityscapes").files(tmp_path) == []
+
+
+def listed(root, text=None, problems=None):
+    keys = {}
+    if text is not None:
+        (root / "list.txt").write_text(text)
+        keys["index"] = "list.txt"
+    section = Cityscapes(kind="cityscapes", **keys)
+    space = SPACES["cityscapes"]
+    listing = list_files(section, "data.source", root, space, labels=True, problems=problems)
+    return [file.name for file in listing.files]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "aachen_000",
+        "aachen/aachen_000_leftImg8bit.png",
+        "leftImg8bit/train/aachen/aachen_000_leftImg8bit.png",
+        "aachen_000_gtFine_labelIds.png",
+        "leftImg8bit/train/aachen/aachen_000_leftImg8bit.png "
+        "gtFine/train/aachen/aachen_000_gtFine_labelTrainIds.png",
+        "leftImg8bit\\train\\aachen\\aachen_000_leftImg8bit.png",
+        "aachen_000.png\taachen_000",
+    ],
+)
+def test_names_in_an_index(tmp_path, line):
+    write(tmp_path)
+    assert listed(tmp_path, f"\ufeff{line}\r\n") == ["aachen_000"]
+
+
+def test_images_may_be_jpeg(tmp_path):
+    write(tmp_path)
+    image = tmp_path / "leftImg8bit/train/aachen/aachen_000_leftImg8bit.png"
+    image.rename(image.with_suffix(".jpg"))
+    assert listed(tmp_path) == ["aachen_000", "bochum_000"]
+    assert listed(tmp_path, "aachen/aachen_000_leftImg8bit.png\n") == ["aachen_000"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "aachen_000\naachen_009\nulm_1_leftImg8bit.png\n",
+            r"train/aachen/aachen_009_leftImg8bit.png: no such image \(named in .*list.txt, line 2"
+            r".*\(and 1 more\)",
+        ),
+        (
+            "aachen_000\n\nx/aachen_000_leftImg8bit.png\n",
+            r"line 3: aachen_000 is named in .*line 1",
+        ),
+        ("aachen_000 bochum_000\n", r"line 1: .* of two frames: aachen_000, bochum_000"),
+        ("aachen_000 aachen_000 1\n", r"line 1: 3 columns"),
+    ],
+)
+def test_lines_that_name_nothing(tmp_path, text, message):
+    write(tmp_path)
+    with pytest.raises(UserError, match=message):
+        listed(tmp_path, text)
+
+
+def test_problems_of_an_index_are_listed_all(tmp_path):
+    write(tmp_path)
+    problems = []
+    assert listed(tmp_path, "bochum_000\na_1\nb_2\n", problems) == ["bochum_000"]
+    assert [("line 2" in p, "line 3" in p) for p in problems] == [(True, False), (False, True)]
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    write(tmp_path)
+    folder = tmp_path / "leftImg8bit/train/aachen"
+    for name in (".trash.png", "other.png", "notes.txt"):
+        (folder / name).touch()
+    (tmp_path / "list.txt").write_text("bochum_000\n")
+    left_out = Cityscapes(kind="cityscapes", index="list.txt").left_out(tmp_path)
+    assert left_out == {
+        "hidden files and folders": 1,
+        "other suffixes (.txt)": 1,
+        "images without _leftImg8bit in their name": 1,
+        "images that list.txt does not name": 1,
+    }
 
 
 def test_the_license_plate_is_ignored(tiny_yaml, tmp_path):

@@ -135,15 +135,6 @@ class TestColorMap:
         text = message(lambda: source(tiny_yaml, tmp_path, keys))
         assert "data.source" in text and expected in text
 
-    def test_two_classes_of_one_colour_in_the_label_space(self, tiny_yaml, tmp_path):
-        write(tmp_path, COLORS[WHICH])
-        section = "{kind: folder, labels: labels, color_map: label_space}"
-        same = "classes=[{name: a, color: [1, 2, 3]}, {name: b, color: [1, 2, 3]}]"
-        config = config_with(tiny_yaml, section, "custom", tmp_path, same)
-        assert "'b' and 'a' have the same colour [1, 2, 3]" in message(
-            lambda: datasets.open_source(config)
-        )
-
 
 class TestCamvid:
     NAMES = list(CAMVID_COLORS)

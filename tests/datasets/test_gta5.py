@@ -6,6 +6,7 @@ import torch
 
 from diga_hpc.datasets.gta5 import Gta5
 from diga_hpc.datasets.label_spaces import CITYSCAPES_IDS, IGNORE, SPACES
+from diga_hpc.datasets.listing import list_files
 from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
 from helpers.image_files import ALL_IDS, config_with, write_ids, write_image
@@ -37,6 +38,67 @@ def test_an_index_that_is_not_there(tiny_yaml, tmp_path):
     config = config_with(tiny_yaml, "{kind: gta5, index: kept.txt}", "cityscapes", tmp_path)
     with pytest.raises(UserError, match="kept.txt: no such index file, neither as given nor below"):
         datasets.open_source(config)
+
+
+def listed(root, problems=None, **keys):
+    space = SPACES["cityscapes"]
+    section = Gta5(kind="gta5", **keys)
+    files = list_files(section, "data.source", root, space, labels=True, problems=problems).files
+    return [(file.name, file.image.name, file.label.name) for file in files]
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Images made smaller as JPEG, one left a PNG; labels, one of them with a derived file."""
+    for name in ("images/1.jpg", "images/2.JPG", "images/3.png"):
+        write_image(tmp_path / name)
+    for name in ("labels/1.png", "labels/2.png", "labels/3.png", "labels/3_labelTrainIds.png"):
+        write_ids(tmp_path / name, ALL_IDS)
+    return tmp_path
+
+
+def test_jpeg_images_have_png_labels(mixed):
+    expected = [("1", "1.jpg", "1.png"), ("2", "2.JPG", "2.png"), ("3", "3.png", "3.png")]
+    assert listed(mixed) == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["3", "3.png", "images/3.png", "images/3.png labels/3.png", "3.png,3.png", '"3.png"', "3\t3"],
+)
+def test_lines_of_an_index(mixed, line):
+    (mixed / "kept.txt").write_text(f"{line}\n1.png\n")
+    assert listed(mixed, index="kept.txt") == [("3", "3.png", "3.png"), ("1", "1.jpg", "1.png")]
+    left_out = Gta5(kind="gta5", index="kept.txt").left_out(mixed)
+    assert left_out == {"images that kept.txt does not name": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1\n4.png\n5\n", r"images/4.png: no such image \(named in .*kept.txt, line 2\).*1 more"),
+        ("1\n\n1.jpg\n", r"images/1.jpg: named in .*kept.txt, line 1 and .*kept.txt, line 3"),
+        ("1.png labels/2.png", r"line 1: 'labels/2.png' is not the label of '1.png'"),
+        ("3.png 3_labelIds.png", r"line 1: '3_labelIds.png' is not the label of '3.png'"),
+        ("labels/3_labelTrainIds.png", r"3_labelTrainIds.png: no such image"),
+        ("/other/images/3.png", r"/other/images/3.png: no such image"),
+    ],
+)
+def test_lines_that_name_nothing(mixed, text, message):
+    (mixed / "kept.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        listed(mixed, index="kept.txt")
+
+
+def test_an_image_in_two_formats(mixed):
+    write_image(mixed / "images/3.jpg")
+    with pytest.raises(UserError, match=r"3.png and .*3.jpg: two images .* have the name '3'"):
+        listed(mixed)
+    (mixed / "kept.txt").write_text("3\n")
+    with pytest.raises(UserError, match=r"images/3: no such image \(the folder has 3.jpg, 3.png\)"):
+        listed(mixed, index="kept.txt")
+    (mixed / "kept.txt").write_text("3.jpg\n")
+    assert listed(mixed, index="kept.txt") == [("3", "3.jpg", "3.png")]
 
 
 class TestTrainIds:

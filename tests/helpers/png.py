@@ -28,7 +28,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 def write_png(
     path: Path,
     values: np.ndarray,
-    bits: int,
+    bits: int = 8,
     kind: int = GREY,
     *,
     interlaced: bool = False,

@@ -9,13 +9,17 @@ from PIL import Image, ImageOps
 
 from diga_hpc.errors import UserError, one_line
 from diga_hpc.images import opening
-from diga_hpc.images.opening import orientation, read_size
+from diga_hpc.images.opening import orientation, read_header
 from diga_hpc.images.pixels import read_pixels
 from helpers.png import GREY, GREY_ALPHA, RGB, RGBA, chunk, write_png
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (5, 7, 3), dtype=np.uint8)
 EXIF_ORIENTATION = 0x0112
+
+
+def read_size(path, upright=True):
+    return read_header(path, upright=upright)[:2]
 
 
 def exif(value: int) -> Image.Exif:

@@ -153,8 +153,12 @@ class TestSizes:
         ("keys", "full", "half"),
         [
             ("", (60, 91), (30, 45)),
-            ("size: [40, 50]", (40, 50), (20, 25)),
-            ("size: [40, 50], half_size: [10, 20]", (40, 50), (10, 20)),
+            ("size: [40, 61]", (40, 61), (20, 30)),
+            ("size: [40, 60], half_size: [20, 31]", (40, 60), (20, 31)),
+            # 60x91 is not 4:5, nor 1:2, nor upright: it keeps its aspect ratio, at the same area.
+            ("size: [40, 50]", (36, 55), (18, 27)),
+            ("half_size: [10, 20]", (60, 91), (11, 17)),
+            ("size: [50, 40]", (36, 55), (18, 27)),
         ],
     )
     def test_full_and_half_size(self, tiny_yaml, tmp_path, keys, full, half):

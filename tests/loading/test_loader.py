@@ -2,11 +2,14 @@
 
 import tracemalloc
 
+import numpy as np
+import pytest
 import torch
 
 from diga_hpc import config as configuration
 from diga_hpc.loading import dataset as datasets
 from diga_hpc.loading.loader import KEY, TrainingSamples, labelled_images, training_batches
+from helpers.image_files import write_ids, write_image
 
 
 def samples_of(config, stage="warm_up"):
@@ -85,3 +88,43 @@ def test_labelled_images_are_resized_and_their_labels_are_not(tiny_yaml):
         sample = validation.load(each.index)
         assert each.name == sample.name and each.image.shape == (3, 24, 48)
         assert torch.equal(each.label, sample.label) and each.label.shape == (48, 96)
+
+
+PHOTOS = {"landscape": (30, 47), "portrait": (61, 33), "square": (40, 40), "tiny": (3, 5)}
+
+
+@pytest.fixture
+def photos_yaml(tiny_yaml, tmp_path):
+    """A source and a target of photographs of four shapes, and a working size of 1:2."""
+    for i, (name, size) in enumerate(PHOTOS.items()):
+        write_image(tmp_path / f"photos/images/{name}.png", size, seed=i)
+        write_ids(tmp_path / f"photos/labels/{name}.png", np.full(size, i))
+    section = f"{{kind: folder, root: {tmp_path}/photos, labels: labels, size: [24, 48]}}"
+
+    def load(*overrides):
+        data = [f"data.{name}={section}" for name in ("source", "target", "validation")]
+        return configuration.load(tiny_yaml, [*data, *overrides])
+
+    return load
+
+
+def test_photos_of_other_shapes_are_looked_at_undistorted(photos_yaml):
+    validation = datasets.open_validation(photos_yaml())
+    found = list(labelled_images(validation, [0, 1, 2, 3], 0, torch.device("cpu")))
+    sizes = {each.name: tuple(each.image.shape[1:]) for each in found}
+    # The area of 24x48 each.
+    assert sizes == {
+        "landscape": (27, 42),
+        "portrait": (46, 25),
+        "square": (34, 34),
+        "tiny": (26, 44),
+    }
+    for each in found:
+        assert tuple(each.label.shape) == PHOTOS[each.name]
+
+
+def test_batches_of_photos_of_all_shapes(photos_yaml):
+    config = photos_yaml("warm_up.crop=[28, 30]")
+    for batch in batches_of(samples_of(config)):
+        assert batch.source.shape == batch.target.shape == (4, 3, 28, 30)
+        assert batch.source_labels.shape == (4, 28, 30)

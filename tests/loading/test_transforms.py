@@ -39,6 +39,27 @@ def test_small_images_are_brought_to_the_crop():
     assert got_image.shape == (3, 16, 24) and got_label.shape == (16, 24)
 
 
+@pytest.mark.parametrize("size", [(24, 11), (8, 30), (30, 8), (11, 24), (47, 31), (1, 2)])
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.9, 1.0)])
+def test_a_disc_in_a_photo_smaller_than_the_crop_stays_round(size, scale):
+    """A photo is enlarged as a whole, not stretched to the crop; its label follows."""
+    height, width = 12 * size[0], 12 * size[1]
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    radius = min(height, width) / 2
+    inside = (rows - height / 2) ** 2 + (columns - width / 2) ** 2 < radius**2
+    image = (inside * 255).to(torch.uint8)[None].expand(3, -1, -1).contiguous()
+    label = inside.to(torch.uint8)
+    crops = [
+        crop(image, label, seed, size=size, crop=(36, 36), scale=scale, redraw=False)
+        for seed in range(30)
+    ]
+    got_image, got_label = max(crops, key=lambda pair: int(pair[1].sum()))
+    seen = torch.nonzero(got_label)
+    extent = (seen.amax(0) - seen.amin(0) + 1).tolist()
+    assert max(extent) / min(extent) < 1.2
+    assert ((got_image[0] > 127) == (got_label == 1)).float().mean() > 0.97
+
+
 def test_crops_are_redrawn_until_they_show_enough_classes():
     """Two classes share the left eighth, the rest is class 0: redrawing finds them more often."""
     label = torch.zeros(40, 160, dtype=torch.uint8)

@@ -102,7 +102,9 @@ def test_confusion_matrix_and_scores_against_loops():
     )
     for c, name in enumerate("abcdef"):
         assert row["iou"][name] == (None if iou[c] is None else pytest.approx(iou[c], abs=1e-3))
-    assert row["miou"] == pytest.approx(np.mean([iou[c] for c in (0, 1, 2, 4)]), abs=1e-3)
+    # Class 3 is only predicted, class 5 is in neither.
+    assert row["miou"] == pytest.approx(np.mean([iou[c] for c in (0, 1, 2, 3, 4)]), abs=1e-3)
+    assert row["miou_present"] == pytest.approx(np.mean([iou[c] for c in (0, 1, 2, 4)]), abs=1e-3)
     assert row["miou_2"] == pytest.approx(np.mean([iou[0], iou[1]]), abs=1e-3)
 
 

@@ -42,6 +42,7 @@ def test_pictures_have_the_size_of_the_image_and_the_palette(trained_run, images
         "masks/wide.png",
         "overlays/tall.jpg",
         "overlays/wide.jpg",
+        "predictions.jsonl",
     ]
     palette = np.array(configuration.load(trained_run / "config.yaml").space.palette, np.uint8)
     for name, (height, width) in SIZES.items():
@@ -54,7 +55,9 @@ def test_pictures_have_the_size_of_the_image_and_the_palette(trained_run, images
         assert Image.open(output / f"overlays/{name}.jpg").size == (width, height)
 
 
-def test_images_are_seen_at_the_size_of_the_target(trained_run, images, tmp_path, monkeypatch):
+def test_images_are_seen_at_the_working_size_of_the_target(
+    trained_run, images, tmp_path, monkeypatch
+):
     seen = []
     monkeypatch.setattr(
         "diga_hpc.results.predict.Labeler.__call__",
@@ -63,7 +66,8 @@ def test_images_are_seen_at_the_size_of_the_target(trained_run, images, tmp_path
         ),
     )
     predict(trained_run, images, tmp_path / "out", "student")
-    assert seen == [(3, 32, 48)] * 2
+    # A portrait keeps its aspect ratio.
+    assert seen == [(3, 48, 32), (3, 32, 48)]
     text = (trained_run / "config.yaml").read_text()
     (trained_run / "config.yaml").write_text(text.replace("size: [32, 48]", "size: null"))
     predict(trained_run, images, tmp_path / "out", "student")
@@ -114,12 +118,21 @@ def test_errors_of_the_images(trained_run, images, tmp_path):
     refused(
         r"nothing: no such file or folder", trained_run, tmp_path / "nothing", output, "student"
     )
-    refused(r"notes.txt: no images here", trained_run, images / "notes.txt", output, "student")
-    (images / "wide.jpg").write_bytes(b"not a picture")
-    refused(r"wide.png and wide.jpg: same name", trained_run, images, output, "student")
-    (images / "wide.png").unlink()
-    refused(r"wide.jpg: not a readable image", trained_run, images, output, "student")
-    assert (output / "labels/tall.png").is_file()
+    refused(r"notes.txt: not a readable", trained_run, images / "notes.txt", output, "student")
+    (tmp_path / "empty").mkdir()
+    refused(
+        r"empty: no images here \(no files at all\)",
+        trained_run,
+        tmp_path / "empty",
+        output,
+        "student",
+    )
+    (tmp_path / "empty/film.mp4").write_bytes(b"")
+    (tmp_path / "empty/sub").mkdir()
+    for name in "ab":
+        (tmp_path / f"empty/sub/{name}.TXT").write_text("")
+    message = r"empty: no images here \(2 .txt, 1 .mp4\); expected \.png"
+    refused(message, trained_run, tmp_path / "empty", output, "student")
 
 
 def test_errors_of_the_output(trained_run, images, tmp_path):

@@ -174,7 +174,7 @@ def test_only_a_warm_up(tmp_path):
 
 def test_nothing_but_a_configuration(tmp_path):
     html, _ = read_page(write_config(tmp_path / "run"))
-    assert "No network of this run has been evaluated yet." in html
+    assert "Results: no network has been evaluated yet." in html
 
 
 def test_corrupt_files_of_the_data_are_counted(full_run):

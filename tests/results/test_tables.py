@@ -74,3 +74,19 @@ def test_a_corrupt_file_is_named(tmp_path):
     (tmp_path / "results.json").write_text("[{")
     with pytest.raises(UserError, match=r"results\.json: not readable as JSON"):
         read_rows(tmp_path)
+
+
+def test_the_mean_over_present_classes_is_shown_where_it_differs(config):
+    equal = [row | {"miou_present": row["miou"]} for row in result_rows(CLASSES)]
+    assert "mIoU\npresent" not in table(config, equal).heads
+    results = table(config, [*equal[:-1], equal[-1] | {"miou_present": 61.0}])
+    assert "mIoU\npresent" in results.heads
+
+
+def test_what_is_not_measured_is_a_dash_and_no_result(config):
+    null = {"miou": None, "miou_13": None, "pixel_accuracy": None}
+    rows = result_rows(CLASSES, SCORES[:2], miou_13=55.5)
+    rows = [row | null if row["stage"] == "warm_up" else row for row in rows]
+    results = table(config, rows)
+    assert set(results.lines["warm_up"]) == {"–"}
+    assert results.last == "source_only" and results.gain("warm_up") is None

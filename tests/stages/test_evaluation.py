@@ -1,13 +1,19 @@
 """Evaluation: counts that a stopped run kept, and the rows of results.json."""
 
 import pytest
+import torch
 
+from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.errors import UserError
+from diga_hpc.method.centroids import Centroids
 from diga_hpc.run.files import read_json, write_json
 from diga_hpc.stages.evaluation import add_result, has_result, measure
 from diga_hpc.stages.networks import starting_network
 from diga_hpc.stages.pipeline import Pipeline
+from diga_hpc.stages.pseudo_labels import consensus_quality
 from helpers.runs import load
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -42,3 +48,39 @@ def test_a_row_replaces_that_of_the_same_network(context):
     add_result(context, row | {"network": "teacher", "miou": 3.0})
     assert [r["miou"] for r in read_json(context.run.results, [])] == [2.0, 3.0]
     assert has_result(context, **row) and not has_result(context, **row | {"round": 1})
+
+
+class Unlabelled:
+    """The data set with every label ignored."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
+
+    def load(self, index):
+        sample = self.dataset.load(index)
+        return sample._replace(label=torch.full_like(sample.label, IGNORE))
+
+
+def test_no_labelled_pixel_is_an_error_and_leaves_no_number(context):
+    model = starting_network(context).eval()
+    nothing = Unlabelled(context.validation)
+    with pytest.raises(UserError, match="`data.validation`: no labelled pixel in its 3 images"):
+        measure(context, model, nothing, "network", None)
+    assert not context.run.results.exists()
+    assert not context.run.partial_evaluation("network").exists()
+
+
+def test_shares_of_no_pixels_are_null(context):
+    model = starting_network(context).eval()
+    context.validation = Unlabelled(context.validation)
+    centroids = Centroids(
+        context.space.num_classes, model.feature_channels, context.config.centroids, CPU
+    )
+    quality = consensus_quality(context, model, model, centroids, lambda items, *_: items, "x")
+    assert quality == {"kept": None, "accuracy": None, "accuracy_offline": None, "images": 3}

@@ -8,6 +8,8 @@ import torch
 from diga_hpc import kernels
 from diga_hpc.distributed.stop import StopFlag
 from diga_hpc.distributed.world import World
+from diga_hpc.inspection.opening import open_all
+from diga_hpc.inspection.start import inspect
 from diga_hpc.loading import dataset
 from diga_hpc.run.directory import Run
 from diga_hpc.stages import evaluation
@@ -50,7 +52,8 @@ def test_evaluation_synchronises_at_its_end_only(tmp_path, world):
     config = large_images(tmp_path, "evaluation.scales=[1.0, 0.5]", "evaluation.flip=true")
     data = (dataset.open_source(config), dataset.open_target(config))
     validation = dataset.open_validation(config)
-    context = Context(config, Run(config), world, StopFlag(world), *data, validation)
+    inspected, _ = inspect(config, open_all(config), world)
+    context = Context(config, Run(config), world, StopFlag(world), *data, validation, inspected)
     model = starting_network(context).eval().to(world.device)
 
     def synchronisations(images):

@@ -7,10 +7,9 @@ objects.py draws with the tools of drawing.py.
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import NonNegativeInt, PositiveInt
 
 from diga_hpc.datasets.base import GeneratedDataset
-from diga_hpc.section import Size
+from diga_hpc.section import Count, PositiveCount, Size
 
 
 class Streets(GeneratedDataset):
@@ -22,9 +21,9 @@ class Streets(GeneratedDataset):
     style: Literal["source", "target"]
     """Look of the scenes: `source` is clean; `target` has another light, haze, blur, noise and
     palette."""
-    images: PositiveInt = 200
+    images: PositiveCount = 200
     """Number of scenes."""
-    first: NonNegativeInt = 0
+    first: Count = 0
     """Number of the first scene. Give validation another range than training."""
     scene_size: Size = (128, 256)
     """Height and width in pixels in which the scenes are drawn."""

@@ -5,9 +5,8 @@ import pytest
 from PIL import Image
 
 from diga_hpc import config as configuration
-from diga_hpc import models
 from diga_hpc.errors import UserError
-from diga_hpc.stages.check import activation_bytes, check, check_crops, open_all
+from diga_hpc.results.check import check, look
 from helpers.configurations import write_tiny_yaml
 from helpers.finished_run import TOY, registered_stage
 
@@ -72,7 +71,7 @@ def test_a_registered_stage_is_one_of_them(tmp_path, capsys):
         assert rows[TOY][:3] == ["5", "2", "40x64"]
         config = configuration.load(path, ["polish.crop=[64,64]"])
         with pytest.raises(UserError, match=r"`polish.crop` \[64, 64\] is larger"):
-            check_crops(config, open_all(config))
+            check(config)
 
 
 def test_files_are_counted_and_measured(files_yaml, capsys):
@@ -92,26 +91,30 @@ def test_a_limit_reads_fewer_images(files_yaml, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["warm_up.crop=[64,64]"], r"the full-size image \[48, 64\] of `data.source`: lower it"),
-        (["warm_up.batch={full: 1, half: 1}"], r"the half-size image \[24, 32\] of `data.source`"),
-        (["data.target.size=[24,64]"], r"the full-size image \[24, 64\] of `data.target`"),
+        (["warm_up.crop=[64,64]"], "the full-size image [48, 64] of `data.source`: lower it"),
+        (["warm_up.batch={full: 1, half: 1}"], "the half-size image [24, 32] of `data.source`"),
+        # Its aspect ratio is kept.
+        (["data.target.size=[24,64]"], "the full-size image [34, 45] of `data.target`"),
     ],
 )
 def test_crops_larger_than_the_images(files_yaml, overrides, message):
-    config = configuration.load(files_yaml, overrides)
-    with pytest.raises(UserError, match=message):
-        check_crops(config, open_all(config))
+    errors = look(configuration.load(files_yaml, overrides)).at("error")
+    assert any(message in text for text in errors), errors
 
 
 def test_half_size_images_matter_only_where_they_are_used(files_yaml):
     config = configuration.load(files_yaml, ["warm_up.batch={full: 2, half: 0}"])
-    check_crops(config, open_all(config))
+    assert not look(config).at("error")
 
 
-def test_memory_of_activations_grows_with_crop_and_precision(tiny_yaml):
-    config = configuration.load(tiny_yaml)
-    bf16 = configuration.load(tiny_yaml, ["engine.precision=bf16"])
-    model = models.build(config.model, config.space.num_classes, weights="random")
-    small, large = (activation_bytes(config, model, crop) for crop in ((32, 32), (64, 64)))
-    assert 3.5 < large / small < 4.5
-    assert activation_bytes(bf16, model, (32, 32)) == small // 2
+def test_every_file_that_a_list_misses_is_named(files_yaml, tmp_path):
+    (tmp_path / "labels/0.png").unlink()
+    (tmp_path / "labels/2.png").unlink()
+    (tmp_path / "images/9.png").symlink_to("gone.png")
+    errors = look(configuration.load(files_yaml)).at("error")
+    for name in ("images/0.png: has no label", "images/2.png: has no label", "link to gone.png"):
+        assert any(name in text for text in errors)
+    # Image 1 was read all the same.
+    assert [each.images for each in look(configuration.load(files_yaml)).sets] == [1, 3, 1]
+    (tmp_path / "labels/1.png").unlink()
+    assert [each.name for each in look(configuration.load(files_yaml)).sets] == ["target"]

@@ -1,0 +1,59 @@
+"""Cache of what was found out about data: a start of a run does not repeat the one before.
+
+$DIGA_CACHE, or $XDG_CACHE_HOME/diga_hpc, or ~/.cache/diga_hpc. Everything in it can be removed.
+Each value is kept under a digest of all that it was made from, so it is never stale; where the
+folder cannot be written, nothing is kept.
+"""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from diga_hpc.run.files import atomic_write
+
+log = logging.getLogger(__name__)
+
+UNUSED_DAYS = 60
+
+
+def folder() -> Path:
+    """Where values are kept; it need not exist."""
+    named = os.environ.get("DIGA_CACHE")
+    if named:
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "diga_hpc"
+
+
+def load(key: str) -> Any:
+    """The value kept under `key`; None without one."""
+    path = folder() / f"{key}.json"
+    try:
+        with path.open(encoding="utf-8") as stream:
+            value = json.load(stream)
+        # Tells `_prune` that it is in use.
+        os.utime(path)
+        return value
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def store(key: str, value: Any) -> None:
+    """Keep a JSON value under `key`, if the folder can be written."""
+    try:
+        with atomic_write(folder() / f"{key}.json") as temporary:
+            temporary.write_text(json.dumps(value, separators=(",", ":")), encoding="utf-8")
+        _prune()
+    except OSError as error:
+        log.debug("%s: nothing is kept there (%s)", folder(), error)
+
+
+def _prune() -> None:
+    """Remove what nobody has used for long."""
+    oldest = time.time() - UNUSED_DAYS * 86400
+    for path in folder().glob("*.json"):
+        if path.stat().st_mtime < oldest:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,175 @@
+"""Findings: what the facts of the data sets mean for a run.
+
+An error would make a number wrong or meaningless: a start is refused. A warning is repeated at
+every start. docs/checks.md lists them.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from diga_hpc.config import Config, TrainingSection
+from diga_hpc.datasets.base import FileDataset
+from diga_hpc.images.sizes import half_working_size, working_size
+from diga_hpc.inspection.identity import listed
+from diga_hpc.inspection.opening import SOURCE, TARGET, VALIDATION
+from diga_hpc.inspection.scan import Scan
+
+# Share of pixels without a label above which it is said.
+MUCH_IGNORED = 0.5
+Level = Literal["error", "warning", "note"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line about a data set."""
+
+    level: Level
+    key: str
+    """Its section: `data.source`."""
+    text: str
+
+
+def findings(config: Config, scans: Mapping[str, Scan]) -> list[Finding]:
+    """Everything worth saying about the data sets, errors first. scans: by name, as SOURCE."""
+    found: list[Finding] = []
+    for name, scan in scans.items():
+        # The source and the target may have some corrupt files; evaluation skips none.
+        allowed = 0 if name == VALIDATION else config.data.skip_errors
+        found += _files(scan, allowed)
+        if name != TARGET:
+            found += _labels(config, name, scan)
+        if name != VALIDATION:
+            found += _crops(config, scan)
+    found += _repeated(scans)
+    return sorted(found, key=lambda finding: LEVELS.index(finding.level))
+
+
+def _files(scan: Scan, allowed: int) -> Iterator[Finding]:
+    key, problems = scan.entries.key, scan.problems
+    level: Level = "error" if len(problems) > allowed else "warning"
+    for problem in problems:
+        yield Finding(level, key, problem)
+    turned = sum(facts.image.orientation != 1 for facts in scan.facts)
+    if turned:
+        yield Finding(
+            "note",
+            key,
+            f"{turned} images carry an EXIF orientation and are turned as viewers show them; their "
+            "labels are not turned",
+        )
+
+
+def _labels(config: Config, name: str, scan: Scan) -> Iterator[Finding]:
+    """What the labels of a data set hold, against the classes of the label space."""
+    key, space, section = scan.entries.key, config.space, scan.entries.section
+    counts = scan.class_counts(space.num_classes)
+    labelled, total = int(counts[:-1].sum()), int(counts.sum())
+    if not any(facts.label and not facts.label.problem for facts in scan.facts):
+        return
+    if isinstance(section, FileDataset):
+        suspicion = section.suspicion(scan.id_counts(), space)
+        if suspicion:
+            yield Finding("error", key, f"`{key}`: {suspicion}")
+            return
+        unused = section.unused_classes(space)
+        if unused:
+            yield Finding(
+                "note",
+                key,
+                f"`{key}`: ignored, since label space {space.name} has no such class: "
+                f"{', '.join(unused)}",
+            )
+    if not labelled:
+        yield Finding(
+            "error",
+            key,
+            f"`{key}`: no labelled pixel in {len(scan.facts)} images, so there is nothing to "
+            f"{'learn from' if name == SOURCE else 'measure on'}; check the labels and "
+            "`label_space`",
+        )
+        return
+    present = counts[:-1] > 0
+    absent = [c for c, is_present in zip(space.classes, present, strict=True) if not is_present]
+    if name == SOURCE and present.sum() < 2:
+        (only,) = np.flatnonzero(present)
+        yield Finding(
+            "error",
+            key,
+            f"`{key}`: {space.classes[only]!r} is the only class with labelled pixels, so no other "
+            f"can be learnt ({listed(absent)} have none); check the labels and `label_space`",
+        )
+    elif absent:
+        consequence = (
+            "cannot be learnt" if name == SOURCE else "is measured only where it is predicted"
+        )
+        yield Finding(
+            "warning",
+            key,
+            f"`{key}`: no labelled pixel of {', '.join(absent)}: a class without any {consequence}",
+        )
+    if total and counts[-1] > MUCH_IGNORED * total:
+        share = 100 * counts[-1] / total
+        yield Finding("warning", key, f"`{key}`: {share:.0f} % of the pixels have no label")
+
+
+def _crops(config: Config, scan: Scan) -> Iterator[Finding]:
+    """Crops that are larger than the images that they are cut from."""
+    key, section = scan.entries.key, scan.entries.section
+    # Of a reader, sizes are known when its images have been decoded.
+    seen = {(f.image.height, f.image.width) for f in scan.facts if f.image.height}
+    # Without a header, photos are taken to have the aspect ratio of `size`.
+    seen = seen or ({section.size} if section.size else set())
+    sizes = sorted({working_size(section.size, size) for size in seen})
+    halves = sorted({half_working_size(section.size, section.half_size, size) for size in seen})
+    for kind, training in config:
+        if not isinstance(training, TrainingSection):
+            continue
+        crop, batch = training.crop, training.batch
+        for version, used, found in (("full", batch.full, sizes), ("half", batch.half, halves)):
+            small = [size for size in found if size[0] < crop[0] or size[1] < crop[1]]
+            if not used or not small:
+                continue
+            text = (
+                f"`{kind}.crop` {list(crop)} is larger than the {version}-size image "
+                f"{list(small[0])} of `{key}`"
+            )
+            if len(small) == len(found):
+                yield Finding("error", key, f"{text}: lower it, or set {key}.size")
+            else:
+                yield Finding("warning", key, f"{text}: smaller images are enlarged to fit")
+
+
+def _repeated(scans: Mapping[str, Scan]) -> Iterator[Finding]:
+    """Images that occur twice: within a data set, or in two of them."""
+    seen: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name, scan in scans.items():
+        for index, facts in enumerate(scan.facts):
+            if facts.image.digest:
+                seen[facts.image.digest][name].append(scan.entries.name(index))
+    twice: dict[str, list[str]] = defaultdict(list)
+    shared: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for by_set in seen.values():
+        for name, names in by_set.items():
+            if len(names) > 1:
+                twice[name].append(" = ".join(names[:2]))
+        if len(by_set) > 1:
+            shared[tuple(by_set)].append(next(iter(by_set.values()))[0])
+    for name, pairs in twice.items():
+        yield Finding(
+            "warning", f"data.{name}", f"`data.{name}`: images with the same bytes: {listed(pairs)}"
+        )
+    for places, names in shared.items():
+        where = " and ".join(f"`data.{place}`" for place in places)
+        danger = ""
+        if VALIDATION in places:
+            danger = "; results on images that were trained on say little"
+        yield Finding(
+            "warning",
+            f"data.{places[-1]}",
+            f"{where} share {len(names)} images (same bytes): {listed(names)}{danger}",
+        )

@@ -1,0 +1,87 @@
+"""Identity of data: fingerprints, so that nothing made from other data passes for current.
+
+RUN_DIR/data.json holds the source and the target that a run was trained with: every image by name,
+with a digest of its files. A start whose data differ is refused, with both named. Folders may move:
+names and contents count, not paths or times.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from diga_hpc.inspection.scan import Scan
+
+FINGERPRINT_LENGTH = 16
+# Images that differ, named in an error.
+NAMED = 3
+
+
+@dataclass(frozen=True)
+class DataIdentity:
+    """What a data set held when it was looked at."""
+
+    key: str
+    """Its section: `data.target`."""
+    kind: str
+    root: str
+    """Folder, for messages; not part of the fingerprint."""
+    files: dict[str, str]
+    """Image name -> digest of the image and its label."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal data."""
+        text = json.dumps(sorted(self.files.items()))
+        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[
+            :FINGERPRINT_LENGTH
+        ]
+
+    def describe(self) -> str:
+        """In a message: `/data/A (3 images, fingerprint 1f3a...)`."""
+        place = self.root or f"kind {self.kind}"
+        return f"{place} ({len(self.files)} images, fingerprint {self.fingerprint})"
+
+    def summary(self) -> dict[str, Any]:
+        """For a row of results.json."""
+        return {
+            "kind": self.kind,
+            "root": self.root,
+            "images": len(self.files),
+            "fingerprint": self.fingerprint,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """For RUN_DIR/data.json."""
+        return self.summary() | {"key": self.key, "files": self.files}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "DataIdentity":
+        """What `as_json` gave."""
+        names = ("key", "kind", "root", "files")
+        return cls(**{name: values[name] for name in names})
+
+
+def identify(scan: Scan) -> DataIdentity:
+    """Identity of a data set that was looked at completely."""
+    entries = scan.entries
+    files = {
+        entries.name(index): entries.identity(index, facts)
+        for index, facts in enumerate(scan.facts)
+    }
+    root = str(entries.root or "")
+    return DataIdentity(entries.key, entries.section.kind, root, files)
+
+
+def differing(old: DataIdentity, new: DataIdentity) -> list[str]:
+    """Names of the images that only one of them has, or that differ."""
+    names = old.files.keys() | new.files.keys()
+    return sorted(name for name in names if old.files.get(name) != new.files.get(name))
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

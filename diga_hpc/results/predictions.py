@@ -1,0 +1,203 @@
+"""Input and record of `predict`: which images to label, under which names, and what is done.
+
+    find_pictures(images, output) -> [Picture, ...]
+    Record(output, made_by)             OUTPUT/predictions.jsonl, one line per image
+
+Pictures of an earlier call count as done only if the record says that the same weights, settings
+and image made them. Loads no torch.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from diga_hpc.datasets.files import IMAGE_SUFFIXES, list_images
+from diga_hpc.errors import UserError
+from diga_hpc.run.files import read_jsonl
+
+log = logging.getLogger(__name__)
+
+# Folder of OUTPUT -> suffix of its pictures, in the order of writing: labels last, so that an image
+# with labels has the other two pictures.
+FOLDERS = {"masks": ".png", "overlays": ".jpg", "labels": ".png"}
+RECORD = "predictions.jsonl"
+# Suffixes that are named where other files are counted.
+SHOWN_SUFFIXES = 5
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image to label."""
+
+    file: Path
+    name: str
+    """Of its pictures below the folders of OUTPUT, without suffix, with subfolders: `cam1/0001`."""
+
+
+def find_pictures(images: Path, output: Path) -> list[Picture]:
+    """The images of a folder and its subfolders, sorted, or the one image that is named.
+
+    Pictures that `predict` wrote are left out: what lies below `output`, or below any folder with a
+    record. Files that are no images are counted in a log message. Raises UserError where there is
+    no image, or `output` is the folder of the images.
+    """
+    _refuse_overwriting(images, output)
+    if not images.is_dir():
+        if not images.exists():
+            raise UserError(
+                f"{images}: no such file or folder; expected an image or a folder of images "
+                f"({', '.join(IMAGE_SUFFIXES)})"
+            )
+        return [Picture(images, images.stem)]
+    listed = list_images(images, recursive=True)
+    files = [file for file in listed if not _is_output(file, images, output.resolve())]
+    if len(files) < len(listed):
+        log.info(
+            "%s: %d pictures that predict wrote are left out", images, len(listed) - len(files)
+        )
+    others = _others(images, set(listed))
+    if not files:
+        raise UserError(
+            f"{images}: no images here ({others or 'no files at all'}); expected "
+            f"{', '.join(IMAGE_SUFFIXES)}, in the folder or its subfolders"
+        )
+    if others:
+        log.info("%s: %d images; other files: %s", images, len(files), others)
+    names = output_names([file.relative_to(images) for file in files])
+    return [Picture(file, name) for file, name in zip(files, names, strict=True)]
+
+
+def output_names(files: Sequence[Path]) -> list[str]:
+    """A name for each relative path: the path without suffix, as long as no other one has it.
+
+    The images `a.jpg` and `a.png` keep their suffixes: their labels are `a.jpg.png`, `a.png.png`.
+    """
+    names = [file.with_suffix("").as_posix() for file in files]
+    while True:
+        counts = Counter(names)
+        # A whole name may be the stem of a third image: `a.jpg` is one of `a.jpg.png`.
+        whole = [
+            file.as_posix() if counts[name] > 1 else name
+            for file, name in zip(files, names, strict=True)
+        ]
+        if whole == names:
+            return names
+        names = whole
+
+
+def _refuse_overwriting(images: Path, output: Path) -> None:
+    """Raise UserError for pictures that would replace images or be mixed with them."""
+    folder = images.resolve() if images.is_dir() else images.resolve().parent
+    written = [output.resolve() / name for name in FOLDERS]
+    same = images.is_dir() and folder == output.resolve()
+    if same or any(folder.is_relative_to(path) for path in written):
+        raise UserError(
+            f"{output}: the pictures would be written among the images in {folder}; choose another "
+            "output folder"
+        )
+
+
+def _is_output(file: Path, images: Path, output: Path) -> bool:
+    """Whether a picture lies in the output folder of this or another call."""
+    if file.parent.resolve().is_relative_to(output):
+        return True
+    below = file.relative_to(images).parents
+    return any((images / folder / RECORD).is_file() for folder in below)
+
+
+def _others(folder: Path, images: set[Path]) -> str:
+    """Count the files of a folder that are no images, by suffix: `3 .txt, 1 .mp4`."""
+    suffixes: Counter[str] = Counter()
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        suffixes.update(
+            Path(name).suffix.lower() or "without suffix"
+            for name in names
+            if not name.startswith(".") and Path(parent, name) not in images
+        )
+    # What predict wrote is no surprise.
+    del suffixes[Path(RECORD).suffix]
+    ordered = sorted(suffixes.items(), key=lambda pair: (-pair[1], pair[0]))
+    texts = [f"{count} {suffix}" for suffix, count in ordered[:SHOWN_SUFFIXES]]
+    if rest := sum(count for _, count in ordered[SHOWN_SUFFIXES:]):
+        texts.append(f"{rest} more")
+    return ", ".join(texts)
+
+
+class Record:
+    """What the pictures in an output folder were made from.
+
+    Lines are appended, so that a call over many images writes each once; the last line of a name
+    counts. A line without an image says that its pictures are being replaced.
+    """
+
+    def __init__(self, output: Path, made_by: Mapping[str, Any]):
+        """made_by: weights and settings that decide what the network predicts."""
+        self._output = output
+        self._file = output / RECORD
+        text = json.dumps(made_by, sort_keys=True)
+        self._digest = hashlib.sha256(text.encode()).hexdigest()
+        entries = [entry for entry in read_jsonl(self._file) if "output" in entry]
+        self._entries = {str(entry["output"]): entry for entry in entries}
+        self._made_by = dict(made_by)
+
+    def __enter__(self) -> Self:
+        self._stream = self._file.open("a", encoding="ascii")
+        # A call that was killed may have left half a line.
+        self._append({"made_by": self._digest, **self._made_by}, start="\n")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def entry(self, picture: Picture) -> dict[str, Any]:
+        """The line of an image as it is now. Raises OSError for a missing image."""
+        # Taken before the image is read: a later change of the file is noticed by the next call.
+        status = picture.file.stat()
+        return {
+            "output": picture.name,
+            "image": str(picture.file.absolute()),
+            "bytes": status.st_size,
+            "mtime_ns": status.st_mtime_ns,
+            "made_by": self._digest,
+        }
+
+    def state(self, picture: Picture, entry: dict[str, Any]) -> str:
+        """`done`, `other` (made from something else than `entry` says) or `new`.
+
+        Pictures without a record are `other`: nobody knows which network made them.
+        """
+        present = [file.is_file() and file.stat().st_size > 0 for file in self._files(picture)]
+        if all(present) and self._entries.get(picture.name) == entry:
+            return "done"
+        return "other" if any(present) else "new"
+
+    def start(self, picture: Picture) -> None:
+        """Note that the pictures of an image are being replaced."""
+        if picture.name in self._entries:
+            self._append({"output": picture.name})
+
+    def finish(self, entry: dict[str, Any]) -> None:
+        """Note that all pictures of an image are written."""
+        self._append(entry)
+
+    def discard(self, picture: Picture) -> None:
+        """Remove pictures that an earlier call made: the image cannot be labelled any more."""
+        for file in self._files(picture):
+            # Its folder may have the name of a file.
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+    def _files(self, picture: Picture) -> list[Path]:
+        return [self._output / d / f"{picture.name}{suffix}" for d, suffix in FOLDERS.items()]
+
+    def _append(self, entry: dict[str, Any], start: str = "") -> None:
+        self._stream.write(f"{start}{json.dumps(entry)}\n")
+        self._stream.flush()

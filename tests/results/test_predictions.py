@@ -1,0 +1,400 @@
+"""Folders as people have them: names of pictures, broken images, and what a second call does."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diga_hpc.errors import UserError
+from diga_hpc.results import predict as module
+from diga_hpc.results.predict import predict
+from diga_hpc.results.predictions import RECORD, output_names
+
+
+def draw(path: Path, seed: int = 0, size: tuple[int, int] = (20, 24)) -> Path:
+    """Write a random image of (height, width)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def labels(output: Path) -> list[str]:
+    """Names of the label pictures; masks and overlays have the same ones."""
+    found = {
+        kind: sorted(
+            str(file.relative_to(output / kind).with_suffix(""))
+            for file in (output / kind).rglob("*")
+            if file.is_file()
+        )
+        for kind in ("labels", "masks", "overlays")
+    }
+    assert found["labels"] == found["masks"] == found["overlays"]
+    return found["labels"]
+
+
+@pytest.fixture
+def call(trained_run, tmp_path, monkeypatch):
+    """Call predict(...) on the folder `images`; returns which files were labelled."""
+    read = []
+    original = module.read_image
+    monkeypatch.setattr(module, "read_image", lambda file: read.append(file.name) or original(file))
+
+    def run(images: Path = tmp_path / "images", **options) -> list[str]:
+        read.clear()
+        predict(
+            options.pop("weights", trained_run),
+            images,
+            options.pop("output", tmp_path / "out"),
+            options.pop("network", "student"),
+            **options,
+        )
+        return list(read)
+
+    return run
+
+
+# ------------------------------------------------------------------------------------ what is read
+
+
+def test_subfolders_are_kept(call, tmp_path):
+    for name in ("top.jpg", "cam1/1.jpg", "cam2/1.jpg", "cam 2/deep/ä [1].png"):
+        draw(tmp_path / "images" / name)
+    assert len(call()) == 4
+    assert labels(tmp_path / "out") == ["cam 2/deep/ä [1]", "cam1/1", "cam2/1", "top"]
+
+
+def test_equal_stems_keep_their_suffixes(call, tmp_path):
+    for name in ("a.jpg", "a.png", "b.png", "sub/a.jpg"):
+        draw(tmp_path / "images" / name)
+    call()
+    assert labels(tmp_path / "out") == ["a.jpg", "a.png", "b", "sub/a"]
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a.jpg", "b.jpg"], ["a", "b"]),
+        (["a.jpg", "a.png"], ["a.jpg", "a.png"]),
+        # The whole name of the first is the stem of the third.
+        (["a.jpg", "a.png", "a.jpg.png"], ["a.jpg", "a.png", "a.jpg.png"]),
+        (["a.b.jpg", "a.c.jpg"], ["a.b", "a.c"]),
+        (["x/a.jpg", "y/a.jpg", "y/a.JPG"], ["x/a", "y/a.jpg", "y/a.JPG"]),
+        (["a", "a.png"], ["a", "a.png"]),
+    ],
+)
+def test_names(files, names):
+    found = output_names([Path(file) for file in files])
+    assert found == names and len(set(found)) == len(files)
+
+
+def test_one_image_may_be_named(call, tmp_path):
+    assert call(draw(tmp_path / "images/sub/a.jpg")) == ["a.jpg"]
+    assert labels(tmp_path / "out") == ["a"]
+
+
+def test_other_files_are_counted(call, tmp_path, caplog):
+    draw(tmp_path / "images/a.jpg")
+    for name in ("b.txt", "c.TXT", "film.mp4", "README"):
+        (tmp_path / "images" / name).write_text("")
+    with caplog.at_level(logging.INFO, "diga_hpc"):
+        call()
+    assert "1 images; other files: 2 .txt, 1 .mp4, 1 without suffix" in caplog.text
+
+
+def test_what_predict_wrote_is_no_input(call, tmp_path, caplog):
+    draw(tmp_path / "images/a.jpg")
+    inside = tmp_path / "images/out"
+    assert call(output=inside) == ["a.jpg"]
+    with caplog.at_level(logging.INFO, "diga_hpc"):
+        assert call(output=inside, overwrite=True) == ["a.jpg"]
+    assert "3 pictures that predict wrote are left out" in caplog.text
+    # Nor in the output of another call, and under another name of the folder.
+    assert call(output=tmp_path / "out2", network="teacher") == ["a.jpg"]
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    assert call(output=tmp_path / "link/out", overwrite=True) == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("images", "output"),
+    [
+        ("images", "images"),
+        ("images", "images/sub/.."),
+        ("images/labels", "images"),
+        ("images/masks/a.png", "images"),
+        ("images/overlays/cam1", "images"),
+    ],
+)
+def test_images_are_never_replaced(call, tmp_path, images, output):
+    for name in ("a.png", "sub/a.png", "labels/a.png", "masks/a.png", "overlays/cam1/a.jpg"):
+        draw(tmp_path / "images" / name)
+    before = {file: file.read_bytes() for file in (tmp_path / "images").rglob("*.*")}
+    with pytest.raises(UserError, match="written among the images .* choose another output"):
+        call(tmp_path / images, output=tmp_path / output)
+    assert before == {file: file.read_bytes() for file in (tmp_path / "images").rglob("*.*")}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (64, 2), (33, 17)])
+def test_sizes(call, tmp_path, size):
+    draw(tmp_path / "images/a.png", size=size)
+    call()
+    with Image.open(tmp_path / "out/labels/a.png") as picture:
+        assert picture.size == size[::-1]
+
+
+def test_a_run_without_target_and_validation_has_the_size_of_its_source(
+    trained_run, call, tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(
+        module, "full_size", lambda section, image: seen.append(section.size) or (16, 16)
+    )
+    config = module.configuration.load(trained_run / "config.yaml")
+    data = config.data.model_copy(
+        update={
+            "target": None,
+            "validation": None,
+            "source": config.data.source.model_copy(update={"size": (24, 40)}),
+        }
+    )
+    changed = config.model_copy(update={"data": data})
+    monkeypatch.setattr(module.configuration, "load", lambda path: changed)
+    monkeypatch.setattr(module, "find_checkpoint", lambda path: (trained_run, path))
+    draw(tmp_path / "images/a.png")
+    call(weights=trained_run / "checkpoints/warm_up/step_00000002")
+    assert seen == [(24, 40)]
+
+
+# --------------------------------------------------------------------------------- broken pictures
+
+
+def test_broken_images_are_listed_after_all_others_are_written(call, tmp_path, caplog):
+    for i in range(5):
+        draw(tmp_path / f"images/{i}.jpg", seed=i)
+    cut = tmp_path / "images/1.jpg"
+    cut.write_bytes(cut.read_bytes()[:300])
+    (tmp_path / "images/3.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"2 of 5 images could not be .*1\.jpg: not a read") as e:
+        call()
+    assert "\n" not in str(e.value)
+    lines = [r.message for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(lines) == 2 and "1.jpg: not a" in lines[0] and "3.jpg: not a" in lines[1]
+    assert labels(tmp_path / "out") == ["0", "2", "4"]
+    # Mended, the same command does the rest alone.
+    draw(cut)
+    draw(tmp_path / "images/3.jpg")
+    assert call() == ["1.jpg", "3.jpg"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_dead_link_is_one_of_the_broken(call, tmp_path, overwrite):
+    draw(tmp_path / "images/b.png")
+    (tmp_path / "images/a.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match=r"1 of 2 images .*a\.png: cannot be read \(No such file"):
+        call(overwrite=overwrite)
+    assert labels(tmp_path / "out") == ["b"]
+
+
+def test_at_most_twenty_broken_images_are_shown(call, tmp_path, caplog):
+    for i in range(23):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / f"images/{i:02}.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="23 of 23 images"):
+        call()
+    lines = [r.message for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(lines) == 21 and lines[-1] == "... and 3 more"
+
+
+def test_a_broken_image_keeps_no_labels_of_what_it_was(call, tmp_path):
+    for name in ("a.png", "b.png"):
+        draw(tmp_path / "images" / name)
+    call()
+    (tmp_path / "images/a.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="1 of 2 images"):
+        call()
+    assert labels(tmp_path / "out") == ["b"]
+
+
+def test_a_name_that_cannot_be_written_is_one_of_the_broken(call, tmp_path):
+    long = "x" * 248
+    draw(tmp_path / f"images/{long}.png")
+    draw(tmp_path / "images/z.png")
+    with pytest.raises(UserError, match=r"1 of 2 images .* cannot be written"):
+        call()
+    assert labels(tmp_path / "out") == ["z"]
+
+
+def test_an_image_too_large_for_the_memory_is_one_of_the_broken(call, tmp_path, monkeypatch):
+    for name in ("a.png", "b.png"):
+        draw(tmp_path / "images" / name)
+    original_resize = module.resize_image
+    seen = []
+
+    def first_fails(image, size):
+        seen.append(size)
+        if len(seen) == 1:
+            raise MemoryError
+        return original_resize(image, size)
+
+    monkeypatch.setattr(module, "resize_image", first_fails)
+    with pytest.raises(UserError, match=r"1 of 2 images .* too large for the memory"):
+        call()
+    assert labels(tmp_path / "out") == ["b"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
+def test_a_failing_disk_ends_the_call_at_once(call, tmp_path, monkeypatch, number):
+    for i in range(3):
+        draw(tmp_path / f"images/{i}.png")
+    written = []
+
+    def write(path, picture):
+        written.append(path)
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(module, "write_picture", write)
+    with pytest.raises(UserError, match=os.strerror(number)) as caught:
+        call()
+    assert len(written) == 1 and "could not be labelled" not in str(caught.value)
+
+
+def test_pictures_are_complete_once_the_labels_are_there(call, tmp_path, monkeypatch):
+    draw(tmp_path / "images/a.png")
+    monkeypatch.setattr(module, "write_labels", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    assert not list((tmp_path / "out/labels").iterdir())
+
+
+# --------------------------------------------------------------------------------- the second call
+
+
+def test_what_is_done_is_left_alone(call, tmp_path, caplog):
+    for name in ("a.png", "sub/b.png"):
+        draw(tmp_path / "images" / name)
+    call()
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "out/labels").rglob("*.png")}
+    with caplog.at_level(logging.INFO, "diga_hpc"):
+        assert call() == []
+    assert "2 of 2 images are labelled already" in caplog.text
+    assert before == {f: f.stat().st_mtime_ns for f in (tmp_path / "out/labels").rglob("*.png")}
+    draw(tmp_path / "images/c.png")
+    assert call() == ["c.png"]
+    assert call(overwrite=True) == ["a.png", "c.png", "b.png"]
+
+
+@pytest.mark.parametrize("kind", ["labels", "masks", "overlays"])
+def test_a_missing_or_empty_picture_is_made_again(call, tmp_path, kind):
+    draw(tmp_path / "images/a.png")
+    call()
+    (file,) = (tmp_path / "out" / kind).iterdir()
+    file.unlink()
+    assert call() == ["a.png"]
+    file.write_bytes(b"")
+    assert call() == ["a.png"]
+
+
+def test_pictures_of_another_network_are_not_taken_for_done(call, tmp_path, caplog):
+    draw(tmp_path / "images/a.png")
+    call()
+    student = (tmp_path / "out/labels/a.png").read_bytes()
+    with caplog.at_level(logging.INFO, "diga_hpc"):
+        assert call(network="teacher") == ["a.png"]
+    assert "1 images have pictures of other weights" in caplog.text
+    assert (tmp_path / "out/labels/a.png").read_bytes() != student
+    assert call(network="teacher") == []
+    assert call() == ["a.png"]
+
+
+def test_pictures_of_a_killed_call_of_another_network_are_made_again(call, tmp_path, monkeypatch):
+    draw(tmp_path / "images/a.png")
+    call()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "overlay", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            call(network="teacher")
+    # The mask is the teacher's now, although every picture is there.
+    assert call() == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("size: [32, 48]", "size: [16, 24]"),
+        ("warm_up:", "evaluation: {scales: [1.0]}\nwarm_up:"),
+        ("warm_up:", "evaluation: {flip: true}\nwarm_up:"),
+    ],
+)
+def test_other_settings_are_not_taken_for_done(trained_run, call, tmp_path, old, new):
+    draw(tmp_path / "images/a.png")
+    call()
+    text = (trained_run / "config.yaml").read_text()
+    assert old in text
+    (trained_run / "config.yaml").write_text(text.replace(old, new))
+    checkpoint = trained_run / "checkpoints/warm_up/step_00000002"
+    assert call(weights=checkpoint) == ["a.png"]
+    assert call(weights=checkpoint) == []
+
+
+def test_another_checkpoint_is_not_taken_for_done(trained_run, states, call, tmp_path):
+    draw(tmp_path / "images/a.png")
+    call()
+    other = {
+        name: {k: v + v.is_floating_point() for k, v in state.items()}
+        for name, state in states.items()
+    }
+    found = module.checkpoint.save(trained_run / "checkpoints/x", 3, other, {"skipped": 0}, keep=1)
+    assert call(weights=found) == ["a.png"]
+
+
+def test_a_changed_image_is_labelled_again(call, tmp_path):
+    file = draw(tmp_path / "images/a.png")
+    stat = file.stat()
+    call()
+    # Another content of the same size in bytes would have another time.
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert call() == ["a.png"]
+    draw(file, seed=1, size=(24, 20))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert call() == ["a.png"]
+
+
+def test_an_image_of_another_folder_is_labelled_again(call, tmp_path):
+    """Even with the same name, size and time: frames of two films may have all three."""
+    shutil.copy2(draw(tmp_path / "images/a.png"), draw(tmp_path / "other/a.png", seed=1))
+    call()
+    assert call(tmp_path / "other") == ["a.png"]
+    assert call() == ["a.png"]
+
+
+def test_pictures_without_a_record_are_made_again(call, tmp_path):
+    draw(tmp_path / "images/a.png")
+    call()
+    (tmp_path / "out" / RECORD).unlink()
+    assert call() == ["a.png"]
+
+
+def test_a_damaged_record_costs_its_lines_alone(call, tmp_path):
+    for name in ("a.png", "b.png"):
+        draw(tmp_path / "images" / name)
+    call()
+    record = tmp_path / "out" / RECORD
+    lines = record.read_text().splitlines()
+    assert json.loads(lines[-1])["output"] == "b"
+    record.write_bytes("\n".join(lines[:-1]).encode() + b'\n{"output": "b", "im\xff')
+    assert call() == ["b.png"]
+    assert call() == []
+
+
+def test_names_that_are_not_utf8(call, tmp_path, caplog):
+    draw(tmp_path / "images/x.png")
+    os.rename(tmp_path / "images/x.png", os.fsencode(tmp_path / "images") + b"/stra\xdfe.png")
+    assert len(call()) == 1
+    assert os.listdir(os.fsencode(tmp_path / "out/labels")) == [b"stra\xdfe.png"]
+    assert call() == []
