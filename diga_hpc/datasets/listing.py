@@ -102,8 +102,16 @@ def list_files(
     elif found:
         raise UserError(found[0] + (f" (and {len(found) - 1} more)" if found[1:] else ""))
     # Without labels, the data set need not know the classes of the label space.
-    table = section.table(space) if labels else identity_table(space.num_classes)
+    table = _table(section, key, space) if labels else identity_table(space.num_classes)
     return Listing(key, section, root, files, space, table)
+
+
+def _table(section: FileDataset, key: str, space: LabelSpace) -> np.ndarray:
+    """Table of the section; its errors, which name keys of the section, get the name of the key."""
+    try:
+        return section.table(space)
+    except UserError as error:
+        raise UserError(f"`{key}`: {error}") from error
 
 
 def find_root(section: DatasetSection, key: str, data_root: Path | None) -> Path:

@@ -77,7 +77,8 @@ def _check_header(path: Path, picture: ImageFile.ImageFile) -> None:
 
 
 def _bmp_bits(path: Path) -> int:
-    header = path.read_bytes() if path.stat().st_size < 64 else path.open("rb").read(64)
+    with path.open("rb") as file:
+        header = file.read(64)
     # The header of OS/2 has shorter fields.
     old = struct.unpack_from("<I", header, BMP_HEADER_SIZE)[0] == 12
     return int(struct.unpack_from("<H", header, 24 if old else BMP_BITS)[0])

@@ -108,6 +108,13 @@ class TestLabels:
         image = datasets.open_source(config).load(0).image
         assert np.array_equal(image.permute(1, 2, 0).numpy(), values >> 4)
 
+    def test_an_error_of_the_table_names_the_section(self, tiny_yaml, tmp_path):
+        write_image(tmp_path / "images/1.png")
+        write_ids(tmp_path / "labels/1.png", np.full((6, 9), 7))
+        config = config_with(tiny_yaml, GTA5, "camvid", tmp_path)
+        with pytest.raises(UserError, match=r"^`data.validation`: `label_space` is 'camvid', but"):
+            datasets.open_validation(config)
+
     def test_a_target_needs_no_classes_of_the_label_space(self, tiny_yaml, tmp_path):
         """Its labels are never read, so names that it does not know are no error."""
         write_image(tmp_path / "images/1.png")
