@@ -110,6 +110,51 @@ def _require_one(finished: list[Planned], stages: list[Planned], run_dir: Path) 
         )
 
 
+class Counts:
+    """Counts of an evaluation on all ranks, and those that an earlier start was stopped with.
+
+    Kept in RUN_DIR/partial/NAME.json with the inputs that they are of; those of another network or
+    of other images are not taken.
+    """
+
+    def __init__(self, context: Context, images: int, name: str, inputs: Inputs):
+        self.context, self.inputs = context, inputs
+        self.path = context.run.partial_evaluation(name)
+        world = context.world
+        kept = world.on_rank0(lambda: read_json(self.path, {}))
+        if not same(kept.get("inputs"), inputs):
+            kept = {"seen": [0] * images, "counts": None}
+        self.todo = [index for index, is_seen in enumerate(kept["seen"]) if not is_seen]
+        """Images that are not counted yet."""
+        self.matrix = ConfusionMatrix(context.space.num_classes, world.device)
+        # Rank 0 alone holds what an earlier start counted, so sums over ranks have it once.
+        if kept["counts"] is not None and world.is_main:
+            self.matrix.counts.copy_(torch.tensor(kept["counts"]))
+        # On the CPU: writing a single number to a GPU would wait for it.
+        self._seen = torch.tensor(kept["seen"]) * world.is_main
+
+    def add(self, index: int, truth: torch.Tensor, predicted: torch.Tensor) -> None:
+        """Count an image."""
+        self.matrix.add(truth, predicted)
+        self._seen[index] = 1
+
+    def keep(self) -> int:
+        """Write what was counted, for the next start; returns the number of images."""
+        world = self.context.world
+        total, seen = world.sum(self.matrix.counts.clone()), world.sum(self._seen.to(world.device))
+        if world.is_main:
+            state = {"inputs": self.inputs, "seen": seen.tolist(), "counts": total.tolist()}
+            write_json(self.path, state)
+        return int(seen.sum())
+
+    def total(self) -> torch.Tensor:
+        """Counts [K,K] over all ranks, when all images are counted."""
+        total = self.context.world.sum(self.matrix.counts)
+        if self.context.world.is_main:
+            self.path.unlink(missing_ok=True)
+        return total
+
+
 def measure(
     context: Context,
     model: SegmentationModel,
@@ -121,9 +166,8 @@ def measure(
     """Scores of a network in evaluation mode on the validation images.
 
     name: under which the counts are kept when a stop is requested; the next call with the same
-    `inputs` resumes from them.
-    panel: kind of the pictures that are kept of the first images; None keeps none. Raises UserError
-    where no pixel of the validation images is labelled.
+    `inputs` resumes from them. panel: kind of the pictures that are kept of the first images; None
+    keeps none. Raises UserError where no pixel of the validation images is labelled.
     """
     world, section = context.world, context.config.evaluation
     label = Labeler(
@@ -133,42 +177,21 @@ def measure(
         sliding_window=section.sliding_window,
         autocast=context.precision,
     )
-    partial = context.run.partial_evaluation(name)
-    kept = world.on_rank0(lambda: read_json(partial, {}))
-    if not same(kept.get("inputs"), inputs):
-        # Of another network, or of other images.
-        kept = {"seen": [0] * len(validation), "counts": None}
-    earlier, counts = kept["seen"], kept["counts"]
-    todo = [index for index, is_seen in enumerate(earlier) if not is_seen]
-    mine = [todo[i] for i in world.share(len(todo))]
-    # Rank 0 alone holds what an earlier start counted, so sums over ranks have it once.
-    matrix = ConfusionMatrix(context.space.num_classes, world.device)
-    if counts is not None and world.is_main:
-        matrix.counts.copy_(torch.tensor(counts))
-    # On the CPU: writing a single number to a GPU would wait for it.
-    seen = torch.tensor(earlier) * world.is_main
+    counts = Counts(context, len(validation), name, inputs)
+    mine = [counts.todo[i] for i in world.share(len(counts.todo))]
 
     def keep() -> int:
-        """Write what was counted, for the next call; progress for Stopped."""
-        total, images = world.sum(matrix.counts.clone()), world.sum(seen.to(world.device))
-        if world.is_main:
-            state = {"inputs": inputs, "seen": images.tolist(), "counts": total.tolist()}
-            write_json(partial, state)
-        return images_in_results(context, validation) + int(images.sum())
+        return images_in_results(context, validation) + counts.keep()
 
     images = labelled_images(validation, mine, context.config.data.workers, world.device)
     watched = context.stop.watch(images, "evaluation", len(mine), stage=STAGE, done=keep)
     for sample in watched:
-        truth = sample.label
-        height, width = truth.shape
+        height, width = sample.label.shape
         predicted = label(sample.image, (height, width))
-        matrix.add(truth, predicted)
-        seen[sample.index] = 1
+        counts.add(sample.index, sample.label, predicted)
         if panel is not None and sample.index < section.panels:
             write_labels(context.run.panel(sample.name, panel), predicted, context.space)
-    total = world.sum(matrix.counts)
-    if world.is_main:
-        partial.unlink(missing_ok=True)
+    total = counts.total()
     # On all ranks alike, since they share the sum.
     if not int(total.sum()):
         raise UserError(
