@@ -19,7 +19,8 @@ REQUIREMENTS = [
     "torchvision>=0.26,<0.30",  # 0.29.1
     "deepspeed>=0.18",  # 0.19.8
     "numpy>=1.26",  # 2.4.6
-    "pillow>=10",  # 13.0.0
+    # Exact labels and 16 bits rely on how it describes the samples of a file.
+    "pillow>=11.3",  # 13.0.0
     "kornia>=0.8",  # 0.9.0
     "timm>=1.0.15",  # 1.0.31
     "torchmetrics>=1.4",  # 1.9.0

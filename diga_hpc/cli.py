@@ -3,28 +3,17 @@
 Heavy modules are imported inside the commands, so that --help is instant.
 """
 
-import sys
-import traceback
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
 from diga_hpc import config as configuration
-from diga_hpc.distributed import failures, processes
-from diga_hpc.errors import (
-    EXIT_FAILED,
-    EXIT_STOPPED,
-    EXIT_USER_ERROR,
-    JobFailed,
-    ReportedByRank0,
-    Stopped,
-    UserError,
-    one_line,
-)
+from diga_hpc import terminal
+from diga_hpc.errors import EXIT_FAILED, UserError
 from diga_hpc.launch import options
 from diga_hpc.section import nearest
-from diga_hpc.terminal import accept_any_text, find_ranks, log_to_terminal
+from diga_hpc.terminal import log_to_terminal
 
 app = typer.Typer(
     help="Adapt a segmentation network from labelled source images to unlabelled target images "
@@ -363,38 +352,5 @@ def _run(
 
 
 def main() -> None:
-    """Entry point: a user error is one line and exit code 2, a requested stop exit code 75.
-
-    Among several ranks the last line says rank, host and cause.
-    """
-    accept_any_text()
-    me = find_ranks()
-    where = f"rank {me.rank} on {processes.host()}: " if me.size > 1 else ""
-
-    def end(code: int) -> None:
-        # Among several ranks, libraries may wait for ranks that are gone: nothing is waited for.
-        if me.size > 1:
-            failures.leave(code)
-        sys.exit(code)
-
-    try:
-        app()
-    except ReportedByRank0:
-        sys.exit(EXIT_USER_ERROR)
-    except UserError as error:
-        print(f"diga-hpc: {where}error: {one_line(error)}", file=sys.stderr)
-        end(EXIT_USER_ERROR)
-    except JobFailed as failed:
-        print(f"diga-hpc: {failed}", file=sys.stderr)
-        sys.exit(EXIT_FAILED)
-    except Stopped as stopped:
-        # All ranks have agreed on it.
-        if not me.rank:
-            print(f"diga-hpc: {stopped}; {stopped.remedy}", file=sys.stderr)
-        sys.exit(EXIT_STOPPED)
-    except Exception as error:
-        if me.size == 1:
-            raise
-        traceback.print_exc()
-        print(f"diga-hpc: {where}failed: {one_line(error)}", file=sys.stderr)
-        end(EXIT_FAILED)
+    """Entry point: see terminal.run."""
+    terminal.run(app)

@@ -1,13 +1,24 @@
-"""Terminal: log messages on standard error, by rank; names that the terminal cannot show."""
+"""Terminal: log messages on standard error, by rank; errors of commands in one line."""
 
 import codecs
 import io
 import logging
 import sys
+import traceback
+from collections.abc import Callable
 
-from diga_hpc.distributed import ranks
+from diga_hpc.distributed import failures, processes, ranks
 from diga_hpc.distributed.ranks import Ranks
-from diga_hpc.errors import UserError
+from diga_hpc.errors import (
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    JobFailed,
+    ReportedByRank0,
+    Stopped,
+    UserError,
+    one_line,
+)
 
 ANY_TEXT = "diga_hpc.any_text"  # name of an error handler of codecs
 
@@ -49,3 +60,41 @@ def find_ranks() -> Ranks:
         return ranks.find()
     except UserError:
         return Ranks()
+
+
+def run(command: Callable[[], object]) -> None:
+    """Run a command: a user error is one line and exit code 2, a requested stop exit code 75.
+
+    Among several ranks the last line says rank, host and cause.
+    """
+    accept_any_text()
+    me = find_ranks()
+    where = f"rank {me.rank} on {processes.host()}: " if me.size > 1 else ""
+
+    def end(code: int) -> None:
+        # Among several ranks, libraries may wait for ranks that are gone: nothing is waited for.
+        if me.size > 1:
+            failures.leave(code)
+        sys.exit(code)
+
+    try:
+        command()
+    except ReportedByRank0:
+        sys.exit(EXIT_USER_ERROR)
+    except UserError as error:
+        print(f"diga-hpc: {where}error: {one_line(error)}", file=sys.stderr)
+        end(EXIT_USER_ERROR)
+    except JobFailed as failed:
+        print(f"diga-hpc: {failed}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+    except Stopped as stopped:
+        # All ranks have agreed on it.
+        if not me.rank:
+            print(f"diga-hpc: {stopped}; {stopped.remedy}", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
+    except Exception as error:
+        if me.size == 1:
+            raise
+        traceback.print_exc()
+        print(f"diga-hpc: {where}failed: {one_line(error)}", file=sys.stderr)
+        end(EXIT_FAILED)

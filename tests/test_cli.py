@@ -115,7 +115,7 @@ BAD = {
         [],
         lambda p: [f.unlink() for f in p.iterdir()],
         "test",
-        "no images found for `data.",
+        "camvid/test: holds no images; leave 'test' out of `splits`",
     ),
     "large crop": (
         ["warm_up.crop=[64,64]"],

@@ -1,5 +1,7 @@
 """Errors in words: failures of the machine become errors with a remedy; others stay as they are."""
 
+import os
+import pickle
 import re
 
 import pytest
@@ -60,3 +62,13 @@ def test_one_line():
     assert (
         one_line(UserError("Caught ...\n  File x\nUserError: a.png: cut\noff")) == "a.png: cut off"
     )
+
+
+@pytest.mark.parametrize("kind", [UserError, MachineError, ValueError])
+def test_names_that_are_not_utf_8_can_be_printed(kind):
+    name = os.fsdecode(b"stra\xdfe") + "\ud800"
+    text = one_line(kind(f"{name}: unreadable"))
+    assert text.removeprefix("ValueError: ") == "stra\\xdfe\\ud800: unreadable"
+    assert text.encode()
+    if kind is not ValueError:
+        assert str(pickle.loads(pickle.dumps(kind(name)))) == "stra\\xdfe\\ud800"

@@ -79,7 +79,7 @@ class DataSection(Section):
     and for training on the source alone."""
     validation: Dataset | None = None
     """Labelled images to measure results on; never trained on. Empty: networks are trained and
-    label images all the same, and have no scores."""
+    label images all the same, and nothing is measured."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """Data loader processes per rank; 0 loads in the training process. Any number gives the same
     batches."""

@@ -18,6 +18,7 @@ from diga_hpc.datasets.label_spaces import (
     LabelSpace,
 )
 from diga_hpc.datasets.label_tables import id_table
+from diga_hpc.errors import UserError
 from diga_hpc.images.labels import has_colors, read_indexed
 from diga_hpc.section import Text
 
@@ -54,10 +55,13 @@ class Camvid(NamedClasses):
     def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
         finder = FileFinder()
         left_out: Counter[str] = Counter()
-        frames = []
+        frames, stems = [], []
         for split in self.splits:
             found = scan(root / split)
             left_out += found.left_out
+            stems += [image.stem for image in found.images]
+            if not found.images:
+                raise UserError(f"{root / split}: holds no images; leave {split!r} out of `splits`")
             for image in found.images:
                 label = root / f"{split}annot" / f"{image.stem}.png"
                 if self.sequences and not image.stem.startswith(self.sequences):
@@ -66,9 +70,19 @@ class Camvid(NamedClasses):
                     left_out["images without a label"] += 1
                 else:
                     frames.append((image, label))
+        self._require_sequences(stems)
         names = unique_names([image for image, _ in frames])
         files = [Files(name, *frame) for name, frame in zip(names, frames, strict=True)]
         return files, dict(left_out)
+
+    def _require_sequences(self, stems: list[str]) -> None:
+        """Raise UserError for a sequence without a frame: its name may be misspelt."""
+        for sequence in self.sequences:
+            if not any(stem.startswith(sequence) for stem in stems):
+                raise UserError(
+                    f"`sequences` has {sequence!r}, which no frame of {', '.join(self.splits)} "
+                    "starts with; correct it or leave it out"
+                )
 
     def class_ids(self) -> dict[int, str]:
         return dict(enumerate(CAMVID_CLASSES))

@@ -3,6 +3,7 @@
 `CityscapesLabels` is the base class of data sets with its ids, GTA5 among them.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -113,7 +114,7 @@ def _like_train_ids(ids: np.ndarray) -> bool:
 
 
 class Cityscapes(CityscapesLabels):
-    """Cityscapes: images `leftImg8bit/{split}/{city}/*_leftImg8bit.png`, labels
+    """Cityscapes: images `leftImg8bit/{split}/{city}/*_leftImg8bit.png` (or .jpg), labels
     `gtFine/{split}/{city}/*_gtFine_labelIds.png` (or `*_labelTrainIds.png`)."""
 
     kind: Literal["cityscapes"]
@@ -133,13 +134,13 @@ class Cityscapes(CityscapesLabels):
 
     def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
         folder, labels = root / "leftImg8bit" / self.split, root / "gtFine" / self.split
-        found = scan(folder, recursive=True) if folder.is_dir() else Scan()
+        found = scan(folder, recursive=True) if os.path.isdir(folder) else Scan()
         frames = [image for image in found.images if image.stem.endswith(IMAGE_ENDING)]
         others = len(found.images) - len(frames)
         found.left_out[f"images without {IMAGE_ENDING} in their name"] = others
+        ending = "labelTrainIds" if self.label_ids == "train_ids" else "labelIds"
         lines = read_index(self.index, root) if self.index is not None else []
         named = _named(lines)
-        ending = "labelTrainIds" if self.label_ids == "train_ids" else "labelIds"
         files = []
         for image in frames:
             name = _frame(image)

@@ -154,7 +154,8 @@ def _unknown_classes(
     shown = []
     for name in missing[:SHOWN]:
         near = closest(name, names)
-        shown.append(f"{name!r} (did you mean `{near}`?)" if near else repr(name))
+        hint = f" (did you mean `{near}`?)" if near else ""
+        shown.append(repr(name) + (" (`class_map` gives it away)" if near == name else hint))
     more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
     built_in = space.name in SPACES
     other_space = (

@@ -143,26 +143,23 @@ def _unknown_colors(packed: np.ndarray, codes: Codes, space: LabelSpace) -> str:
             f"{text}; so many are those of a resized, antialiased or once lossy copy: use the "
             "original file"
         )
-    near = _near(color, codes)
-    if near is not None:
+    near = [f"{list(known)} ({_name(codes[known], space)!r})" for known in _near(color, codes)]
+    if near:
         return (
-            f"{text}; it is near {list(near)} ({_name(codes[near], space)!r}): use an unchanged "
-            "copy, or add the colour to `color_map`"
+            f"{text}; it is near {' and '.join(near)}: use an unchanged copy, or add the colour to "
+            "`color_map`"
         )
     return f"{text}; add it to `color_map`, under its class or under `ignored`"
 
 
-def _near(color: Color, codes: Codes) -> Color | None:
-    """The known colour that differs little, or in one channel only (a typo); None without."""
+def _near(color: Color, codes: Codes) -> list[Color]:
+    """At most 3 known colours that differ little, or in one channel only (a typo)."""
 
-    def difference(known: Color) -> int:
-        return sum(abs(a - b) for a, b in zip(color, known, strict=True))
+    def steps(known: Color) -> list[int]:
+        return sorted(abs(a - b) for a, b in zip(color, known, strict=True))
 
-    for known in sorted(codes, key=difference):
-        steps = [abs(a - b) for a, b in zip(color, known, strict=True)]
-        if max(steps) <= NEAR or sorted(steps)[1] == 0:
-            return known
-    return None
+    alike = [known for known in codes if steps(known)[-1] <= NEAR or steps(known)[1] == 0]
+    return sorted(alike, key=lambda known: sum(steps(known)))[:3]
 
 
 def check_palette(

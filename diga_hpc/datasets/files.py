@@ -1,6 +1,7 @@
 """Lists of files: images of a folder and what is left out of it, files on disk, unique names."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ GENERATED = frozenset(
         "thumbs.db",
     }
 )
+
+SUFFIXES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ def scan(folder: Path, recursive: bool = False, without: Path | None = None) -> 
     walk = _Walk(recursive, os.path.realpath(without) if without else None)
     walk.read(folder, (os.path.realpath(folder),))
     if walk.suffixes:
-        reason = f"other suffixes ({', '.join(sorted(walk.suffixes))})"
+        shown = [suffix for suffix, _ in walk.suffixes.most_common(SUFFIXES_SHOWN)]
+        more = ", ..." if len(walk.suffixes) > SUFFIXES_SHOWN else ""
+        reason = f"other suffixes ({', '.join(sorted(shown))}{more})"
         walk.found.left_out[reason] = walk.suffixes.total()
     return walk.found
 
@@ -153,8 +158,12 @@ class FileFinder:
         self._folders: dict[Path, dict[str, list[str]]] = {}
 
     def find(self, path: Path) -> Path | None:
-        """The file of this path; without one, that with an extension in another case (.PNG)."""
-        alike = self._folder(path.parent).get(path.stem, [])
+        """The file of this path; without one, the only one that differs from it as below.
+
+        An extension in another case (.PNG); letters that are composed, or not, as file systems and
+        archivers change them.
+        """
+        alike = self.alike(path)
         if path.name in alike:
             return path
         fitting = [name for name in alike if Path(name).suffix.lower() == path.suffix.lower()]
@@ -162,7 +171,7 @@ class FileFinder:
 
     def alike(self, path: Path) -> list[str]:
         """Names of the files in its folder that have its stem."""
-        return self._folder(path.parent).get(path.stem, [])
+        return self._folder(path.parent).get(_composed(path.stem), [])
 
     def _folder(self, folder: Path) -> dict[str, list[str]]:
         """Names of files by stem; empty for a folder that does not exist."""
@@ -171,9 +180,18 @@ class FileFinder:
             for entry in read_folder(folder) if os.path.isdir(folder) else []:
                 # Only links cost a stat: of other entries the folder itself knows the type.
                 if os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file():
-                    names.setdefault(Path(entry.name).stem, []).append(entry.name)
+                    names.setdefault(_composed(Path(entry.name).stem), []).append(entry.name)
             self._folders[folder] = names
         return self._folders[folder]
+
+
+def is_utf8(name: str) -> bool:
+    """Whether the bytes of a file name are UTF-8; the others are surrogates, see os.fsdecode."""
+    return not any("\udc80" <= letter <= "\udcff" for letter in name)
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def unique_names(images: Sequence[Path]) -> list[str]:

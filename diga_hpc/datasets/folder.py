@@ -3,10 +3,10 @@
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from diga_hpc.datasets.base import FileDataset
 from diga_hpc.datasets.class_names import closest, match
@@ -32,14 +32,44 @@ from diga_hpc.datasets.label_spaces import (
 from diga_hpc.datasets.label_tables import id_table, identity_table
 from diga_hpc.errors import UserError
 from diga_hpc.images.labels import read_indexed
-from diga_hpc.section import ByteValue, Text
+from diga_hpc.section import ByteValue
 
-Id = ByteValue
-ClassIndex = Annotated[int, Field(ge=0, le=253)]
-Color = tuple[Id, Id, Id]
+
+def _class_reference(value: int | str) -> int | str:
+    if (isinstance(value, int) and not 0 <= value <= 255) or value == "":
+        raise ValueError("expected the name of a class, or its index, 0 or more")
+    return value
+
+
+ClassReference = Annotated[int | str, AfterValidator(_class_reference)]
+Color = tuple[ByteValue, ByteValue, ByteValue]
 NAMED_MAPS = ("label_space", "camvid")
 IGNORED = "ignored"  # the key of `color_map` for colours that mean "no label"
 LAST_TRAIN_ID = len(CITYSCAPES_CLASSES) - 1
+
+
+def _colors(value: Any) -> Any:
+    """Check the shape of a `color_map`: pydantic's own words for it name types, not keys."""
+    if value is None or (isinstance(value, str) and value in NAMED_MAPS):
+        return value
+    if isinstance(value, dict) and all(map(_is_list_of_colors, value.values())):
+        return value
+    raise ValueError(
+        f"expected {', '.join(NAMED_MAPS)}, or class name: [[red, green, blue], ...] for each "
+        "class, numbers from 0 to 255"
+    )
+
+
+def _is_list_of_colors(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(color, list | tuple)
+        and len(color) == 3
+        and all(type(c) is int and 0 <= c <= 255 for c in color)
+        for color in value
+    )
+
+
+ColorMap = Annotated[dict[str, tuple[Color, ...]] | str, BeforeValidator(_colors)]
 
 
 class Folder(FileDataset):
@@ -57,7 +87,7 @@ class Folder(FileDataset):
     label_suffix: str = ""
     """Text between that stem and the extension of a label: `_ids` finds the label `a_ids.png` of
     the image `a.jpg`."""
-    label_extension: Literal[".png", ".bmp", ".gif", ".tif", ".tiff"] = ".png"
+    label_extension: Literal[".png", ".bmp", ".tif", ".tiff"] = ".png"
     """Extension of the labels; lossless formats alone, since JPEG changes ids."""
     labelled_only: bool = False
     """Skip the images that have no label file."""
@@ -65,12 +95,13 @@ class Folder(FileDataset):
     """Text file to read instead of the folders: a line names an image, or an image and its label,
     relative to `root`; without it, labels are found as for folders. Columns end at a TAB, or at a
     blank or comma after a file name extension; lines that start with `# ` are skipped."""
-    id_map: dict[Id, ClassIndex | Text] | None = None
+    id_map: dict[ByteValue, ClassReference] | None = None
     """Id in a label file -> class name, or class index. Any other id that is not in `ignored_ids`
     is an error. Empty: the ids are class indices."""
-    ignored_ids: tuple[Id, ...] = (255,)
-    """Ids in label files that mean "no label"; these pixels are left out of losses and results."""
-    color_map: dict[Text, Annotated[tuple[Color, ...], Field(min_length=1)]] | str | None = None
+    ignored_ids: tuple[ByteValue, ...] | None = None
+    """Ids in label files that mean "no label"; these pixels are left out of losses and results.
+    Empty: 255, but not where a class has no pixel beside it, as in masks of 0 and 255."""
+    color_map: ColorMap | None = None
     """For labels by colour (RGB or palette PNG): class name -> list of its colours [red, green,
     blue], and `ignored` -> colours that mean "no label"; any other colour is an error.
     `label_space`: the colours of the label space, and black for no label. `camvid`: the 32 colours
@@ -79,19 +110,14 @@ class Folder(FileDataset):
     @model_validator(mode="after")
     def _ids_or_colors(self) -> "Folder":
         """Refuse keys for ids beside `color_map`, and an id that is both mapped and ignored."""
-        given = sorted(self.model_fields_set & {"id_map", "ignored_ids"})
+        given = [key for key in ("id_map", "ignored_ids") if getattr(self, key) is not None]
         if self.color_map is not None and given:
             raise ValueError(
                 f"`color_map` and `{given[0]}` are both set; labels hold either colours or ids: "
                 "leave one out"
             )
-        if isinstance(self.color_map, str) and self.color_map not in NAMED_MAPS:
-            raise ValueError(
-                f"`color_map` = {self.color_map!r}; expected {' or '.join(NAMED_MAPS)}, or a "
-                "mapping of class names to lists of colours"
-            )
-        both = set(self.id_map or ()) & set(self.ignored_ids)
-        if both and "ignored_ids" in self.model_fields_set:
+        both = set(self.id_map or ()) & set(self.ignored_ids or ())
+        if both:
             raise ValueError(
                 f"the id {min(both)} is in `id_map` and in `ignored_ids`; leave it out of one"
             )
@@ -140,7 +166,7 @@ class Folder(FileDataset):
         images = [image for image in found.images if self._is_image(image.stem)]
         others = len(found.images) - len(images)
         left_out[f"images without {self.image_suffix} in their name"] = others
-        if beside and (self.labels is not None or self.label_suffix):
+        if beside and (self.labels or self.label_suffix):
             images = self._without_labels(images, left_out)
         files = []
         for image in images:
@@ -182,7 +208,7 @@ class Folder(FileDataset):
     def _label(self, root: Path, image: Path) -> Path | None:
         """Where the label of an image would be; None without `labels` or in another folder."""
         folder = root / self.images
-        if self.labels is None or not image.is_relative_to(folder):
+        if not self.labels or not image.is_relative_to(folder):
             return None
         below = image.relative_to(folder).parent
         return root / self.labels / below / self._label_name(image)
@@ -206,10 +232,18 @@ class Folder(FileDataset):
         if self.color_map is not None:
             self._codes(space)
             return identity_table(space.num_classes)
+        ignored = (IGNORE,) if self.ignored_ids is None else self.ignored_ids
         if self.id_map is None:
-            return identity_table(space.num_classes, self.ignored_ids)
+            for file_id in self.ignored_ids or ():
+                if file_id < space.num_classes:
+                    raise UserError(
+                        f"`ignored_ids` lists {file_id}, which is the index of the class "
+                        f"{space.classes[file_id]!r}; without `id_map` ids are class indices: set "
+                        "`id_map`, with the ids of the classes"
+                    )
+            return identity_table(space.num_classes, ignored)
         indices = {i: self._index(i, to, space) for i, to in self.id_map.items()}
-        return id_table(indices, self.ignored_ids)
+        return id_table(indices, ignored)
 
     def _index(self, file_id: int, to: int | str, space: LabelSpace) -> int:
         """Class index that `id_map` gives an id by index or by name."""
@@ -273,7 +307,7 @@ class Folder(FileDataset):
 
     def _class_of_255(self, counts: np.ndarray, space: LabelSpace) -> str | None:
         table = self.table(space)
-        if "ignored_ids" in self.model_fields_set or table[255] != IGNORE or not counts[255]:
+        if self.ignored_ids is not None or table[255] != IGNORE or not counts[255]:
             return None
         present = np.flatnonzero(counts).tolist()
         filled = {int(table[i]) for i in present}

@@ -62,7 +62,7 @@ def read_index(index: Path, root: Path) -> list[IndexLine]:
         if not text or text == "#" or text.startswith("# "):
             continue
         origin = f"{path}, line {number}"
-        columns = [_slashes(column, root) for column in _columns(text)]
+        columns = [_slashes(column, root) for column in _columns(text, root)]
         if len(columns) > MAX_COLUMNS:
             raise UserError(
                 f"{origin}: {len(columns)} columns, expected an image, or an image and its label; "
@@ -75,7 +75,10 @@ def read_index(index: Path, root: Path) -> list[IndexLine]:
 
 
 def _decode(path: Path) -> str:
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
     try:
         # The error handler of os.fsdecode.
@@ -87,19 +90,26 @@ def _decode(path: Path) -> str:
     return text
 
 
-def _columns(text: str) -> list[str]:
+def _columns(text: str, root: Path) -> list[str]:
     """Split a line that is not blank."""
     if "\t" in text:
         parts = re.split(r"\t+", text)
     elif QUOTED.search(text):
         # A TAB after each quoted path and each blank outside of them; paths hold no TAB here.
-        parts = re.split(r"\t+", QUOTED.sub(r"\t\g<0>\t", text))
-    elif COLUMN_END.search(text):
+        parts = [part.strip(" ,;") for part in QUOTED.sub(r"\t\g<0>\t", text).split("\t")]
+    elif COLUMN_END.search(text) and not _is_one_file(text, root):
         parts = COLUMN_END.sub(r"\1\t", text).split("\t")
     else:
-        parts = text.split() if not text.lower().endswith(SUFFIXES) else [text]
-    stripped = (part.strip(" ,;") for part in parts)
+        parts = [text] if text.lower().endswith(SUFFIXES) else text.split()
+    stripped = (part.strip(" ") for part in parts)
     return [_unquoted(part) for part in stripped if part]
+
+
+def _is_one_file(text: str, root: Path) -> bool:
+    """Whether a line is one path although an extension is inside it: `a.jpg copy.jpg`."""
+    # Only where the rest is a mere name: a list of pairs costs no stat for each line.
+    last = COLUMN_END.split(text)[-1]
+    return "/" not in last and os.path.isfile(root / text)
 
 
 def _unquoted(text: str) -> str:

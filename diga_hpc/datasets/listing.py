@@ -1,5 +1,6 @@
 """Listing: the files of a data set and the table of its label ids, checked without decoding."""
 
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from diga_hpc.datasets.base import DatasetSection, FileDataset
-from diga_hpc.datasets.files import FileFinder, Files, dead_link
+from diga_hpc.datasets.files import FileFinder, Files, dead_link, is_utf8
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.label_tables import identity_table, map_ids
 from diga_hpc.errors import UserError
@@ -101,8 +102,16 @@ def list_files(
     elif found:
         raise UserError(found[0] + (f" (and {len(found) - 1} more)" if found[1:] else ""))
     # Without labels, the data set need not know the classes of the label space.
-    table = section.table(space) if labels else identity_table(space.num_classes)
+    table = _table(section, key, space) if labels else identity_table(space.num_classes)
     return Listing(key, section, root, files, space, table)
+
+
+def _table(section: FileDataset, key: str, space: LabelSpace) -> np.ndarray:
+    """Table of the section; its errors, which name keys of the section, get the name of the key."""
+    try:
+        return section.table(space)
+    except UserError as error:
+        raise UserError(f"`{key}`: {error}") from error
 
 
 def find_root(section: DatasetSection, key: str, data_root: Path | None) -> Path:
@@ -157,6 +166,8 @@ def _missing(entry: Files, finder: FileFinder) -> str:
     path = entry.image
     what = f"{dead_link(path)}" if path.is_symlink() else "no such image"
     remedy = "restore it or remove the line" if entry.origin else "restore it or remove the link"
+    if entry.origin and not is_utf8(path.name):
+        remedy = "save the index as UTF-8"
     return f"{path}: {what}{_alike(path, finder)}{_named(entry)}; {remedy}"
 
 
@@ -171,6 +182,8 @@ def _where(entry: Files, finder: FileFinder) -> str:
 
 
 def _alike(path: Path, finder: FileFinder) -> str:
+    if not os.path.isdir(path.parent):
+        return " (no such folder)"
     names = finder.alike(path)
     return f" (the folder has {', '.join(names)})" if names else ""
 

@@ -6,6 +6,7 @@ grey ones in full. Letters: H, W height and width; C channels.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ImageFile
@@ -15,7 +16,7 @@ from diga_hpc.images.opening import load, opened, turned
 
 # Byte order in the name of a raw mode -> the one that takes the other byte of each channel.
 OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-TIFF_PHOTOMETRIC, TIFF_PLANAR = 262, 284
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANAR = 258, 262, 284
 WHITE_IS_ZERO = 0
 # A 16-bit PNG of grey and alpha has the bytes of an 8-bit RGBA one.
 GREY_AND_ALPHA = "LA;16B"
@@ -23,10 +24,16 @@ GREY_AND_ALPHA = "LA;16B"
 
 def depth(picture: ImageFile.ImageFile) -> int:
     """Bits per channel of an opened file that is not decoded yet: 8 or less counts as 8."""
-    if picture.mode.startswith("I;16"):
-        return 12 if raw_mode(picture) == "I;12" else 16
+    if picture.format == "TIFF":
+        # Not by the raw mode: Pillow reads separate planes of 16 bits as if they had 8.
+        return max(8, *tags(picture).get(TIFF_BITS, (8,)))
     # In a BMP, `16` are the bits of a pixel.
-    return 16 if picture.format in ("PNG", "TIFF") and ";16" in raw_mode(picture) else 8
+    return 16 if picture.format == "PNG" and ";16" in raw_mode(picture) else 8
+
+
+def tags(picture: ImageFile.ImageFile) -> Any:
+    """Tags of a TIFF by number; none of another format."""
+    return getattr(picture, "tag_v2", {})
 
 
 def raw_mode(picture: ImageFile.ImageFile) -> str:
@@ -45,12 +52,12 @@ def deep_values(
     Raises UserError for a layout that cannot be read exactly.
     """
     mode = raw_mode(picture)
-    tags = getattr(picture, "tag_v2", {})
+    found = tags(picture)
     if (
         picture.mode not in ("RGB", "RGBA", "I;16", "I;16B", "I;16L")
         or mode.startswith("RGBa")
-        or tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
-        or (tags.get(TIFF_PLANAR) == 2 and picture.mode in ("RGB", "RGBA"))
+        or found.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
+        or (found.get(TIFF_PLANAR) == 2 and picture.mode in ("RGB", "RGBA"))
     ):
         raise UserError(
             f"{path}: 16-bit {picture.mode} in a layout that is not read; save the {kind} as PNG"
@@ -65,7 +72,7 @@ def deep_values(
         return pairs[..., 0::2] << 8 | pairs[..., 1::2]
     orientation = load(picture, upright=upright)
     high = np.asarray(picture).astype(np.uint16)
-    with opened(path, kind) as again:
+    with opened(path, kind, header=True) as again:
         _set_raw_mode(again, mode[:-1] + OTHER_BYTE[mode[-1]])
         again.load()
         low = np.asarray(again)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ImageFile
 
 from diga_hpc.errors import UserError
-from diga_hpc.images.channels import TIFF_PHOTOMETRIC, deep_values, depth, raw_mode
+from diga_hpc.images.channels import TIFF_PHOTOMETRIC, deep_values, depth, raw_mode, tags
 from diga_hpc.images.opening import load, opened, turned
 
 LOSSLESS = ("PNG", "TIFF", "BMP")
@@ -73,7 +73,7 @@ def read_first_channel(path: Path) -> np.ndarray:
 
 def has_colors(path: Path) -> bool:
     """Whether a label file has several channels, from its header alone. Raises as `read_ids`."""
-    with opened(path, "label file") as picture:
+    with opened(path, "label file", header=True) as picture:
         return picture.mode in ("RGB", "RGBA")
 
 
@@ -124,10 +124,9 @@ def _indexed(path: Path, picture: ImageFile.ImageFile) -> Indexed:
             "labels by colour are read with `color_map` (kind folder), ids in the first channel "
             "with kind synthia"
         )
-    tags = getattr(picture, "tag_v2", None)
     mode = raw_mode(picture)
-    if tags is not None and (
-        tags.get(TIFF_PHOTOMETRIC) not in (BLACK_IS_ZERO, PALETTE) or mode in SPREAD
+    if picture.format == "TIFF" and (
+        tags(picture).get(TIFF_PHOTOMETRIC) not in (BLACK_IS_ZERO, PALETTE) or mode in SPREAD
     ):
         raise UserError(f"{path}: a TIFF of inverted or packed grey values; save it as 8-bit PNG")
     ids = _stored(picture)
@@ -172,5 +171,6 @@ def _refuse_transparent(path: Path, picture: ImageFile.ImageFile) -> None:
 
 def _description(picture: ImageFile.ImageFile) -> str:
     """Mode and shape as text: `16-bit RGB (60, 90, 3)`."""
-    bits = "16-bit " if depth(picture) > 8 else ""
-    return f"{bits}{picture.mode} {(*picture.size[::-1], len(picture.getbands()))}"
+    bits = depth(picture)
+    wide = f"{bits}-bit " if bits > 8 else ""
+    return f"{wide}{picture.mode} {(*picture.size[::-1], len(picture.getbands()))}"

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from diga_hpc.errors import UserError
+from diga_hpc.images import checksums
 from diga_hpc.images.errors import unreadable
 
 # By the content of a file, not by its suffix; MPO is a JPEG of cameras with several pictures.
@@ -25,8 +26,10 @@ BMP_BITS, BMP_HEADER_SIZE = 28, 14
 
 
 @contextmanager
-def opened(path: Path, kind: str) -> Iterator[ImageFile.ImageFile]:
+def opened(path: Path, kind: str, *, header: bool = False) -> Iterator[ImageFile.ImageFile]:
     """Open an image file for a `with` block that decodes it; kind: "image" or "label file".
+
+    header: only the header is read, so that the checksums of the rest do not matter.
 
     Raises UserError naming the file for whatever a decoder raises, there or in the block, and for
     more than a gigapixel; MachineError if the disk failed.
@@ -39,11 +42,19 @@ def opened(path: Path, kind: str) -> Iterator[ImageFile.ImageFile]:
             warnings.simplefilter("ignore")
             with Image.open(path) as picture:
                 _check_header(path, picture)
+                if picture.format == "PNG" and not header:
+                    _require_undamaged(path, kind)
                 yield picture
     except UserError:
         raise
     except Exception as error:
         raise unreadable(path, kind, error) from error
+
+
+def _require_undamaged(path: Path, kind: str) -> None:
+    problem = checksums.damage(path)
+    if problem:
+        raise UserError(f"{path}: not a readable {kind} ({problem}); replace the file")
 
 
 def _check_header(path: Path, picture: ImageFile.ImageFile) -> None:
@@ -66,7 +77,8 @@ def _check_header(path: Path, picture: ImageFile.ImageFile) -> None:
 
 
 def _bmp_bits(path: Path) -> int:
-    header = path.read_bytes() if path.stat().st_size < 64 else path.open("rb").read(64)
+    with path.open("rb") as file:
+        header = file.read(64)
     # The header of OS/2 has shorter fields.
     old = struct.unpack_from("<I", header, BMP_HEADER_SIZE)[0] == 12
     return int(struct.unpack_from("<H", header, 24 if old else BMP_BITS)[0])
@@ -80,6 +92,9 @@ def load(picture: ImageFile.ImageFile, *, upright: bool) -> int:
     # Pillow turns a TIFF while it decodes it, and removes the orientation from its metadata.
     if picture.format == "TIFF":
         orientation = orientation_of(picture)
+        # Pillow maps a grey file into memory with its height and width swapped already, which
+        # scrambles the pixels; without a name it reads the file.
+        picture.filename = ""
         picture.load()
         return 1 if upright else INVERSE.get(orientation, orientation)
     picture.load()
@@ -124,7 +139,7 @@ def orientation(path: Path) -> int:
 
     Raises UserError naming a file that is no image.
     """
-    with opened(path, "image") as picture:
+    with opened(path, "image", header=True) as picture:
         return _header_orientation(path, picture)
 
 
@@ -134,7 +149,7 @@ def read_header(path: Path, *, upright: bool = True) -> tuple[int, int, int]:
     upright: the size after its orientation, as `pixels.read_pixels` returns it. Raises UserError
     naming a file that is no image.
     """
-    with opened(path, "image") as picture:
+    with opened(path, "image", header=True) as picture:
         width, height = picture.size
         found = _header_orientation(path, picture)
     # Of a TIFF, Pillow gives the size after its orientation.

@@ -9,11 +9,12 @@ from diga_hpc.inspection.entries import Entries, FileEntries, GeneratedEntries, 
 SOURCE, TARGET, VALIDATION = "source", "target", "validation"
 
 
-def open_entries(config: Config, name: str) -> Entries | None:
+def open_entries(config: Config, name: str, problems: list[str] | None = None) -> Entries | None:
     """Open the data set SOURCE, TARGET or VALIDATION; None where the configuration has none.
 
-    The target's labels are left out. Raises UserError if a folder, an image or a label is missing,
-    or the data set cannot be used with the label space.
+    The target's labels are left out. problems: a list for the images that cannot be used, see
+    `list_files`; there may then be no entries. Raises UserError if a folder, an image or a label is
+    missing, or the data set cannot be used with the label space.
     """
     section: DatasetSection | None = getattr(config.data, name)
     if section is None:
@@ -32,7 +33,8 @@ def open_entries(config: Config, name: str) -> Entries | None:
             )
         return GeneratedEntries(section, key, config.seed, config.space.num_classes, labels)
     assert isinstance(section, FileDataset), type(section)
-    return FileEntries(list_files(section, key, config.data.root, config.space, labels=labels))
+    root, space = config.data.root, config.space
+    return FileEntries(list_files(section, key, root, space, labels=labels, problems=problems))
 
 
 def open_all(config: Config) -> dict[str, Entries]:

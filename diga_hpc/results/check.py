@@ -96,12 +96,14 @@ def look(config: Config, limit: int | None = None) -> Checked:
     opened: dict[str, Entries] = {}
     problems: list[Finding] = []
     for name in (SOURCE, TARGET, VALIDATION):
+        unusable: list[str] = []
         try:
-            entries = open_entries(config, name)
-            if entries is not None:
+            entries = open_entries(config, name, unusable)
+            if entries is not None and len(entries):
                 opened[name] = entries
         except UserError as error:
-            problems.append(Finding("error", f"data.{name}", str(error)))
+            unusable.append(str(error))
+        problems += [Finding("error", f"data.{name}", text) for text in unusable]
     scans = {}
     with _progress() as progress:
         for name, entries in opened.items():

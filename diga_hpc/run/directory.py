@@ -8,6 +8,7 @@ RUN_DIR/
     metrics.jsonl, tensorboard/    training metrics
     checkpoints/STAGE/step_*/      see training/checkpoint.py; STAGE = source_only, warm_up, ...
     pseudo_labels/round_1/*.png    pseudo labels of the target's training images
+    pseudo_labels/round_1.json     weights and images that they were made from
     centroids/round_1.safetensors  class centroids of the same network
     results.json                   evaluation results, one row per network
     partial/*.json                 class counts of an interrupted evaluation
@@ -93,7 +94,11 @@ class RunPaths:
 
     def labelled_rounds(self) -> list[Path]:
         """The folders of all rounds' label images."""
-        return sorted(self.path.glob("pseudo_labels/*"))
+        return sorted(path for path in self.path.glob("pseudo_labels/*") if path.is_dir())
+
+    def made_from(self, round_number: int) -> Path:
+        """What a round's pseudo labels and centroids were made from."""
+        return self.path / "pseudo_labels" / f"round_{round_number}.json"
 
     def centroids(self, round_number: int) -> Path:
         return self.path / "centroids" / f"round_{round_number}.safetensors"

@@ -82,8 +82,7 @@ def _progress(run: RunPaths) -> dict[str, int]:
     done["centroids"] = len(run.all_centroids())
     done["evaluation"] = len(read_json(run.results, []))
     for path in run.partial_evaluations():
-        seen, _ = read_json(path, ([], []))
-        done[f"evaluation/{path.stem}"] = sum(seen)
+        done[f"evaluation/{path.stem}"] = sum(read_json(path, {}).get("seen", []))
     return {stage: number for stage, number in sorted(done.items()) if number}
 
 

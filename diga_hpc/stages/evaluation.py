@@ -7,6 +7,7 @@ RUN_DIR/panels/           pictures for the report
 
 import functools
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, Self, TypeVar
 import torch
 
 from diga_hpc.errors import UserError
+from diga_hpc.inspection.opening import TARGET, VALIDATION
 from diga_hpc.loading.dataset import Dataset
 from diga_hpc.loading.loader import labelled_images
 from diga_hpc.loading.pictures import to_picture, write_labels, write_picture
@@ -23,6 +25,7 @@ from diga_hpc.method.scores import ConfusionMatrix, scores
 from diga_hpc.models.base import SegmentationModel
 from diga_hpc.run.files import read_json, write_json
 from diga_hpc.stages.adaptation import adapt_to_target
+from diga_hpc.stages.inputs import Inputs, describe, inputs_of, same
 from diga_hpc.stages.networks import has_network, trained_network
 from diga_hpc.stages.plan import Planned, with_student
 from diga_hpc.training.resume import is_finished
@@ -59,6 +62,7 @@ class Evaluation(DataPass):
         ]
         context.world.on_rank0(lambda: _require_one(finished, stages, context.run.path))
         if context.world.is_main:
+            drop_results_of_other_data(context)
             write_truth_panels(context, self.validation)
         for stage in finished:
             self._evaluate(stage, STUDENT)
@@ -72,7 +76,9 @@ class Evaluation(DataPass):
         for normalization in ("running", "adapted") if adapting else ("running",):
             key = {"stage": stage.kind, "round": stage.round, "network": network}
             key |= {"normalization": normalization}
-            if context.world.on_rank0(functools.partial(has_result, context, **key)):
+            data = (VALIDATION, TARGET) if normalization == "adapted" else (VALIDATION,)
+            inputs = inputs_of(context, stage.name, network, *data)
+            if context.world.on_rank0(functools.partial(has_result, context, inputs, **key)):
                 continue
             # Loaded for the first row that is missing, and only then.
             model = model or trained_network(context, stage.name, network)
@@ -81,8 +87,8 @@ class Evaluation(DataPass):
                 adapt_to_target(context, model, self._watch)
             panel = stage.name if (network, normalization) == (STUDENT, "running") else None
             name = f"{stage.name}_{network}_{normalization}"
-            measured = measure(context, model, self.validation, name, panel)
-            row = key | {"seed": context.config.seed} | measured
+            measured = measure(context, model, self.validation, name, panel, inputs)
+            row = key | {"seed": context.config.seed} | measured | {"inputs": inputs}
             if context.world.is_main:
                 add_result(context, row)
                 log.info("%s %s %s: mIoU %.2f", stage.name, network, normalization, row["miou"])
@@ -105,11 +111,17 @@ def _require_one(finished: list[Planned], stages: list[Planned], run_dir: Path) 
 
 
 def measure(
-    context: Context, model: SegmentationModel, validation: Dataset, name: str, panel: str | None
+    context: Context,
+    model: SegmentationModel,
+    validation: Dataset,
+    name: str,
+    panel: str | None,
+    inputs: Inputs,
 ) -> dict[str, Any]:
     """Scores of a network in evaluation mode on the validation images.
 
-    name: under which the counts are kept when a stop is requested; the next call resumes from them.
+    name: under which the counts are kept when a stop is requested; the next call with the same
+    `inputs` resumes from them.
     panel: kind of the pictures that are kept of the first images; None keeps none. Raises UserError
     where no pixel of the validation images is labelled.
     """
@@ -122,11 +134,11 @@ def measure(
         autocast=context.precision,
     )
     partial = context.run.partial_evaluation(name)
-    nothing = ([0] * len(validation), None)
-    earlier, counts = world.on_rank0(lambda: read_json(partial, nothing))
-    # Images were added or removed since: the numbers mean other images now.
-    if len(earlier) != len(validation):
-        earlier, counts = nothing
+    kept = world.on_rank0(lambda: read_json(partial, {}))
+    if not same(kept.get("inputs"), inputs):
+        # Of another network, or of other images.
+        kept = {"seen": [0] * len(validation), "counts": None}
+    earlier, counts = kept["seen"], kept["counts"]
     todo = [index for index, is_seen in enumerate(earlier) if not is_seen]
     mine = [todo[i] for i in world.share(len(todo))]
     # Rank 0 alone holds what an earlier start counted, so sums over ranks have it once.
@@ -140,7 +152,8 @@ def measure(
         """Write what was counted, for the next call; progress for Stopped."""
         total, images = world.sum(matrix.counts.clone()), world.sum(seen.to(world.device))
         if world.is_main:
-            write_json(partial, (images.tolist(), total.tolist()))
+            state = {"inputs": inputs, "seen": images.tolist(), "counts": total.tolist()}
+            write_json(partial, state)
         return images_in_results(context, validation) + int(images.sum())
 
     images = labelled_images(validation, mine, context.config.data.workers, world.device)
@@ -189,7 +202,37 @@ def add_result(context: Context, row: dict[str, Any]) -> None:
     write_json(context.run.results, [*rows, row])
 
 
-def has_result(context: Context, **key: Any) -> bool:
-    """Whether results.json has a row with these values."""
+def has_result(context: Context, inputs: Inputs, **key: Any) -> bool:
+    """Whether results.json has a row with these values, measured on these inputs."""
     rows = read_json(context.run.results, [])
-    return any(all(row[k] == v for k, v in key.items()) for row in rows)
+    return any(
+        all(row[k] == v for k, v in key.items()) and same(row.get("inputs"), inputs) for row in rows
+    )
+
+
+def drop_results_of_other_data(context: Context) -> None:
+    """Remove what was measured on other validation images than today's, and their panels."""
+    run, now = context.run, context.inspected.summaries[VALIDATION]
+
+    def is_current(row: dict[str, Any]) -> bool:
+        measured = row.get("inputs", {}).get(VALIDATION, {})
+        return bool(measured.get("fingerprint") == now["fingerprint"])
+
+    rows = read_json(run.results, [])
+    current = [row for row in rows if is_current(row)]
+    if len(current) < len(rows):
+        before = describe(next(row for row in rows if not is_current(row)).get("inputs"))
+        log.warning(
+            "%s: %d results of %s are measured again: `data.validation` is now %s",
+            run.results,
+            len(rows) - len(current),
+            before,
+            describe({VALIDATION: now}),
+        )
+        write_json(run.results, current)
+        shutil.rmtree(run.panels, ignore_errors=True)
+    consensus = read_json(run.consensus, [])
+    kept = [row for row in consensus if is_current(row)]
+    if len(kept) < len(consensus):
+        log.warning("%s: measured on other validation images; its rows are removed", run.consensus)
+        write_json(run.consensus, kept)

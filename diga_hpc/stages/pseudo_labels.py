@@ -4,11 +4,13 @@ Each label file is written atomically as soon as it is computed, so that a resum
 complete ones; memory does not grow with the number of images.
 
     RUN_DIR/pseudo_labels/round_N/NAME.png    labels of the target's training images
+    RUN_DIR/pseudo_labels/round_N.json        what they were made from: weights and images
     RUN_DIR/centroids/round_N.safetensors     class centroids; written last: the round is done
     RUN_DIR/consensus.json                    how often the consensus is right on validation images
 """
 
 import copy
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self, TypeVar
@@ -19,6 +21,7 @@ from safetensors.torch import save_file
 from diga_hpc import kernels
 from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.errors import UserError
+from diga_hpc.inspection.opening import TARGET, VALIDATION
 from diga_hpc.loading.dataset import Dataset
 from diga_hpc.loading.loader import labelled_images
 from diga_hpc.loading.pictures import write_labels
@@ -29,11 +32,14 @@ from diga_hpc.method.views import unit_range
 from diga_hpc.models.base import SegmentationModel
 from diga_hpc.run.files import atomic_write, read_json, write_json
 from diga_hpc.stages.adaptation import adapt_to_target
+from diga_hpc.stages.inputs import describe, inputs_of, inputs_of_data, same
 from diga_hpc.stages.networks import trained_network
 from diga_hpc.stages.plan import Planned
 from diga_hpc.training.checkpoint import read_tensors
 from diga_hpc.training.resume import forms
-from diga_hpc.training.stage import Context, DataPass, Watch
+from diga_hpc.training.stage import STUDENT, Context, DataPass, Watch
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -54,6 +60,7 @@ class PseudoLabels(DataPass):
         return cls(context, planned)
 
     def is_done(self) -> bool:
+        require_current(self.context, self.round, self.network)
         return self.context.world.on_rank0(self.context.run.centroids(self.round).is_file)
 
     def run(self) -> None:
@@ -64,6 +71,10 @@ class PseudoLabels(DataPass):
         adapted = copy.deepcopy(student)
         if context.config.pseudo_labels.adapt_normalization:
             adapt_to_target(context, adapted, self._watch)
+        inputs = inputs_of(context, self.network, STUDENT, TARGET)
+        if context.world.is_main:
+            # First: labels without a record could be of anything.
+            write_json(run.made_from(self.round), inputs)
         write_pseudo_labels(context, adapted, self.target, self.folder, self._watch)
         centroids = initial_centroids(context, adapted, self.target, self._watch)
         panel = f"consensus_{self.round}"
@@ -71,7 +82,8 @@ class PseudoLabels(DataPass):
         if context.world.is_main:
             # A round that is repeated after a stop replaces its row.
             rows = [row for row in read_json(run.consensus, []) if row["round"] != self.round]
-            write_json(run.consensus, [*rows, {"round": self.round} | quality])
+            of = inputs_of_data(context, VALIDATION)
+            write_json(run.consensus, [*rows, {"round": self.round, "inputs": of} | quality])
             # Last, since this file says that the round is done.
             save_centroids(centroids, run.centroids(self.round))
         context.world.barrier()
@@ -84,6 +96,31 @@ class PseudoLabels(DataPass):
         """Progress: the label files that are written."""
         # The other ranks need not look: rank 0's answer is the one that is used.
         return len(list(self.folder.glob("*.png"))) if self.context.world.is_main else 0
+
+
+def require_current(context: Context, round_number: int, network: str) -> None:
+    """Raise UserError if the labels of a round, as far as there are any, are of other inputs.
+
+    network: name of the stage that trained it. All ranks call it together.
+    """
+    run = context.run
+    inputs = inputs_of(context, network, STUDENT, TARGET)
+
+    def check() -> None:
+        made_from = read_json(run.made_from(round_number), None)
+        folder = run.pseudo_labels(round_number)
+        if not folder.is_dir() and not run.centroids(round_number).is_file():
+            return
+        if made_from is None:
+            log.warning("%s: not recorded what these labels were made from", folder)
+        elif not same(made_from, inputs):
+            raise UserError(
+                f"{folder}: made from {describe(made_from)}, but this run now has "
+                f"{describe(inputs)}; remove the folder and {run.centroids(round_number)} to make "
+                "them again, or choose another run_dir"
+            )
+
+    context.world.on_rank0(check)
 
 
 def write_pseudo_labels(

@@ -18,7 +18,7 @@ from diga_hpc.models.base import Prediction, SegmentationModel
 from diga_hpc.stages import networks as run_networks
 from diga_hpc.stages.base import DistillationStage
 from diga_hpc.stages.plan import Planned
-from diga_hpc.stages.pseudo_labels import load_centroids
+from diga_hpc.stages.pseudo_labels import load_centroids, require_current
 from diga_hpc.training.engine import Engine
 from diga_hpc.training.stage import STUDENT, Context, Prepared, StepOutput
 
@@ -58,7 +58,8 @@ class SelfTraining(DistillationStage):
     @classmethod
     def build(cls, context: Context, planned: Planned) -> Self:
         """With the pseudo labels and centroids that were made for its round."""
-        assert context.target is not None, "checked by the configuration"
+        assert context.target is not None and planned.starts_from, "checked by the configuration"
+        require_current(context, planned.round, planned.starts_from)
         student = run_networks.starting_network(context, planned)
         labels = context.run.pseudo_labels(planned.round)
         return cls(

@@ -127,8 +127,7 @@ EMPTY_MEANS_SOMETHING = {
     "extensions": "no extension",
     "classes": "none of one's own",
     "data.source.sequences": "all frames",
-    "data.source.ignored_ids": "none is ignored",
-    "data.source.absent_classes": "none is absent",
+    "data.source.absent_classes": "the data set labels all classes",
 }
 
 

@@ -53,3 +53,17 @@ def test_equal_stems_in_two_splits(root):
     write_image(root / "val/0001TP_1.png")
     names = [f.name for f in Camvid(kind="camvid", splits=("val", "train")).files(root)]
     assert names == ["val_0001TP_1", "train_0001TP_1", "train_0001TP_2", "train_0006R0_1"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"sequences": ["0006R0", "0016E5"]}, r"`sequences` has '0016E5', which no frame of train"),
+        ({"splits": ["train", "test"]}, r"test: holds no images; leave 'test' out of `splits`"),
+        ({"splits": ["train", "val"]}, r"val: no such folder"),
+    ],
+)
+def test_what_names_nothing_is_refused(root, keys, message):
+    (root / "test").mkdir()
+    with pytest.raises(UserError, match=message):
+        Camvid(kind="camvid", **keys).files(root)

@@ -1,9 +1,10 @@
 """Cityscapes: its folders by split and city, subsets by an index file."""
 
+import numpy as np
 import pytest
 
 from diga_hpc.datasets.cityscapes import Cityscapes
-from diga_hpc.datasets.label_spaces import SPACES
+from diga_hpc.datasets.label_spaces import IGNORE, SPACES
 from diga_hpc.datasets.listing import list_files
 from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
@@ -119,3 +120,41 @@ def test_what_is_left_out_is_counted(tmp_path):
         "images without _leftImg8bit in their name": 1,
         "images that list.txt does not name": 1,
     }
+
+
+def test_the_license_plate_is_ignored(tiny_yaml, tmp_path):
+    """Its id is -1, in 8 bits 255; it never stands without a vehicle."""
+    write(tmp_path)
+    path = tmp_path / "gtFine/train/aachen/aachen_000_gtFine_labelIds.png"
+    section = "{kind: cityscapes}"
+    dataset = datasets.open_source(config_with(tiny_yaml, section, "cityscapes", tmp_path))
+    write_ids(path, np.array([[7, 26, 255]]))
+    assert dataset.label(0).tolist() == [[0, 13, IGNORE]]
+    write_ids(path, np.array([[0, 13, 255]]))
+    with pytest.raises(UserError, match="look like train ids; set `label_ids: train_ids`"):
+        dataset.label(0)
+
+
+def test_files_of_train_ids(tiny_yaml, tmp_path):
+    write(tmp_path)
+    for city in ("bochum", "aachen"):
+        path = tmp_path / f"gtFine/train/{city}/{city}_000_gtFine_labelTrainIds.png"
+        write_ids(path, np.where(np.eye(6, 9), 255, 18))
+    section = "{kind: cityscapes, label_ids: train_ids}"
+    dataset = datasets.open_source(config_with(tiny_yaml, section, "cityscapes", tmp_path))
+    assert dataset.load(0).label.unique().tolist() == [18, IGNORE]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize("label_ids", [None, "cityscapes"])
+def test_dummy_labels_of_the_test_split(split, label_ids):
+    counts = np.zeros(256, np.int64)
+    counts[:5] = 9
+    section = Cityscapes(kind="cityscapes", split=split, label_ids=label_ids)
+    text = section.suspicion(counts, SPACES["cityscapes"])
+    if split == "test":
+        assert text.startswith("the labels of split `test` are dummies") and "`split: val`" in text
+    else:
+        assert (text is None) == (label_ids is not None)
+    counts[[7, 26]] = 1
+    assert section.suspicion(counts, SPACES["cityscapes"]) is None

@@ -1,6 +1,7 @@
 """Images of a folder: links, hidden and generated files, other suffixes; names; finding files."""
 
 import os
+import random
 
 import pytest
 
@@ -113,6 +114,63 @@ def test_pipes_are_no_images(tmp_path):
     assert scan(tmp_path).images == [] and scan(tmp_path).left_out.total() == 1
 
 
+def test_many_other_suffixes_are_not_all_named(tmp_path):
+    touch(tmp_path, *(f"scan.{i:03d}" for i in range(20)))
+    ((reason, count),) = scan(tmp_path).left_out.items()
+    assert count == 20 and reason.endswith(", ...)") and len(reason) < 80
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_trees_as_people_have_them(tmp_path, seed):
+    """Folders of everything, linked or not, hidden or not: images that somebody meant are found."""
+    rng = random.Random(seed)
+    expected = set()
+
+    def fill(folder, shown, depth):
+        folder.mkdir()
+        for number in range(rng.randint(0, 5)):
+            kind = rng.choice(["image", "hidden", "other", "linked", "folder", "linked folder"])
+            suffix = rng.choice([".png", ".JPG", ".webp", ".Tiff"])
+            name = str(number) + rng.choice(["", " b", "ä", os.fsdecode(b"\xe4"), ".x"])
+            if kind in ("image", "linked"):
+                path = folder / (name + suffix)
+                if kind == "image":
+                    path.touch()
+                else:
+                    path.symlink_to(rng.choice([os.path.realpath(one), one]))
+                if shown:
+                    expected.add(path)
+            elif kind == "hidden":
+                (folder / ("." + name + suffix)).touch()
+            elif kind == "other":
+                (folder / (name + rng.choice([".txt", ".png~", ".json", ""]))).touch()
+            elif depth:
+                left_out = rng.choice(["", "", ".", "@eaDir", "__MACOSX"])
+                below = folder / (left_out if left_out[1:] else left_out + name + suffix)
+                if below.exists():
+                    continue
+                if kind == "folder":
+                    fill(below, shown and not left_out, depth - 1)
+                    continue
+                there = tmp_path / f"there {len(list(tmp_path.iterdir()))}"
+                before = set(expected)
+                fill(there, True, depth - 1)
+                new = expected - before
+                expected.difference_update(new)
+                below.symlink_to(there)
+                if shown and not left_out:
+                    expected.update(below / path.relative_to(there) for path in new)
+
+    one = tmp_path / "one.png"
+    one.touch()
+    root = tmp_path / "root"
+    fill(root, True, 3)
+    found = list_images(root, recursive=True)
+    assert set(found) == expected and len(found) == len(expected)
+    key = [[os.fsencode(part) for part in path.relative_to(root).parts] for path in found]
+    assert key == sorted(key)
+
+
 @pytest.mark.parametrize(
     ("images", "names"),
     [
@@ -140,3 +198,12 @@ def test_files_are_found_with_their_extension_in_another_case(tmp_path):
     }
     assert FileFinder().alike(tmp_path / "d.png") == ["d.tif"]
     assert FileFinder().find(tmp_path / "no/a.png") is None
+
+
+def test_files_are_found_whose_letters_are_composed_otherwise(tmp_path):
+    composed, decomposed = "stra\u00dfe_\u00e4.png", "stra\u00dfe_a\u0308.png"
+    touch(tmp_path, decomposed)
+    assert FileFinder().find(tmp_path / composed) == tmp_path / decomposed
+    touch(tmp_path, composed)
+    for name in (composed, decomposed):
+        assert FileFinder().find(tmp_path / name) == tmp_path / name

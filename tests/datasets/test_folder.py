@@ -1,5 +1,6 @@
 """Data of the user's own: folders, an index of pairs, an id map."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from diga_hpc.datasets.folder import Folder
-from diga_hpc.datasets.label_spaces import IGNORE, LabelSpace
+from diga_hpc.datasets.label_spaces import CITYSCAPES_IDS, IGNORE, SPACES, LabelSpace
 from diga_hpc.datasets.listing import list_files
 from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
@@ -201,10 +202,13 @@ def test_an_index_of_images_finds_the_labels_of_the_folder(tmp_path):
         ("b.jpg\n", r"b.jpg: no such image \(named in .*l.txt, line 1\)"),
         ("a\n", r"/a: no such image \(the folder has a.png\) \(named in .*line 1\)"),
         ("a.png\n\n./a.png\n", r"a.png: named in .*l.txt, line 1 and .*l.txt, line 3; remove"),
-        ("a.png c.png\nx y/a.png\n", r"x y/a.png: no such image \(named in .*line 2\)"),
+        (
+            "a.png c.png\nx y/a.png\n",
+            r"x y/a.png: no such image \(no such folder\) \(named in .*line 2\)",
+        ),
         ("image,label\na.png\n", r"image,label: no such image \(named in .*line 1\)"),
         ("\ufeffb.png", r"/b.png: no such image \(named in .*line 1\)"),
-        ("C:\\data\\a.png", r"C:/data/a.png: no such image \(named in .*line 1\)"),
+        ("C:\\data\\a.png", r"C:/data/a.png: no such image .*\(named in .*line 1\)"),
     ],
 )
 def test_lines_that_name_nothing(tmp_path, text, message):
@@ -219,3 +223,114 @@ def test_an_image_is_not_its_own_label(tmp_path):
     (tmp_path / "l.txt").write_text("a.png a.png\n")
     with pytest.raises(UserError, match=r"a.png: would be its own label \(named in .*line 1\)"):
         listed(tmp_path, {"index": "l.txt"}, True)
+
+
+def test_an_index_in_another_encoding(tmp_path):
+    touch(tmp_path, "größe.png")
+    (tmp_path / "l.txt").write_text("größe.png\n", encoding="latin-1")
+    with pytest.raises(UserError, match=r"no such image .*line 1\); save the index as UTF-8"):
+        listed(tmp_path, {"index": "l.txt"})
+    # The file has these bytes for its name.
+    (tmp_path / "größe.png").rename(tmp_path / os.fsdecode("größe.png".encode("latin-1")))
+    assert len(listed(tmp_path, {"index": "l.txt"})) == 1
+
+
+def test_a_folder_of_labels_that_is_not_there(tmp_path):
+    touch(tmp_path, "images/a.png")
+    with pytest.raises(UserError, match=r"has no label .*/gt/a.png \(no such folder\)"):
+        listed(tmp_path, {"labels": "gt"}, True)
+
+
+def test_a_map_to_class_names(tiny_yaml, root):
+    keys = "images: rgb, labels: gt, label_suffix: _ids, id_map: {7: stuff, 200: thing}"
+    assert open_source(tiny_yaml, root, keys).load(0).label[0].tolist() == [0, *[1] * 8]
+    wrong = keys.replace("stuff", "Stuff")
+    with pytest.raises(UserError, match=r"`id_map` has 7: 'Stuff', which is no .*mean `stuff`\?"):
+        open_source(tiny_yaml, root, wrong)
+
+
+def test_an_ignored_id_that_is_a_class(tiny_yaml, root):
+    with pytest.raises(UserError, match="`ignored_ids` lists 0, which is the index of the class"):
+        open_source(
+            tiny_yaml, root, "images: rgb, labels: gt, label_suffix: _ids, ignored_ids: [0]"
+        )
+
+
+def test_ids_that_look_like_those_of_cityscapes(tiny_yaml, root):
+    write_ids(root / "gt/a/x.png", np.where(np.eye(6, 9), 26, 7))
+    section = "{kind: folder, images: rgb, labels: gt}"
+    dataset = datasets.open_source(config_with(tiny_yaml, section, "cityscapes", root))
+    with pytest.raises(UserError, match=r"unknown label id 26; .*these look like Cityscapes ids"):
+        dataset.load(0)
+
+
+class TestSuspicion:
+    """255 is ignored by default: not where it may be a class."""
+
+    TWO = LabelSpace("custom", ("background", "object"), ((0, 0, 0), (9, 0, 0)))
+    THREE = LabelSpace("custom", ("a", "b", "c"), ((0, 0, 0), (9, 0, 0), (0, 9, 0)))
+
+    def counts(self, **pixels):
+        counts = np.zeros(256, np.int64)
+        for name, count in pixels.items():
+            counts[int(name[1:])] = count
+        return counts
+
+    def test_masks_of_0_and_255(self):
+        text = Folder(kind="folder").suspicion(self.counts(_0=30, _255=10), self.TWO)
+        assert text == (
+            "labels hold 0, 255; 255 (25 % of the pixels) is ignored by default, and class "
+            "`object` has no pixel; if 255 is a class: `id_map: {0: 0, 255: 1}` and "
+            "`ignored_ids: []`, else write `ignored_ids: [255]`"
+        )
+
+    def test_the_remedies_are_accepted(self, tiny_yaml, root):
+        write_ids(root / "gt/a/x.png", np.where(np.eye(6, 9), 255, 0))
+        counts = self.counts(_0=48, _255=6)
+        for keys, expected in (
+            ("id_map: {0: 0, 255: 1}, ignored_ids: []", [0, 1]),
+            ("ignored_ids: [255]", [0, IGNORE]),
+            ("id_map: {0: thing, 255: stuff}", [0, 1]),
+        ):
+            dataset = open_source(tiny_yaml, root, f"images: rgb, labels: gt, {keys}")
+            assert dataset.load(0).label.unique().tolist() == expected
+            assert dataset.listing.section.suspicion(counts, dataset.listing.space) is None
+
+    @pytest.mark.parametrize(
+        ("id_map", "line"),
+        [
+            ({0: 0, 7: 2}, "`id_map: {0: 0, 7: 2, 255: 1}`"),
+            ({0: "a", 7: "c"}, "`id_map: {0: a, 7: c, 255: b}`"),
+        ],
+    )
+    def test_beside_a_map(self, id_map, line):
+        section = Folder(kind="folder", id_map=id_map)
+        text = section.suspicion(self.counts(_0=3, _7=3, _255=4), self.THREE)
+        assert line in text and "class `b` has no pixel" in text
+
+    @pytest.mark.parametrize(
+        ("pixels", "suspected"),
+        [
+            ({"_0": 1, "_1": 1, "_2": 1, "_255": 9}, False),
+            ({"_0": 1, "_1": 1}, False),
+            ({"_0": 1, "_1": 1, "_255": 1}, True),
+            ({"_255": 1}, True),
+            ({}, False),
+        ],
+    )
+    def test_only_where_255_occurs_and_a_class_is_empty(self, pixels, suspected):
+        text = Folder(kind="folder").suspicion(self.counts(**pixels), self.THREE)
+        assert (text is not None) == suspected
+
+    def test_train_ids_under_a_map_of_cityscapes_ids(self):
+        section = Folder(kind="folder", id_map=CITYSCAPES_IDS, ignored_ids=(0, 1, 2, 3, 4, 5, 255))
+        counts = np.zeros(256, np.int64)
+        counts[:6] = 1
+        space = SPACES["cityscapes"]
+        assert "look like train ids" in section.suspicion(counts, space)
+        counts[26] = 1
+        assert section.suspicion(counts, space) is None
+
+    def test_colours_hold_no_ids(self):
+        section = Folder(kind="folder", color_map="label_space")
+        assert section.suspicion(self.counts(_0=1, _255=1), self.TWO) is None

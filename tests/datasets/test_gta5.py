@@ -1,5 +1,6 @@
 """GTA5: its folders, the Cityscapes ids of its labels, the list of files that are kept."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,3 +99,55 @@ def test_an_image_in_two_formats(mixed):
         listed(mixed, index="kept.txt")
     (mixed / "kept.txt").write_text("3.jpg\n")
     assert listed(mixed, index="kept.txt") == [("3", "3.jpg", "3.png")]
+
+
+class TestTrainIds:
+    """Labels converted to train ids, read as Cityscapes ids: refused, file by file or as a set."""
+
+    def load(self, tiny_yaml, root, ids, keys=""):
+        write_image(root / "images/1.png", size=ids.shape)
+        write_ids(root / "labels/1.png", ids)
+        section = f"{{kind: gta5, {keys}}}"
+        return datasets.open_source(config_with(tiny_yaml, section, "cityscapes", root)).load(0)
+
+    @pytest.mark.parametrize("ids", [[0, 255], [*range(19), 255], [255], [7, 11, 255]])
+    def test_a_file_with_255(self, tiny_yaml, tmp_path, ids):
+        with pytest.raises(UserError, match=r"1.png: the ids are .* look like train ids; set `la"):
+            self.load(tiny_yaml, tmp_path, np.array([ids] * 3))
+        label = self.load(tiny_yaml, tmp_path, np.array([ids] * 3), "label_ids: train_ids").label
+        assert label[0].tolist() == ids
+
+    def test_255_among_cityscapes_ids_is_unknown(self, tiny_yaml, tmp_path):
+        with pytest.raises(
+            UserError, match=r"unknown label id 255; known are 0..34 \(gta5 defines"
+        ):
+            self.load(tiny_yaml, tmp_path, np.array([[7, 26, 255]]))
+        with pytest.raises(UserError, match="unknown label id 255"):
+            self.load(tiny_yaml, tmp_path, np.array([[7, 255]]), "label_ids: cityscapes")
+
+    def test_cityscapes_ids_read_as_train_ids(self, tiny_yaml, tmp_path):
+        with pytest.raises(
+            UserError, match=r"id 26; .* look like Cityscapes ids: set `label_ids: c"
+        ):
+            self.load(tiny_yaml, tmp_path, np.array([[7, 26]]), "label_ids: train_ids")
+
+    @pytest.mark.parametrize(
+        ("ids", "suspected"),
+        [
+            (range(19), True),  # 0..18 alone, as in a file without void
+            ([0, 1, 2, 8, 10, 13], True),
+            ([0, 2, 255], True),
+            ([7, 8, 11, 255], True),
+            ([7, 8, 11, 12, 17, 4], False),
+            (range(35), False),
+            ([7, 8, 11, 26], False),
+            ([], False),
+        ],
+    )
+    @pytest.mark.parametrize("label_ids", [None, "cityscapes"])
+    def test_the_whole_set(self, ids, suspected, label_ids):
+        counts = np.zeros(256, np.int64)
+        counts[list(ids)] = 9
+        text = Gta5(kind="gta5", label_ids=label_ids).suspicion(counts, SPACES["cityscapes"])
+        assert (text is not None) == (suspected and label_ids is None)
+        assert text is None or "set `label_ids: train_ids`, or `label_ids: cityscapes`" in text

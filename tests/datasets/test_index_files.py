@@ -1,6 +1,7 @@
 """Index files: encodings, separators, quotes, and what is refused with its line."""
 
 import os
+import random
 
 import pytest
 
@@ -88,3 +89,48 @@ def test_a_backslash_that_is_part_of_a_name(tmp_path):
 def test_what_cannot_be_read_is_refused_with_its_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         columns(tmp_path, text)
+
+
+def test_a_name_with_an_extension_inside_is_one_path(tmp_path):
+    (tmp_path / "a.jpg copy.jpg").touch()
+    text = "a.jpg copy.jpg\na.jpg b.jpg\n"
+    assert columns(tmp_path, text) == [["a.jpg copy.jpg"], ["a.jpg", "b.jpg"]]
+
+
+PARTS = [
+    "a",
+    "my image",
+    "ä",
+    "b.c",
+    "x,y",
+    "d;e",
+    "'",
+    'say "hi"',
+    "#1",
+    "(2)",
+    "%",
+    os.fsdecode(b"\xe4"),
+]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_name_is_read_as_it_was_written(tmp_path, seed):
+    """Separated by TABs, in quotes, and bare where names have no quotes."""
+    rng = random.Random(seed)
+
+    def path():
+        parts = ["".join(rng.choices(PARTS, k=rng.randint(1, 2))) for _ in range(rng.randint(1, 3))]
+        return "/".join(parts) + rng.choice([".png", ".JPG", ".tif", ".png.webp"])
+
+    lines = [[path() for _ in range(rng.randint(1, 2))] for _ in range(5)]
+    mark, end = rng.choice([b"", b"\xef\xbb\xbf"]), rng.choice(["\n", "\r\n"])
+
+    def read(write):
+        return columns(tmp_path, mark + os.fsencode(end.join(map(write, lines)) + end))
+
+    assert read(lambda line: "\t".join(line) + "\t") == lines
+    if not any('"' in name for line in lines for name in line):
+        assert read(lambda line: " ".join(f'"{name}"' for name in line)) == lines
+    bare = [line for line in lines if not any(q in name for name in line for q in "'\"")]
+    lines = bare or [["a"]]
+    assert read(" ".join) == lines

@@ -93,7 +93,7 @@ def grey(case: Case, path: Path) -> Path:
     path = _path(case, path, ".png")
     values = case.image[..., 0]
     case.image = np.repeat(values[..., None], 3, axis=2)
-    write_png(path, values, color=GREY, interlaced=bool(case.rng.integers(2)))
+    write_png(path, values, kind=GREY, interlaced=bool(case.rng.integers(2)))
     return path
 
 
@@ -138,7 +138,7 @@ def sixteen_bits(case: Case, path: Path) -> Path:
     noise = case.rng.integers(0, 256, case.image.shape)
     values = case.image.astype(np.int64) * 256 + noise
     # Bright somewhere: a picture that uses 12 bits of 16 is another case.
-    write_png(path, values, bits=16, color=RGB, interlaced=bool(case.rng.integers(2)))
+    write_png(path, values, bits=16, kind=RGB, interlaced=bool(case.rng.integers(2)))
     return path
 
 
@@ -156,7 +156,7 @@ def twelve_bits(case: Case, path: Path) -> Path:
     values = case.image.astype(np.int64) * 16 + case.rng.integers(0, 16)
     if case.rng.integers(2):
         case.keys += ", image_bits: 12"
-    write_png(path, values, bits=16, color=RGB)
+    write_png(path, values, bits=16, kind=RGB)
     return path
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from helpers.png import GREY, GREY_ALPHA, PALETTE, RGB, write_png
+from helpers.png import GREY, GREY_ALPHA, PALETTE, RGB, chunk, write_png
 
 if TYPE_CHECKING:
     from helpers.fuzz import Case
@@ -29,6 +29,10 @@ def write(case: Case, folder: Path, name: str, colors: Colors) -> Path:
 
 def _interlaced(case: Case) -> bool:
     return bool(case.rng.integers(2))
+
+
+def _palette(colors: np.ndarray) -> bytes:
+    return chunk(b"PLTE", np.asarray(colors, np.uint8).tobytes())
 
 
 def _without_ignored(case: Case) -> None:
@@ -67,12 +71,14 @@ def sixteen_bits_beyond(case: Case, path: Path, colors: Colors) -> None:
 def random_palette(case: Case, path: Path, colors: Colors) -> None:
     case.keys += ", ignored_ids: [255]"
     table = case.rng.integers(0, 256, (256, 3))
-    write_png(path, case.label, color=PALETTE, palette=table)
+    write_png(path, case.label, kind=PALETTE, before=_palette(table))
 
 
 def palette_of_few_bits(case: Case, path: Path, colors: Colors) -> None:
     _without_ignored(case)
-    write_png(path, case.label, bits=4, color=PALETTE, palette=case.rng.integers(0, 256, (16, 3)))
+    write_png(
+        path, case.label, bits=4, kind=PALETTE, before=_palette(case.rng.integers(0, 256, (16, 3)))
+    )
 
 
 def own_palette(case: Case, path: Path, colors: Colors) -> None:
@@ -80,7 +86,7 @@ def own_palette(case: Case, path: Path, colors: Colors) -> None:
     case.keys += ", ignored_ids: [255]"
     table = np.zeros((256, 3), np.uint8)
     table[: len(colors)] = colors
-    write_png(path, case.label, color=PALETTE, palette=table)
+    write_png(path, case.label, kind=PALETTE, before=_palette(table))
 
 
 def reordered_palette(case: Case, path: Path, colors: Colors) -> None:
@@ -89,13 +95,13 @@ def reordered_palette(case: Case, path: Path, colors: Colors) -> None:
     order = case.rng.permutation(len(colors))
     table = np.zeros((256, 3), np.uint8)
     table[order] = colors
-    write_png(path, order[case.label].astype(np.uint8), color=PALETTE, palette=table)
+    write_png(path, order[case.label].astype(np.uint8), kind=PALETTE, before=_palette(table))
 
 
 def by_color(case: Case, path: Path, colors: Colors) -> None:
     _without_ignored(case)
     case.keys += ", color_map: label_space"
-    write_png(path, np.asarray(colors, np.uint8)[case.label], color=RGB)
+    write_png(path, np.asarray(colors, np.uint8)[case.label], kind=RGB)
 
 
 def by_palette_color(case: Case, path: Path, colors: Colors) -> None:
@@ -109,17 +115,17 @@ def unknown_color(case: Case, path: Path, colors: Colors) -> None:
     _without_ignored(case)
     pixels = np.asarray(colors, np.uint8)[case.label]
     pixels[0, 0] = pixels[0, 0] // 2 + 7
-    write_png(path, pixels, color=RGB)
+    write_png(path, pixels, kind=RGB)
 
 
 def colors_without_a_map(case: Case, path: Path, colors: Colors) -> None:
     _without_ignored(case)
-    write_png(path, np.asarray(colors, np.uint8)[case.label], color=RGB)
+    write_png(path, np.asarray(colors, np.uint8)[case.label], kind=RGB)
 
 
 def grey_and_alpha(case: Case, path: Path, colors: Colors) -> None:
     values = np.dstack([case.label, np.full_like(case.label, 255)])
-    write_png(path, values, color=GREY_ALPHA)
+    write_png(path, values, kind=GREY_ALPHA)
 
 
 def lossy(case: Case, path: Path, colors: Colors) -> None:
@@ -177,7 +183,7 @@ def exif_of_its_own(case: Case, path: Path, colors: Colors) -> None:
     case.keys += ", ignored_ids: [255]"
     exif = Image.Exif()
     exif[0x0112] = int(case.rng.integers(1, 9))
-    write_png(path, case.label, color=GREY, further=((b"eXIf", exif.tobytes()[6:]),))
+    write_png(path, case.label, kind=GREY, before=chunk(b"eXIf", exif.tobytes()[6:]))
 
 
 ENCODINGS = (

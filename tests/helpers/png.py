@@ -1,4 +1,4 @@
-"""PNG files of any depth and colour type, written by hand: Pillow writes few of them."""
+"""PNG files written byte by byte: depths, colour types and interlacing that Pillow cannot write."""
 
 import struct
 import zlib
@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
-# Adam7: first row, first column, row step, column step of each pass.
-PASSES = (
+CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
+# First row, first column, step of rows, step of columns of the passes of Adam7.
+ADAM7 = (
     (0, 0, 8, 8),
     (0, 4, 8, 8),
     (4, 0, 8, 4),
@@ -19,48 +20,46 @@ PASSES = (
 )
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
+def chunk(name: bytes, data: bytes) -> bytes:
     """A chunk with its length and checksum."""
-    checksum = struct.pack(">I", zlib.crc32(kind + content))
-    return struct.pack(">I", len(content)) + kind + content + checksum
-
-
-def _rows(values: np.ndarray, bits: int) -> bytes:
-    """Filter byte 0 and packed samples of each row; values [H,W] or [H,W,C]."""
-    rows = []
-    for row in values.reshape(len(values), -1):
-        if bits == 16:
-            packed = row.astype(">u2").tobytes()
-        else:
-            planes = np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :]
-            packed = np.packbits(planes.ravel()).tobytes()
-        rows.append(b"\0" + packed)
-    return b"".join(rows)
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def write_png(
     path: Path,
     values: np.ndarray,
     bits: int = 8,
-    color: int = GREY,
+    kind: int = GREY,
     *,
-    palette: np.ndarray | None = None,
     interlaced: bool = False,
-    further: tuple[tuple[bytes, bytes], ...] = (),
+    before: bytes = b"",
+    after: bytes = b"",
 ) -> None:
-    """Write samples [H,W] or [H,W,C] with so many bits each. further: chunks after the header."""
+    """Write values [H,W] or [H,W,C] of `bits` bits; before, after: chunks around the pixels."""
+    values = np.asarray(values).reshape(*values.shape[:2], CHANNELS[kind])
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    rows = b"".join(_rows(values[y::dy, x::dx], bits) for y, x, dy, dx in passes)
     height, width = values.shape[:2]
-    if interlaced:
-        parts = [values[top::down, left::right] for top, left, down, right in PASSES]
-        rows = b"".join(_rows(part, bits) for part in parts if part.size)
-    else:
-        rows = _rows(values, bits)
-    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, int(interlaced))
-    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-    for kind, data in further:
-        content += chunk(kind, data)
-    if palette is not None:
-        content += chunk(b"PLTE", np.asarray(palette, np.uint8).tobytes())
-    content += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, int(interlaced))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + before
+        + chunk(b"IDAT", zlib.compress(rows))
+        + after
+        + chunk(b"IEND", b"")
+    )
+
+
+def _rows(values: np.ndarray, bits: int) -> bytes:
+    """Rows of samples, each with the filter type 0 in front."""
+    if not values.size:
+        return b""
+    flat = values.reshape(values.shape[0], -1)
+    if bits == 16:
+        packed = flat.astype(">u2").view(np.uint8)
+    else:
+        each = np.unpackbits(flat.astype(np.uint8)[..., None], axis=2)[..., 8 - bits :]
+        packed = np.packbits(each.reshape(flat.shape[0], -1), axis=1)
+    return b"".join(b"\0" + row.tobytes() for row in packed)

@@ -69,9 +69,9 @@ def large_images(folder: Path, *overrides: str) -> configuration.Config:
         .replace("[48, 96]", "[104, 200]")
         .replace("[32, 48]", "[96, 160]")
     )
-    text = text.replace("images: 12,", "images: 12, half_size: [96, 168],")
+    text = text.replace("images: 12,", "images: 12, half_size: [96, 184],")
     path = folder / "large.yaml"
-    path.write_text(text.replace("first: 100,", "first: 100, half_size: [96, 168],"))
+    path.write_text(text.replace("first: 100,", "first: 100, half_size: [96, 184],"))
     return configuration.load(path, list(overrides))
 
 

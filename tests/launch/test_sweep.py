@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from diga_hpc.errors import UserError
-from diga_hpc.launch import sweep
+from diga_hpc.launch import show, sweep
 from helpers.launches import write_sweep
 
 PARSED = {
@@ -114,3 +114,16 @@ def test_a_later_launch_into_the_same_folder_adds_its_runs(swept):
         ("seed=2", "8"),
         ("seed=3", "8"),
     ]
+
+
+def test_a_score_that_is_null_is_an_empty_cell(swept, capsys):
+    path = swept / "seed=0/results.json"
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps([rows[0] | {"miou": None}, *rows[1:]]))
+    first = f"{rows[0]['stage']}/{rows[0]['network']}/{rows[0]['normalization']}"
+    show.show_sweep(swept)
+    assert "seed=0" in capsys.readouterr().out
+    with (swept / "results.csv").open(newline="") as stream:
+        assert next(csv.DictReader(stream))[first] == ""
+    # The table is that of a run with a null, not a sweep without the column.
+    assert json.loads((swept / "results.json").read_text())[0][first] is None

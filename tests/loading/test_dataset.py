@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diga_hpc import config as configuration
 from diga_hpc.datasets import DATASETS
@@ -12,6 +13,7 @@ from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
 from diga_hpc.loading.dataset import Dataset, Sample, WithoutLabels, WithPseudoLabels
 from helpers.image_files import config_with, write_ids, write_image
+from helpers.png import RGB, write_png
 
 GTA5 = "{kind: gta5}"
 
@@ -61,6 +63,70 @@ class TestLabels:
         write_ids(tmp_path / "labels/1.png", np.full((60, 80), 7))
         with pytest.raises(UserError, match="label is 60x80, but its image 1.png is 60x90"):
             datasets.open_source(config).load(0)
+
+    @pytest.mark.parametrize("upright", [True, False])
+    def test_an_orientation_that_swaps_the_sides(self, tiny_yaml, tmp_path, upright):
+        """Labels drawn on the other rule have the swapped size: the error names the key."""
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+        (tmp_path / "images").mkdir()
+        Image.fromarray(pixels).save(tmp_path / "images/1.png", exif=exif)
+        section = f"{{kind: gta5, exif_orientation: {str(upright).lower()}}}"
+        config = config_with(tiny_yaml, section, "cityscapes", tmp_path)
+        fitting, other = ((9, 6), (6, 9)) if upright else ((6, 9), (9, 6))
+        write_ids(tmp_path / "labels/1.png", np.full(other, 7))
+        expected = r"\(the EXIF orientation 6 was applied to the image" if upright else "was not ap"
+        with pytest.raises(UserError, match=expected) as error:
+            datasets.open_source(config).load(0)
+        assert f"set `exif_orientation: {str(not upright).lower()}`" in str(error.value)
+        write_ids(tmp_path / "labels/1.png", np.full(fitting, 7))
+        shown = np.rot90(pixels, -1) if upright else pixels
+        image = datasets.open_source(config).load(0).image
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), shown)
+
+    def test_labels_drawn_on_an_image_upside_down(self, tiny_yaml, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 3
+        ids = np.arange(54, dtype=np.uint8).reshape(6, 9) % 19
+        (tmp_path / "images").mkdir()
+        stored = np.repeat(ids[::-1, ::-1, None], 3, 2)
+        Image.fromarray(stored).save(tmp_path / "images/1.png", exif=exif)
+        write_ids(tmp_path / "labels/1.png", ids)
+        section = "{kind: folder, labels: labels}"
+        sample = datasets.open_source(config_with(tiny_yaml, section, "cityscapes", tmp_path)).load(
+            0
+        )
+        assert torch.equal(sample.image[0], sample.label)
+
+    def test_bits_of_a_camera(self, tiny_yaml, tmp_path):
+        values = np.random.default_rng(0).integers(0, 1 << 12, (6, 9, 3))
+        write_png(tmp_path / "images/1.png", values, 16, RGB)
+        write_ids(tmp_path / "labels/1.png", np.full((6, 9), 7))
+        section = "{kind: gta5, image_bits: 12}"
+        config = config_with(tiny_yaml, section, "cityscapes", tmp_path)
+        image = datasets.open_source(config).load(0).image
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), values >> 4)
+
+    def test_an_error_of_the_table_names_the_section(self, tiny_yaml, tmp_path):
+        write_image(tmp_path / "images/1.png")
+        write_ids(tmp_path / "labels/1.png", np.full((6, 9), 7))
+        config = config_with(tiny_yaml, GTA5, "camvid", tmp_path)
+        with pytest.raises(UserError, match=r"^`data.validation`: `label_space` is 'camvid', but"):
+            datasets.open_validation(config)
+
+    def test_a_target_needs_no_classes_of_the_label_space(self, tiny_yaml, tmp_path):
+        """Its labels are never read, so names that it does not know are no error."""
+        write_image(tmp_path / "images/1.png")
+        write_ids(tmp_path / "labels/1.png", np.zeros((6, 9)))
+        config = config_with(
+            tiny_yaml,
+            "{kind: folder, labels: labels}",
+            "camvid",
+            tmp_path,
+            "data.target={kind: gta5}",
+        )
+        assert len(datasets.open_target(config)) == 1
 
     def test_labels_alone(self, config):
         assert datasets.open_source(config).label(0).unique().tolist() == [0]

@@ -12,6 +12,7 @@ from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from diga_hpc.datasets.label_spaces import CITYSCAPES_CLASSES, IGNORE, SPACES, LabelSpace
+from diga_hpc.errors import UserError
 from diga_hpc.method.scores import ConfusionMatrix, scores
 
 VOID = 3  # a Cityscapes id that is ignored
@@ -166,5 +167,5 @@ def test_a_protocol_without_any_of_its_classes_is_null():
 
 
 def test_two_classes_of_one_name_are_refused():
-    with pytest.raises(AssertionError, match="two classes of one name"):
-        scores(torch.eye(3), LabelSpace("x", ("a", "a", "b"), ((0, 0, 0),) * 3))
+    with pytest.raises(UserError, match="the classes 0 and 1 are both named 'a'"):
+        LabelSpace("x", ("a", "a", "b"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))

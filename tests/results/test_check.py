@@ -105,3 +105,16 @@ def test_crops_larger_than_the_images(files_yaml, overrides, message):
 def test_half_size_images_matter_only_where_they_are_used(files_yaml):
     config = configuration.load(files_yaml, ["warm_up.batch={full: 2, half: 0}"])
     assert not look(config).at("error")
+
+
+def test_every_file_that_a_list_misses_is_named(files_yaml, tmp_path):
+    (tmp_path / "labels/0.png").unlink()
+    (tmp_path / "labels/2.png").unlink()
+    (tmp_path / "images/9.png").symlink_to("gone.png")
+    errors = look(configuration.load(files_yaml)).at("error")
+    for name in ("images/0.png: has no label", "images/2.png: has no label", "link to gone.png"):
+        assert any(name in text for text in errors)
+    # Image 1 was read all the same.
+    assert [each.images for each in look(configuration.load(files_yaml)).sets] == [1, 3, 1]
+    (tmp_path / "labels/1.png").unlink()
+    assert [each.name for each in look(configuration.load(files_yaml)).sets] == ["target"]

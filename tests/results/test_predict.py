@@ -55,7 +55,9 @@ def test_pictures_have_the_size_of_the_image_and_the_palette(trained_run, images
         assert Image.open(output / f"overlays/{name}.jpg").size == (width, height)
 
 
-def test_images_are_seen_at_the_size_of_the_target(trained_run, images, tmp_path, monkeypatch):
+def test_images_are_seen_at_the_working_size_of_the_target(
+    trained_run, images, tmp_path, monkeypatch
+):
     seen = []
     monkeypatch.setattr(
         "diga_hpc.results.predict.Labeler.__call__",
@@ -64,7 +66,7 @@ def test_images_are_seen_at_the_size_of_the_target(trained_run, images, tmp_path
         ),
     )
     predict(trained_run, images, tmp_path / "out", "student")
-    # The portrait keeps its aspect ratio.
+    # A portrait keeps its aspect ratio.
     assert seen == [(3, 48, 32), (3, 32, 48)]
     text = (trained_run / "config.yaml").read_text()
     (trained_run / "config.yaml").write_text(text.replace("size: [32, 48]", "size: null"))

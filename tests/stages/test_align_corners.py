@@ -66,7 +66,7 @@ def test_evaluation_and_the_quality_of_the_consensus(tiny_yaml, calls, conventio
     context = Pipeline(configuration.load(tiny_yaml, options)).context
     context.validation = FirstImages(context.validation, 1)
     model = starting_network(context).eval()
-    evaluation.measure(context, model, context.validation, "network", None)
+    evaluation.measure(context, model, context.validation, "network", None, {})
     assert calls == {("argmax_labels", convention)}
     means = Centroids(
         context.space.num_classes, model.feature_channels, context.config.centroids, ALONE.device

@@ -21,15 +21,28 @@ def context(tiny_yaml, tmp_path):
     return Pipeline(load(tiny_yaml, tmp_path / "run")).context
 
 
-def test_counts_of_other_images_are_not_continued(context):
-    """Images were added to the validation set between two starts."""
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"weights": "ab", "validation": {"fingerprint": "2"}},
+        {"weights": "cd", "validation": {"fingerprint": "1"}},
+        {"weights": "ab"},
+        None,
+    ],
+)
+def test_counts_of_other_inputs_are_not_continued(context, inputs):
+    """The network was trained again, or other images measured, between two starts."""
+    now = {"weights": "ab", "validation": {"fingerprint": "1", "root": "/moved"}}
     model = starting_network(context).eval()
-    expected = measure(context, model, context.validation, "network", None)
+    expected = measure(context, model, context.validation, "network", None, now)
     partial = context.run.partial_evaluation("network")
-    classes = context.space.num_classes
-    write_json(partial, ([1, 0], [[7] * classes] * classes))
-    assert measure(context, model, context.validation, "network", None) == expected
+    counts = [[7] * context.space.num_classes] * context.space.num_classes
+    kept = {"inputs": inputs, "seen": [1, 0, 0], "counts": counts}
+    write_json(partial, kept)
+    assert measure(context, model, context.validation, "network", None, now) == expected
     assert not partial.exists()
+    write_json(partial, kept | {"inputs": now | {"validation": {"fingerprint": "1"}}})
+    assert measure(context, model, context.validation, "network", None, now) != expected
 
 
 def test_a_run_without_a_finished_stage_is_refused(tiny_yaml, tmp_path):
@@ -51,16 +64,22 @@ def test_corrupt_counts_are_named(context):
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text("[[0, 0")
     with pytest.raises(UserError, match=f"{partial}.*remove it"):
-        measure(context, model, context.validation, "network", None)
+        measure(context, model, context.validation, "network", None, {})
 
 
 def test_a_row_replaces_that_of_the_same_network(context):
     row = {"stage": "warm_up", "round": 0, "network": "student", "normalization": "running"}
+    inputs = {"weights": "ab", "validation": {"fingerprint": "1"}}
     for miou in (1.0, 2.0):
-        add_result(context, row | {"miou": miou})
+        add_result(context, row | {"miou": miou, "inputs": inputs})
     add_result(context, row | {"network": "teacher", "miou": 3.0})
     assert [r["miou"] for r in read_json(context.run.results, [])] == [2.0, 3.0]
-    assert has_result(context, **row) and not has_result(context, **row | {"round": 1})
+    assert has_result(context, inputs, **row)
+    assert not has_result(context, inputs, **row | {"round": 1})
+    for other in ({"weights": "cd"}, {"validation": {"fingerprint": "2"}}):
+        assert not has_result(context, inputs | other, **row)
+    # A row of a version that did not record them.
+    assert not has_result(context, inputs, **row | {"network": "teacher"})
 
 
 class Unlabelled:
@@ -84,7 +103,7 @@ def test_no_labelled_pixel_is_an_error_and_leaves_no_number(context):
     model = starting_network(context).eval()
     nothing = Unlabelled(context.validation)
     with pytest.raises(UserError, match="`data.validation`: no labelled pixel in its 3 images"):
-        measure(context, model, nothing, "network", None)
+        measure(context, model, nothing, "network", None, {})
     assert not context.run.results.exists()
     assert not context.run.partial_evaluation("network").exists()
 

@@ -73,7 +73,7 @@ def test_labels_of_whole_images_hold_no_full_size_logits_and_never_wait(
         first = FirstImages(target, count), FirstImages(validation, count)
         {
             "evaluation": lambda: evaluation.measure(
-                context, model, first[1], f"images_{count}", "panel"
+                context, model, first[1], f"images_{count}", "panel", {}
             ),
             "pseudo_labels": lambda: pseudo_labels.write_pseudo_labels(
                 context, model, first[0], tmp_path / str(count), everything

@@ -61,7 +61,8 @@ def test_evaluation_synchronises_at_its_end_only(tmp_path, world):
         try:
             with warnings.catch_warnings(record=True) as found:
                 warnings.simplefilter("always")
-                evaluation.measure(context, model, FirstImages(validation, images), "images", None)
+                images_of = FirstImages(validation, images)
+                evaluation.measure(context, model, images_of, "images", None, {})
         finally:
             torch.cuda.set_sync_debug_mode("default")
         return sum("synchronizing CUDA operation" in str(warning.message) for warning in found)

@@ -72,7 +72,7 @@ def test_the_pipeline_runs_to_its_end_and_measures_nothing(run_dir):
     assert json.loads((run_dir / "results.json").read_text()) == []
     (row,) = json.loads((run_dir / "consensus.json").read_text())
     shares = dict.fromkeys(("kept", "accuracy", "accuracy_offline"))
-    assert row == {"round": 1, "images": 0} | shares
+    assert row == {"round": 1, "inputs": {}, "images": 0} | shares
     assert not (run_dir / "panels").exists()
 
 

@@ -1,0 +1,73 @@
+"""Inputs: what a result or pseudo labels were made from, kept with them and compared before use.
+
+A dictionary, as JSON: `weights` is a digest of the network, and under the names of data sets
+(inspection.opening) stand their kind, root, number of images and fingerprint.
+"""
+
+from typing import Any
+
+from diga_hpc.run.directory import checkpoint_name
+from diga_hpc.stages.plan import trained
+from diga_hpc.training import checkpoint
+from diga_hpc.training.resume import trained_weights
+from diga_hpc.training.stage import Context
+
+Inputs = dict[str, Any]
+DIGEST_LENGTH = 16
+
+
+def inputs_of(context: Context, stage: str, network: str, *data: str) -> Inputs:
+    """Of a finished stage's network, and of the data sets with these names.
+
+    All ranks call it together; rank 0 reads. Raises UserError if the stage is not finished.
+    """
+    training = next(p.training for p in trained(context.config) if p.name == stage)
+    assert training is not None
+    weights = context.world.on_rank0(lambda: _weights(context, stage, network, training.steps))
+    if weights is None:
+        # Raises for a stage that is not finished.
+        trained_weights(context, stage, training.steps, network)
+    return {"weights": weights} | inputs_of_data(context, *data)
+
+
+def inputs_of_data(context: Context, *data: str) -> Inputs:
+    """Of the data sets with these names, as far as the configuration has them."""
+    summaries = context.inspected.summaries
+    return {name: summaries[name] for name in data if name in summaries}
+
+
+def _weights(context: Context, stage: str, network: str, steps: int) -> str | None:
+    """Digest of the last checkpoint's weights, from its manifest; None without one."""
+    # The checkpoint itself is verified where its weights are loaded.
+    folder = context.run.checkpoints(stage) / checkpoint_name(steps)
+    try:
+        _, digest = checkpoint.read_manifest(folder)[f"{network}.safetensors"]
+    except checkpoint.MALFORMED:
+        return None
+    return digest[:DIGEST_LENGTH]
+
+
+def same(old: Any, new: Inputs) -> bool:
+    """Whether kept inputs are these: equal weights and fingerprints, wherever the data lie."""
+    return isinstance(old, dict) and _compared(old) == _compared(new)
+
+
+def _compared(inputs: Inputs) -> Inputs:
+    return {
+        name: value.get("fingerprint") if isinstance(value, dict) else value
+        for name, value in inputs.items()
+    }
+
+
+def describe(inputs: Any) -> str:
+    """In a message: `weights 1f3a, target /data/A (3 images, fingerprint 07bc)`."""
+    if not isinstance(inputs, dict):
+        return "inputs that were not recorded"
+    parts = [f"weights {inputs['weights']}"] if "weights" in inputs else []
+    for name, value in inputs.items():
+        if isinstance(value, dict):
+            place = value["root"] or f"kind {value['kind']}"
+            parts.append(
+                f"{name} {place} ({value['images']} images, fingerprint {value['fingerprint']})"
+            )
+    return ", ".join(parts)
