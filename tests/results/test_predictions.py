@@ -15,6 +15,7 @@ from diga_hpc.errors import UserError
 from diga_hpc.results import predict as module
 from diga_hpc.results.predict import predict
 from diga_hpc.results.predictions import RECORD, output_names
+from helpers.commands import diga
 
 
 def draw(path: Path, seed: int = 0, size: tuple[int, int] = (20, 24)) -> Path:
@@ -68,6 +69,39 @@ def test_subfolders_are_kept(call, tmp_path):
         draw(tmp_path / "images" / name)
     assert len(call()) == 4
     assert labels(tmp_path / "out") == ["cam 2/deep/ä [1]", "cam1/1", "cam2/1", "top"]
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "tif", "TIFF", "webp", "JPEG", "png"])
+def test_suffixes(call, tmp_path, suffix):
+    draw(tmp_path / f"images/a.{suffix}")
+    call()
+    assert labels(tmp_path / "out") == ["a"]
+
+
+def test_hidden_files_are_left_out_and_links_are_followed(call, tmp_path, caplog):
+    draw(tmp_path / "images/a.jpg")
+    for name in ("._a.jpg", ".trash/b.jpg", "@eaDir/c.jpg", "__MACOSX/d.jpg"):
+        draw(tmp_path / "images" / name)
+    draw(tmp_path / "elsewhere/cam/e.jpg")
+    (tmp_path / "images/link").symlink_to(tmp_path / "elsewhere")
+    # A loop.
+    (tmp_path / "elsewhere/up").symlink_to(tmp_path / "images")
+    with caplog.at_level(logging.INFO, "diga_hpc"):
+        call()
+    assert labels(tmp_path / "out") == ["a", "link/cam/e"]
+    assert "2 images; left out: " in caplog.text and "2 hidden files and folders" in caplog.text
+
+
+def test_a_photo_is_labelled_as_viewers_show_it(call, tmp_path):
+    """The camera was turned: EXIF orientation 6."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 24), (9, 99, 200)).save(tmp_path / "images/a.jpg", exif=exif)
+    call()
+    for name in ("labels/a.png", "masks/a.png", "overlays/a.jpg"):
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.size == (24, 40)
 
 
 def test_equal_stems_keep_their_suffixes(call, tmp_path):
@@ -396,3 +430,19 @@ def test_names_that_are_not_utf8(call, tmp_path, caplog):
     assert len(call()) == 1
     assert os.listdir(os.fsencode(tmp_path / "out/labels")) == [b"stra\xdfe.png"]
     assert call() == []
+
+
+def test_the_command_goes_on_and_ends_with_2(trained_run, tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        draw(tmp_path / "images" / name)
+    (tmp_path / "images/b.png").write_bytes(b"no picture")
+    call = ("predict", trained_run, tmp_path / "images", tmp_path / "out")
+    done = diga(*call)
+    assert done.returncode == 2 and labels(tmp_path / "out") == ["a", "c"]
+    lines = done.stderr.strip().splitlines()
+    assert "3/3" in done.stderr and "ERROR" in lines[-2] and "b.png: not a readable" in lines[-2]
+    assert lines[-1].startswith("diga-hpc: error: 1 of 3 images could not be labelled")
+    draw(tmp_path / "images/b.png")
+    done = diga(*call)
+    assert done.returncode == 0 and "2 of 3 images are labelled already" in done.stderr
+    assert done.stdout.startswith(f"3 images segmented: {tmp_path}/out/labels, ")
