@@ -19,7 +19,6 @@ import contextlib
 import io
 import logging
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -49,8 +48,6 @@ log = logging.getLogger(__name__)
 EXECUTORS = ("slurm", "local")
 # Minutes; submitit's local executor has no "unlimited".
 WITHOUT_LIMIT = 365 * 24 * 60
-# Stands for the folder while submitit writes its text.
-PLACE = "/folder-of-the-job"
 # What submitit replaces by the numbers of job, task, array and element.
 TAKEN = ("%j", "%t", "%A", "%a")
 
@@ -199,16 +196,6 @@ class _SlurmExecutor(submitit.SlurmExecutor):
     def affinity(cls) -> int:
         return 2
 
-    def _make_submission_file_text(self, command: str, uid: str) -> str:
-        """The text for sbatch; `%` in the name of the folder stands for itself in patterns."""
-        folder, self.folder = self.folder, Path(PLACE)
-        try:
-            text = super()._make_submission_file_text(command, uid)
-        finally:
-            self.folder = folder
-        pattern = str(folder).replace("%", "%%")
-        return re.sub(rf"(?<=[= ]){PLACE}(/\S+)", lambda m: shlex.quote(pattern + m[1]), text)
-
 
 def _submit_slurm(request: LaunchRequest) -> dict[str, Handle]:
     if shutil.which("sbatch") is None:
@@ -234,6 +221,10 @@ def _slurm_executor(request: LaunchRequest) -> _SlurmExecutor:
     asked = request.resources
     executor = _SlurmExecutor(request.logs, python=f'"${{hold[@]}}" {shlex.quote(sys.executable)}')
     srun = ["--open-mode=append"]
+    output = _log_pattern(request)
+    if output:
+        # The last one counts; submitit has written its own before.
+        srun += ["--output", output.format(rank="%t")]
     if asked.cpus_per_task:
         # Since Slurm 22.05 srun does not inherit it from sbatch.
         srun.append(f"--cpus-per-task={asked.cpus_per_task}")
@@ -254,9 +245,25 @@ def _slurm_executor(request: LaunchRequest) -> _SlurmExecutor:
         stderr_to_stdout=True,
         setup=_setup_lines(),
         srun_args=srun,
-        additional_parameters={**_requeue(asked.sbatch), **asked.sbatch},
+        additional_parameters={
+            **({"output": output.format(rank="0")} if output else {}),
+            **_requeue(asked.sbatch),
+            **asked.sbatch,
+        },
     )
     return executor
+
+
+def _log_pattern(request: LaunchRequest) -> str | None:
+    """Slurm's pattern for the logs, with `{rank}`; None where submitit's own is right.
+
+    Of a `%` in the name of the folder submitit takes no care: two of them are one for Slurm.
+    """
+    if "%" not in str(request.logs):
+        return None
+    folder = str(request.logs).replace("%", "%%").replace("{", "{{").replace("}", "}}")
+    job = "%A_%a" if len(request.runs) > 1 else "%j"
+    return f"{folder}/{job}_{{rank}}_log.out"
 
 
 def _requeue(options: Mapping[str, str | bool]) -> dict[str, bool]:

@@ -1,5 +1,6 @@
 """YAML texts: what a reader would take for something else, keys given twice, encodings."""
 
+import random
 import re
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from diga_hpc import config as configuration
 from diga_hpc.config.yaml_text import YamlProblem, decode, dump, parse
 from diga_hpc.errors import UserError
+from diga_hpc.stages.plan import plan
 from helpers.configurations import TINY
 
 SPACE = "label_space=custom"
@@ -200,3 +202,28 @@ def test_names_that_are_not_utf8(tiny_yaml, tmp_path):
     configuration.save(config, tmp_path / "saved.yaml")
     assert configuration.load(tmp_path / "saved.yaml") == config
     assert "expected a name in UTF-8" in refused(tiny_yaml, f"run_dir={name}")
+
+
+FRAGMENTS = (
+    b"&a |*a|<<: |!!int |!!set |!!binary |? |: |- |{|}|[|]|1e9|0x|010|1:2|on|~|\xff|\xdf|\0|\t|\n|'"
+    b'|"|#|>|%|@|.nan|-.inf|null|true|=|2024-01-01|\xe2\x80\xa8|!!timestamp |!!bool |!!pairs |!x '
+).split(b"|")
+
+
+def test_random_damage_is_read_or_refused_in_one_line(tiny_yaml):
+    """What is read gives a plan and is written back."""
+    content = tiny_yaml.read_bytes()
+    rng = random.Random(0)
+    for _ in range(200):
+        damaged = bytearray(content)
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(len(damaged))
+            kept = rng.choice((at, at, at + rng.randint(1, 9)))
+            damaged[at:kept] = rng.choice((*FRAGMENTS, bytes([rng.randrange(256)]), b""))
+        tiny_yaml.write_bytes(damaged)
+        try:
+            config = configuration.load(tiny_yaml)
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            assert plan(config) and parse(configuration.as_yaml(config))

@@ -55,6 +55,20 @@ def test_interrupted_twice_it_resumes_twice_and_ends_bit_identical(
     assert logs[1].read_text().count("Starting with JobEnvironment") == 3
 
 
+@pytest.mark.parametrize("sweep", [None, {"seed": [0, 1]}])
+def test_a_percent_sign_in_the_run_directory(tiny_yaml, tmp_path, two_nodes, sweep):
+    """Each log is where `status` and `wait` look for it."""
+    run = tmp_path / "50%u, 100%% %x"
+    overrides = [*LONG, "warm_up.steps=1", f"run_dir={json.dumps(str(run))}"]
+    submission = launch.submit("warm-up", tiny_yaml, overrides, nodes=2, time=10, sweep=sweep)
+    submission.results()
+    for job in submission.job_ids:
+        for rank in range(2):
+            text = (run / f"logs/{job}_{rank}_log.out").read_text()
+            assert "Starting with JobEnvironment" in text
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [run.name]
+
+
 def test_a_sweep_of_four_runs_collects_one_table(tiny_yaml, tmp_path, two_nodes):
     keys = ["--sweep=seed=0,1", "--sweep=warm_up.distillation_weight=0.25,0.5"]
     few = [*LONG, "warm_up.steps=2"]

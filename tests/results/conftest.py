@@ -9,6 +9,7 @@ import torch
 
 from diga_hpc import config as configuration
 from diga_hpc.models import build_model
+from diga_hpc.results import predict as predict_module
 from diga_hpc.training import checkpoint
 from helpers import finished_run
 
@@ -75,4 +76,27 @@ def trained_run(tmp_path: Path, states: dict[str, dict[str, torch.Tensor]]) -> P
     for stage in ("source_only", "warm_up"):
         state = {"stage": stage, "skipped": 0, "version": "0.1", "commit": "abc", "config": config}
         checkpoint.save(run / "checkpoints" / stage, 2, states, state, keep=1)
+    return run
+
+
+@pytest.fixture
+def call(trained_run, tmp_path, monkeypatch):
+    """Call predict(...) on the folder `images`; returns which files were labelled."""
+    read = []
+    original = predict_module.read_image
+    monkeypatch.setattr(
+        predict_module, "read_image", lambda file: read.append(file.name) or original(file)
+    )
+
+    def run(images: Path = tmp_path / "images", **options) -> list[str]:
+        read.clear()
+        predict_module.predict(
+            options.pop("weights", trained_run),
+            images,
+            options.pop("output", tmp_path / "out"),
+            options.pop("network", "student"),
+            **options,
+        )
+        return list(read)
+
     return run

@@ -1,64 +1,17 @@
 """Folders as people have them: names of pictures, broken images, and what a second call does."""
 
 import errno
-import json
 import logging
 import os
-import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from diga_hpc.errors import UserError
 from diga_hpc.results import predict as module
-from diga_hpc.results.predict import predict
-from diga_hpc.results.predictions import RECORD, output_names
-
-
-def draw(path: Path, seed: int = 0, size: tuple[int, int] = (20, 24)) -> Path:
-    """Write a random image of (height, width)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def labels(output: Path) -> list[str]:
-    """Names of the label pictures; masks and overlays have the same ones."""
-    found = {
-        kind: sorted(
-            str(file.relative_to(output / kind).with_suffix(""))
-            for file in (output / kind).rglob("*")
-            if file.is_file()
-        )
-        for kind in ("labels", "masks", "overlays")
-    }
-    assert found["labels"] == found["masks"] == found["overlays"]
-    return found["labels"]
-
-
-@pytest.fixture
-def call(trained_run, tmp_path, monkeypatch):
-    """Call predict(...) on the folder `images`; returns which files were labelled."""
-    read = []
-    original = module.read_image
-    monkeypatch.setattr(module, "read_image", lambda file: read.append(file.name) or original(file))
-
-    def run(images: Path = tmp_path / "images", **options) -> list[str]:
-        read.clear()
-        predict(
-            options.pop("weights", trained_run),
-            images,
-            options.pop("output", tmp_path / "out"),
-            options.pop("network", "student"),
-            **options,
-        )
-        return list(read)
-
-    return run
-
+from diga_hpc.results.predictions import output_names
+from helpers.pictures_of_predict import draw, labels
 
 # ------------------------------------------------------------------------------------ what is read
 
@@ -68,6 +21,39 @@ def test_subfolders_are_kept(call, tmp_path):
         draw(tmp_path / "images" / name)
     assert len(call()) == 4
     assert labels(tmp_path / "out") == ["cam 2/deep/ä [1]", "cam1/1", "cam2/1", "top"]
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "tif", "TIFF", "webp", "JPEG", "png"])
+def test_suffixes(call, tmp_path, suffix):
+    draw(tmp_path / f"images/a.{suffix}")
+    call()
+    assert labels(tmp_path / "out") == ["a"]
+
+
+def test_hidden_files_are_left_out_and_links_are_followed(call, tmp_path, caplog):
+    draw(tmp_path / "images/a.jpg")
+    for name in ("._a.jpg", ".trash/b.jpg", "@eaDir/c.jpg", "__MACOSX/d.jpg"):
+        draw(tmp_path / "images" / name)
+    draw(tmp_path / "elsewhere/cam/e.jpg")
+    (tmp_path / "images/link").symlink_to(tmp_path / "elsewhere")
+    # A loop.
+    (tmp_path / "elsewhere/up").symlink_to(tmp_path / "images")
+    with caplog.at_level(logging.INFO, "diga_hpc"):
+        call()
+    assert labels(tmp_path / "out") == ["a", "link/cam/e"]
+    assert "2 images; left out: " in caplog.text and "2 hidden files and folders" in caplog.text
+
+
+def test_a_photo_is_labelled_as_viewers_show_it(call, tmp_path):
+    """The camera was turned: EXIF orientation 6."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 24), (9, 99, 200)).save(tmp_path / "images/a.jpg", exif=exif)
+    call()
+    for name in ("labels/a.png", "masks/a.png", "overlays/a.jpg"):
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.size == (24, 40)
 
 
 def test_equal_stems_keep_their_suffixes(call, tmp_path):
@@ -268,131 +254,3 @@ def test_pictures_are_complete_once_the_labels_are_there(call, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         call()
     assert not list((tmp_path / "out/labels").iterdir())
-
-
-# --------------------------------------------------------------------------------- the second call
-
-
-def test_what_is_done_is_left_alone(call, tmp_path, caplog):
-    for name in ("a.png", "sub/b.png"):
-        draw(tmp_path / "images" / name)
-    call()
-    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "out/labels").rglob("*.png")}
-    with caplog.at_level(logging.INFO, "diga_hpc"):
-        assert call() == []
-    assert "2 of 2 images are labelled already" in caplog.text
-    assert before == {f: f.stat().st_mtime_ns for f in (tmp_path / "out/labels").rglob("*.png")}
-    draw(tmp_path / "images/c.png")
-    assert call() == ["c.png"]
-    assert call(overwrite=True) == ["a.png", "c.png", "b.png"]
-
-
-@pytest.mark.parametrize("kind", ["labels", "masks", "overlays"])
-def test_a_missing_or_empty_picture_is_made_again(call, tmp_path, kind):
-    draw(tmp_path / "images/a.png")
-    call()
-    (file,) = (tmp_path / "out" / kind).iterdir()
-    file.unlink()
-    assert call() == ["a.png"]
-    file.write_bytes(b"")
-    assert call() == ["a.png"]
-
-
-def test_pictures_of_another_network_are_not_taken_for_done(call, tmp_path, caplog):
-    draw(tmp_path / "images/a.png")
-    call()
-    student = (tmp_path / "out/labels/a.png").read_bytes()
-    with caplog.at_level(logging.INFO, "diga_hpc"):
-        assert call(network="teacher") == ["a.png"]
-    assert "1 images have pictures of other weights" in caplog.text
-    assert (tmp_path / "out/labels/a.png").read_bytes() != student
-    assert call(network="teacher") == []
-    assert call() == ["a.png"]
-
-
-def test_pictures_of_a_killed_call_of_another_network_are_made_again(call, tmp_path, monkeypatch):
-    draw(tmp_path / "images/a.png")
-    call()
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "overlay", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            call(network="teacher")
-    # The mask is the teacher's now, although every picture is there.
-    assert call() == ["a.png"]
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("size: [32, 48]", "size: [16, 24]"),
-        ("warm_up:", "evaluation: {scales: [1.0]}\nwarm_up:"),
-        ("warm_up:", "evaluation: {flip: true}\nwarm_up:"),
-    ],
-)
-def test_other_settings_are_not_taken_for_done(trained_run, call, tmp_path, old, new):
-    draw(tmp_path / "images/a.png")
-    call()
-    text = (trained_run / "config.yaml").read_text()
-    assert old in text
-    (trained_run / "config.yaml").write_text(text.replace(old, new))
-    checkpoint = trained_run / "checkpoints/warm_up/step_00000002"
-    assert call(weights=checkpoint) == ["a.png"]
-    assert call(weights=checkpoint) == []
-
-
-def test_another_checkpoint_is_not_taken_for_done(trained_run, states, call, tmp_path):
-    draw(tmp_path / "images/a.png")
-    call()
-    other = {
-        name: {k: v + v.is_floating_point() for k, v in state.items()}
-        for name, state in states.items()
-    }
-    found = module.checkpoint.save(trained_run / "checkpoints/x", 3, other, {"skipped": 0}, keep=1)
-    assert call(weights=found) == ["a.png"]
-
-
-def test_a_changed_image_is_labelled_again(call, tmp_path):
-    file = draw(tmp_path / "images/a.png")
-    stat = file.stat()
-    call()
-    # Another content of the same size in bytes would have another time.
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert call() == ["a.png"]
-    draw(file, seed=1, size=(24, 20))
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert call() == ["a.png"]
-
-
-def test_an_image_of_another_folder_is_labelled_again(call, tmp_path):
-    """Even with the same name, size and time: frames of two films may have all three."""
-    shutil.copy2(draw(tmp_path / "images/a.png"), draw(tmp_path / "other/a.png", seed=1))
-    call()
-    assert call(tmp_path / "other") == ["a.png"]
-    assert call() == ["a.png"]
-
-
-def test_pictures_without_a_record_are_made_again(call, tmp_path):
-    draw(tmp_path / "images/a.png")
-    call()
-    (tmp_path / "out" / RECORD).unlink()
-    assert call() == ["a.png"]
-
-
-def test_a_damaged_record_costs_its_lines_alone(call, tmp_path):
-    for name in ("a.png", "b.png"):
-        draw(tmp_path / "images" / name)
-    call()
-    record = tmp_path / "out" / RECORD
-    lines = record.read_text().splitlines()
-    assert json.loads(lines[-1])["output"] == "b"
-    record.write_bytes("\n".join(lines[:-1]).encode() + b'\n{"output": "b", "im\xff')
-    assert call() == ["b.png"]
-    assert call() == []
-
-
-def test_names_that_are_not_utf8(call, tmp_path, caplog):
-    draw(tmp_path / "images/x.png")
-    os.rename(tmp_path / "images/x.png", os.fsencode(tmp_path / "images") + b"/stra\xdfe.png")
-    assert len(call()) == 1
-    assert os.listdir(os.fsencode(tmp_path / "out/labels")) == [b"stra\xdfe.png"]
-    assert call() == []

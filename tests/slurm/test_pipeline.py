@@ -67,6 +67,16 @@ def test_every_job_waits_for_the_one_before_it(tiny_yaml, tmp_path):
     assert [(job["job"], job["stage"]) for job in jobs] == list(zip("1234", names, strict=True))
 
 
+def test_a_percent_sign_in_the_run_directory_is_no_pattern(tiny_yaml, tmp_path):
+    done = chain(tmp_path, tiny_yaml, f"run_dir={tmp_path}/50%u", sbatch="echo $n")
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "sbatch").read_text().splitlines()
+    assert f"--output={tmp_path}/50%%u/logs/warmup-%j.log " in calls[0]
+    assert (tmp_path / "50%u/logs/jobs.jsonl").is_file()
+    done = chain(tmp_path, tiny_yaml, f"run_dir='{tmp_path}/a\\b'", sbatch="echo $n")
+    assert done.returncode == 2 and "contains a backslash" in done.stderr
+
+
 def test_the_stages_are_those_of_the_configuration(tiny_yaml, tmp_path):
     done = chain(tmp_path, tiny_yaml, "self_training=null", sbatch="echo $n")
     assert done.stdout.splitlines()[:-1] == ["1 warmup", "2 evaluate"]
