@@ -36,13 +36,14 @@ def log_to_terminal() -> None:
 def accept_any_text() -> None:
     """Let standard output take any text: a file name that is not UTF-8, an umlaut under LC_ALL=C.
 
-    Such a name is written byte by byte, as scripts need it; other characters that the encoding
-    lacks are escaped. Standard error escapes all of them, as Python has it.
+    Characters that its encoding lacks are escaped, as on standard error. Where it is not UTF-8,
+    names that Python could not decode are written byte by byte, as scripts need them.
     """
     codecs.register_error(ANY_TEXT, _encode)
     # Not where a test or a notebook has replaced it.
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors=ANY_TEXT)
+        is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+        sys.stdout.reconfigure(errors="backslashreplace" if is_utf8 else ANY_TEXT)
 
 
 def _encode(error: UnicodeError) -> tuple[str | bytes, int]:

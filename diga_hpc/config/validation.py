@@ -69,6 +69,8 @@ def _explain(section: type[Section], prefix: tuple[str, ...], problem: Any) -> s
         message = "expected a list, for example [1, 2]"
     if problem["type"] == "path_type":
         message = "expected a path"
+    if problem["type"] == "too_short":
+        message = "expected at least one value"
     if problem["type"] in ("model_type", "model_attributes_type"):
         message = f"expected a section with the keys {', '.join(_known_keys(section, below))}"
     # A problem between keys of one section: the message names them, the values would hide it.

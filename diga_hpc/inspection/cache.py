@@ -8,15 +8,15 @@ folder cannot be written, nothing is kept.
 import json
 import logging
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from diga_hpc.run.files import atomic_write
-
 log = logging.getLogger(__name__)
 
 UNUSED_DAYS = 60
+WRITING = ".writing_"  # prefix of files that are not complete
 
 
 def folder() -> Path:
@@ -44,8 +44,13 @@ def load(key: str) -> Any:
 def store(key: str, value: Any) -> None:
     """Keep a JSON value under `key`, if the folder can be written."""
     try:
-        with atomic_write(folder() / f"{key}.json") as temporary:
-            temporary.write_text(json.dumps(value, separators=(",", ":")), encoding="utf-8")
+        folder().mkdir(parents=True, exist_ok=True)
+        # A name of its own: several runs may look at the same data at the same time.
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=folder(), prefix=WRITING, delete=False
+        ) as stream:
+            json.dump(value, stream, separators=(",", ":"))
+        os.replace(stream.name, folder() / f"{key}.json")
         _prune()
     except OSError as error:
         log.debug("%s: nothing is kept there (%s)", folder(), error)
@@ -54,6 +59,6 @@ def store(key: str, value: Any) -> None:
 def _prune() -> None:
     """Remove what nobody has used for long."""
     oldest = time.time() - UNUSED_DAYS * 86400
-    for path in folder().glob("*.json"):
+    for path in [*folder().glob("*.json"), *folder().glob(f"{WRITING}*")]:
         if path.stat().st_mtime < oldest:
             path.unlink(missing_ok=True)

@@ -174,16 +174,45 @@ def _stamp(path: Path) -> tuple[int, int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-class GeneratedEntries(Entries):
-    """Images computed on demand: class indices by construction."""
+class IndexEntries(Entries):
+    """Images whose labels are class indices: no file holds ids of its own."""
+
+    def __init__(self, section: DatasetSection, key: str, num_classes: int, labels: bool):
+        self.key, self.section, self.labels = key, section, labels
+        self.table = identity_table(num_classes)
+
+    def _label(self, index: int, indices: np.ndarray, image: ImageFacts) -> LabelFacts:
+        """Facts of class indices [H,W]."""
+        height, width = indices.shape
+        problem = None
+        found = np.unique(indices).astype(np.int64)
+        strange = found[(found < 0) | (found > IGNORE) | (self.table[found % 256] == UNKNOWN)]
+        if len(strange):
+            problem = (
+                f"{self.name(index)}: `{self.key}` gives the class index {int(strange[0])}, which "
+                f"is no class; expected indices of the label space, or {IGNORE} without label: "
+                f"correct the data set {self.section.kind!r}"
+            )
+        elif image.height and (image.height, image.width) != (height, width):
+            problem = (
+                f"{self.name(index)}: `{self.key}` gives a label of {height}x{width} for an image "
+                f"of {image.height}x{image.width} (height x width): correct the data set "
+                f"{self.section.kind!r}"
+            )
+        counts = {} if len(strange) else count_ids(indices)
+        return LabelFacts(height, width, array_digest(indices), counts, problem)
+
+
+class GeneratedEntries(IndexEntries):
+    """Images computed on demand."""
 
     section: GeneratedDataset
 
     def __init__(
         self, section: GeneratedDataset, key: str, seed: int, num_classes: int, labels: bool
     ):
-        self.key, self.section, self.seed, self.labels = key, section, seed, labels
-        self.table = identity_table(num_classes)
+        super().__init__(section, key, num_classes, labels)
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.section)
@@ -192,22 +221,20 @@ class GeneratedEntries(Entries):
         return self.section.name(index)
 
     def cache_key(self) -> str:
-        return section_identity(self.section, self.seed, self.labels)
+        return section_identity(self.section, self.seed, self.labels, self.table.tolist())
 
     def identity(self, index: int, facts: Facts) -> str:
         """Of the settings: pixels may differ by rounding between processors."""
         return _settings_digest(self.section, self.seed)
 
     def facts(self, index: int, decode: bool) -> Facts:
-        image, label = self.section.render(index, self.seed)
-        height, width = label.shape
-        shown = ImageFacts(height, width, digest=array_digest(image), decoded=True)
-        if not self.labels:
-            return Facts(shown)
-        return Facts(shown, LabelFacts(height, width, array_digest(label), count_ids(label)))
+        pixels, label = self.section.render(index, self.seed)
+        height, width = pixels.shape[:2]
+        image = ImageFacts(height, width, digest=array_digest(pixels), decoded=True)
+        return Facts(image, self._label(index, label, image) if self.labels else None)
 
 
-class ReaderEntries(Entries):
+class ReaderEntries(IndexEntries):
     """Images of a reader: an object with the methods of loading.dataset.Dataset.
 
     A reader with a method `fingerprint()`, a text that changes whenever its data do, has its facts
@@ -217,8 +244,8 @@ class ReaderEntries(Entries):
     def __init__(
         self, section: DatasetSection, key: str, reader: Any, num_classes: int, labels: bool
     ):
-        self.key, self.section, self.reader, self.labels = key, section, reader, labels
-        self.table = identity_table(num_classes)
+        super().__init__(section, key, num_classes, labels)
+        self.reader = reader
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -228,7 +255,9 @@ class ReaderEntries(Entries):
 
     def cache_key(self) -> str | None:
         fingerprint = getattr(self.reader, "fingerprint", None)
-        return section_identity(self.section, self.labels, fingerprint()) if fingerprint else None
+        if fingerprint is None:
+            return None
+        return section_identity(self.section, self.labels, self.table.tolist(), fingerprint())
 
     def facts(self, index: int, decode: bool) -> Facts:
         try:
@@ -242,17 +271,4 @@ class ReaderEntries(Entries):
             raise
         except UserError as error:
             return Facts(ImageFacts(problem=str(error)))
-        return Facts(image, None if label is None else self._label(label.numpy(), index))
-
-    def _label(self, ids: np.ndarray, index: int) -> LabelFacts:
-        found = np.unique(ids)
-        strange = found[self.table[found] == UNKNOWN]
-        problem = None
-        if len(strange):
-            problem = (
-                f"{self.name(index)}: the reader of `{self.key}` gives the class index "
-                f"{int(strange[0])}, which is no class; expected indices of the label space, or "
-                f"{IGNORE} without label"
-            )
-        height, width = ids.shape
-        return LabelFacts(height, width, array_digest(ids), count_ids(ids), problem)
+        return Facts(image, None if label is None else self._label(index, label.numpy(), image))

@@ -46,7 +46,11 @@ def findings(config: Config, scans: Mapping[str, Scan]) -> list[Finding]:
         if name != VALIDATION:
             found += _crops(config, scan)
     found += _repeated(scans)
-    return sorted(found, key=lambda finding: LEVELS.index(finding.level))
+    # A file that two data sets share is named once.
+    unique: dict[tuple[Level, str], Finding] = {}
+    for finding in found:
+        unique.setdefault((finding.level, finding.text), finding)
+    return sorted(unique.values(), key=lambda finding: LEVELS.index(finding.level))
 
 
 def _files(scan: Scan, allowed: int) -> Iterator[Finding]:

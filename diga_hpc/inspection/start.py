@@ -7,6 +7,7 @@ bind(run, inspected)               a run directory goes on with the data that it
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from diga_hpc.config import Config
 from diga_hpc.errors import UserError
 from diga_hpc.inspection.entries import Entries
-from diga_hpc.inspection.facts import array_digest
+from diga_hpc.inspection.facts import array_digest, file_digest
 from diga_hpc.inspection.findings import findings
 from diga_hpc.inspection.identity import DataIdentity, differing, identify, listed
 from diga_hpc.inspection.opening import SOURCE, TARGET
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 # Images that every rank reads, spread over a data set: hosts may have copies of their own.
 COMPARED = 16
+WEIGHTS = "weights"  # key in RUN_DIR/data.json beside those of the data sets
 
 
 @dataclass(frozen=True)
@@ -105,25 +107,49 @@ def _sample_digest(entries: Entries) -> str:
 
 
 def bind(run: Run, identities: Mapping[str, DataIdentity]) -> None:
-    """Record the training data of a run, or refuse others; rank 0 calls it.
+    """Record what a run is trained with, or refuse other data and weights; rank 0 calls it.
 
     Corrupt files that were skipped (RUN_DIR/skipped_data.json) may have been repaired. Raises
-    UserError where the data differ from those of the networks and labels in the directory.
+    UserError where source, target or the file of starting weights differ from those of the networks
+    and labels in the directory.
     """
     trained_on = {name: each for name, each in identities.items() if name in (SOURCE, TARGET)}
+    weights = _weights(run.config)
     recorded = read_json(run.data, None)
     if recorded is not None and run.has_products:
-        old = {name: DataIdentity.from_json(values) for name, values in recorded.items()}
+        old = {
+            name: DataIdentity.from_json(values)
+            for name, values in recorded.items()
+            if name in trained_on
+        }
         skipped = "\n".join(read_json(run.skipped_data, []))
-        for name in old.keys() & trained_on.keys():
+        for name in old:
             _require_same(run, old[name], trained_on[name], skipped)
+        # Once training has begun, the file may be gone.
+        before = recorded.get(WEIGHTS)
+        weights = weights or before
+        if before and weights != before:
+            raise UserError(
+                f"{run.path}: begun with other starting weights: {run.config.model.weights} had "
+                f"the digest {before}, now {weights}; put the file back or choose "
+                f"another run_dir; if the change is meant, remove {run.data}"
+            )
     elif run.has_products:
         log.warning(
             "%s: begun by a version that did not record its data, so it is not checked that they "
             "are the same now",
             run.path,
         )
-    write_json(run.data, {name: each.as_json() for name, each in trained_on.items()})
+    data = {name: each.as_json() for name, each in trained_on.items()}
+    write_json(run.data, data | {WEIGHTS: weights})
+
+
+def _weights(config: Config) -> str | None:
+    """Digest of the file of starting weights; None without a file."""
+    if config.model.weights in ("imagenet", "random"):
+        return None
+    path = Path(config.model.weights).expanduser()
+    return file_digest(path) if path.is_file() else None
 
 
 def _require_same(run: Run, old: DataIdentity, new: DataIdentity, skipped: str) -> None:

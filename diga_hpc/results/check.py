@@ -88,7 +88,8 @@ def check(config: Config, *, limit: int | None = None, as_json: bool = False) ->
     errors = checked.at("error")
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise UserError(f"{len(errors)} problems in the data: {errors[0]}{more}")
+        problems = f"{len(errors)} problem{'s' if len(errors) > 1 else ''}"
+        raise UserError(f"{problems} in the data: {errors[0]}{more}")
 
 
 def look(config: Config, limit: int | None = None) -> Checked:

@@ -4,7 +4,7 @@ RUN_DIR/
     .lock                          the process that uses the directory, see lock.py
     config.yaml                    resolved configuration
     env.txt                        versions and machine of the last start
-    data.json                      the training data, by image: name and digest
+    data.json                      digests of the training images and the starting weights
     metrics.jsonl, tensorboard/    training metrics
     checkpoints/STAGE/step_*/      see training/checkpoint.py; STAGE = source_only, warm_up, ...
     pseudo_labels/round_1/*.png    pseudo labels of the target's training images
@@ -63,7 +63,7 @@ class RunPaths:
 
     @property
     def data(self) -> Path:
-        """Names and digests of the images that the run was begun with."""
+        """Digests of the images and the starting weights that the run was begun with."""
         return self.path / "data.json"
 
     @property

@@ -5,11 +5,14 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from diga_hpc.errors import UserError
+from diga_hpc.inspection import start
 from diga_hpc.inspection.identity import identify
 from diga_hpc.inspection.opening import SOURCE, open_entries
 from diga_hpc.inspection.scan import scan
+from diga_hpc.models import build_model
 from diga_hpc.stages.pipeline import Pipeline
 from helpers.own_data import OwnData
 
@@ -149,3 +152,45 @@ def test_before_anything_was_made_data_may_change(own):
     Pipeline(own.config()).context.run.close()
     own.image("images/1.png", seed=77)
     Pipeline(own.config()).context.run.close()
+
+
+def test_other_starting_weights_are_refused(own):
+    """The file of `model.weights` was exchanged after the first checkpoint."""
+    own.pairs(4, (0, 1, 2))
+    starting = own.folder / "start.safetensors"
+    save_file(build_model("lite", 3).state_dict(), starting)
+    config = own.config(f"model.weights={starting}")
+    pipeline = Pipeline(config)
+    pipeline.run("warm-up")
+    pipeline.context.run.close()
+    moved = starting.rename(own.folder / "aside.safetensors")
+    # It is not needed any more.
+    Pipeline(config).context.run.close()
+    save_file(build_model("lite", 3).state_dict(), starting)
+    with pytest.raises(UserError, match="begun with other starting weights: .*start.safetensors"):
+        Pipeline(config)
+    moved.replace(starting)
+    Pipeline(config).context.run.close()
+
+
+def test_hosts_with_other_files_are_refused(own):
+    """Each may have a copy of its own."""
+    own.pairs(20, (0, 1, 2))
+    entries = {"source": open_entries(own.config(), SOURCE)}
+
+    class Hosts:
+        size = 2
+
+        def __init__(self):
+            self.seen: set[str] = set()
+
+        def union(self, texts: set[str]) -> set[str]:
+            self.seen |= texts
+            return self.seen
+
+    hosts = Hosts()
+    start._require_same_files(entries, hosts)
+    start._require_same_files(entries, hosts)
+    own.label("labels/0.png", (2, 1, 0))
+    with pytest.raises(UserError, match=r"`data.source`: the files of .* are not the same on all"):
+        start._require_same_files(entries, hosts)
