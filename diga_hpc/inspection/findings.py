@@ -56,6 +56,11 @@ def findings(config: Config, scans: Mapping[str, Scan]) -> list[Finding]:
 def _files(scan: Scan, allowed: int) -> Iterator[Finding]:
     key, problems = scan.entries.key, scan.problems
     level: Level = "error" if len(problems) > allowed else "warning"
+    if level == "error" and allowed:
+        problems[0] += (
+            f"; {len(problems)} files of `{key}` are corrupt and data.skip_errors is {allowed}: "
+            "repair them, or raise data.skip_errors"
+        )
     for problem in problems:
         yield Finding(level, key, problem)
     turned = sum(facts.image.orientation != 1 for facts in scan.facts)

@@ -101,9 +101,9 @@ def test_one_file_too_many_ends_the_run(corrupt_yaml, tmp_path):
     config = with_files(corrupt_yaml, tmp_path, "run", "data.skip_errors=1")
     with pytest.raises(
         UserError,
-        match=r"data/\w+/\d.png: .*; with it 2 files are corrupt and data.skip_errors is 1",
+        match=r"data/\w+/\d.png: .*; 2 files of `data.source` are corrupt and data.skip_errors is",
     ):
-        Pipeline(config).run("warm-up")
+        Pipeline(config)
 
 
 def test_fewer_files_may_be_skipped_than_are_known(corrupt_yaml, tmp_path):
