@@ -132,7 +132,8 @@ def _indexed(path: Path, picture: ImageFile.ImageFile) -> Indexed:
     ids = _stored(picture)
     if picture.mode == "P":
         return Indexed(_as_ids(path, ids), _palette(picture))
-    return Indexed(_as_ids(path, ids // SPREAD.get(mode, 1)), None)
+    spread = SPREAD.get(mode, 1)
+    return Indexed(_as_ids(path, ids // spread if spread > 1 else ids), None)
 
 
 def _stored(picture: ImageFile.ImageFile) -> np.ndarray:
