@@ -5,6 +5,7 @@ Each value is kept under a digest of all that it was made from, so it is never s
 folder cannot be written, nothing is kept.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -19,46 +20,56 @@ UNUSED_DAYS = 60
 WRITING = ".writing_"  # prefix of files that are not complete
 
 
-def folder() -> Path:
-    """Where values are kept; it need not exist."""
+def folder() -> Path | None:
+    """Where values are kept, which need not exist; None where the user has no home."""
     named = os.environ.get("DIGA_CACHE")
-    if named:
-        return Path(named).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "diga_hpc"
+    try:
+        return Path(named).expanduser() if named else Path(base).expanduser() / "diga_hpc"
+    except RuntimeError:
+        return None
 
 
 def load(key: str) -> Any:
     """The value kept under `key`; None without one."""
-    path = folder() / f"{key}.json"
+    home = folder()
+    if home is None:
+        return None
+    path = home / f"{key}.json"
     try:
         with path.open(encoding="utf-8") as stream:
             value = json.load(stream)
-        # Tells `_prune` that it is in use.
-        os.utime(path)
-        return value
     except (OSError, ValueError, RecursionError):
         return None
+    # Tells `_prune` that it is in use; not where the folder is shared and read-only.
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return value
 
 
 def store(key: str, value: Any) -> None:
     """Keep a JSON value under `key`, if the folder can be written."""
+    home = folder()
+    if home is None:
+        return
     try:
-        folder().mkdir(parents=True, exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True)
         # A name of its own: several runs may look at the same data at the same time.
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=folder(), prefix=WRITING, delete=False
-        ) as stream:
-            json.dump(value, stream, separators=(",", ":"))
-        os.replace(stream.name, folder() / f"{key}.json")
-        _prune()
+        descriptor, name = tempfile.mkstemp(dir=home, prefix=WRITING)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as stream:
+                json.dump(value, stream, separators=(",", ":"))
+            os.replace(name, home / f"{key}.json")
+        finally:
+            Path(name).unlink(missing_ok=True)
+        _prune(home)
     except OSError as error:
-        log.debug("%s: nothing is kept there (%s)", folder(), error)
+        log.debug("%s: nothing is kept there (%s)", home, error)
 
 
-def _prune() -> None:
+def _prune(home: Path) -> None:
     """Remove what nobody has used for long."""
     oldest = time.time() - UNUSED_DAYS * 86400
-    for path in [*folder().glob("*.json"), *folder().glob(f"{WRITING}*")]:
+    for path in [*home.glob("*.json"), *home.glob(f"{WRITING}*")]:
         if path.stat().st_mtime < oldest:
             path.unlink(missing_ok=True)

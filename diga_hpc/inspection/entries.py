@@ -6,10 +6,10 @@ ReaderEntries       images of a reader (datasets.base.ReaderDataset)
 """
 
 import hashlib
-import inspect
 import json
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,19 @@ from diga_hpc.errors import MachineError, UserError
 from diga_hpc.images.opening import read_header
 from diga_hpc.images.pixels import read_pixels
 from diga_hpc.inspection.facts import (
-    DIGESTED_ENDS,
+    DIGEST_BYTES,
     Facts,
     ImageFacts,
     LabelFacts,
     array_digest,
     count_ids,
     file_digest,
+    image_digest,
 )
 
 # Keys of a section that do not change what its files hold.
 UNRELATED_KEYS = {"root", "size", "half_size"}
+PACKAGE = "diga_hpc."
 
 
 class Entries(ABC):
@@ -63,11 +65,16 @@ class Entries(ABC):
         """
 
     def identity(self, index: int, facts: Facts) -> str:
-        """Equal for equal images and labels, on every machine."""
-        return ":".join([facts.image.digest, facts.label.digest if facts.label else ""])
+        """Equal for equal images and labels, read as the same classes, on every machine."""
+        label = facts.label
+        return ":".join([facts.image.digest, _label_identity(label) if label else ""])
 
     def stamp(self, index: int) -> list[int] | None:
         """What changes whenever the files change; None: they are never taken from the cache."""
+        return []
+
+    def paths(self, index: int) -> list[Path]:
+        """Files of an image and its label."""
         return []
 
     def cache_key(self) -> str | None:
@@ -75,21 +82,31 @@ class Entries(ABC):
         return None
 
 
-def _settings_digest(section: DatasetSection, *more: Any) -> str:
-    settings = section.model_dump(mode="json", exclude=UNRELATED_KEYS)
-    return hashlib.sha256(json.dumps([settings, *more], sort_keys=True).encode()).hexdigest()
+def _label_identity(label: LabelFacts) -> str:
+    """Digest of a label's bytes, and of the ids that were read from them."""
+    return f"{label.digest}.{text_digest(sorted(label.ids.items()))}"
+
+
+def text_digest(value: Any) -> str:
+    """Digest of a JSON value."""
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
 
 
 def section_identity(section: DatasetSection, *more: Any) -> str:
     """Digest of what decides, apart from the files, what is read: settings and code."""
-    digest = hashlib.sha256(_settings_digest(section, __version__, *more).encode())
-    modules = {inspect.getfile(kind) for kind in type(section).__mro__ if kind is not object}
+    settings = section.model_dump(mode="json", exclude=UNRELATED_KEYS)
+    digest = hashlib.sha256(json.dumps([__version__, settings, *more], sort_keys=True).encode())
     folders = [Path(package.__file__).parent for package in (datasets, images) if package.__file__]
-    code = {path for folder in folders for path in folder.rglob("*.py")} | set(map(Path, modules))
-    for path in sorted(code):
-        if path.is_file():
-            digest.update(path.read_bytes())
+    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def is_ours(section: DatasetSection) -> bool:
+    """Whether a data set is of the package. Of another one it is not known what its code depends
+    on, so that nothing about it is kept."""
+    return type(section).__module__.startswith(PACKAGE)
 
 
 class FileEntries(Entries):
@@ -106,15 +123,23 @@ class FileEntries(Entries):
     def name(self, index: int) -> str:
         return self.listing.files[index].name
 
-    def stamp(self, index: int) -> list[int] | None:
+    def paths(self, index: int) -> list[Path]:
         files = self.listing.files[index]
+        return [path for path in (files.image, files.label) if path]
+
+    def stamp(self, index: int) -> list[int] | None:
         try:
-            return [value for path in (files.image, files.label) if path for value in _stamp(path)]
+            return [value for path in self.paths(index) for value in _stamp(path)]
         except OSError:
             return None
 
-    def cache_key(self) -> str:
-        return section_identity(self.section, str(self.listing.root.resolve()), self.table.tolist())
+    def cache_key(self) -> str | None:
+        if not is_ours(self.section):
+            return None
+        space, root = self.listing.space, str(self.listing.root.resolve())
+        # Colours and names too: labels by colour are read as their classes.
+        meaning = [space.classes, space.palette, self.table.tolist()]
+        return section_identity(self.section, root, meaning)
 
     def facts(self, index: int, decode: bool) -> Facts:
         files = self.listing.files[index]
@@ -133,7 +158,7 @@ class FileEntries(Entries):
     def _image(self, path: Path, decode: bool) -> ImageFacts:
         digest = ""
         try:
-            digest = _digest(path, DIGESTED_ENDS)
+            digest = _digest(image_digest, path)
             section = self.listing.section
             height, width, orientation = read_header(path, upright=section.exif_orientation)
             if decode:
@@ -150,7 +175,7 @@ class FileEntries(Entries):
     def _label(self, path: Path) -> LabelFacts:
         digest = ""
         try:
-            digest = _digest(path)
+            digest = _digest(file_digest, path)
             ids = self.listing.read_ids(path)
         except MachineError:
             raise
@@ -160,9 +185,9 @@ class FileEntries(Entries):
         return LabelFacts(height, width, digest, count_ids(ids))
 
 
-def _digest(path: Path, ends: int | None = None) -> str:
+def _digest(function: Callable[[Path], str], path: Path) -> str:
     try:
-        return file_digest(path, ends)
+        return function(path)
     except OSError:
         # Decoding it reports why.
         return ""
@@ -181,26 +206,55 @@ class IndexEntries(Entries):
         self.key, self.section, self.labels = key, section, labels
         self.table = identity_table(num_classes)
 
+    def _facts(self, index: int, image: Any, label: Any, *, channels_last: bool) -> Facts:
+        """Facts of an image uint8 and its class indices uint8 [H,W]; image None: not read."""
+        found, problem = ImageFacts(), None
+        if image is not None:
+            found, problem = self._image(index, np.asarray(image), channels_last)
+        if problem or not self.labels:
+            return Facts(replace(found, problem=problem))
+        if label is None:
+            return Facts(replace(found, problem=f"{self._of(index)} has no label"))
+        return Facts(found, self._label(index, np.asarray(label), found))
+
+    def _image(
+        self, index: int, image: np.ndarray, channels_last: bool
+    ) -> tuple[ImageFacts, str | None]:
+        shape = image.shape if channels_last else (*image.shape[1:], *image.shape[:1])
+        if image.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
+            expected = "[H,W,3]" if channels_last else "[3,H,W]"
+            problem = (
+                f"{self._of(index)} is an image {image.dtype} {list(image.shape)}; expected uint8 "
+                f"{expected}, RGB from 0 to 255"
+            )
+            return ImageFacts(), problem
+        return ImageFacts(*shape[:2], digest=array_digest(image), decoded=True), None
+
     def _label(self, index: int, indices: np.ndarray, image: ImageFacts) -> LabelFacts:
-        """Facts of class indices [H,W]."""
+        if indices.dtype != np.uint8 or indices.ndim != 2:
+            return LabelFacts(
+                problem=f"{self._of(index)} has a label {indices.dtype} {list(indices.shape)}; "
+                "expected class indices uint8 [H,W]"
+            )
         height, width = indices.shape
         problem = None
-        found = np.unique(indices).astype(np.int64)
-        strange = found[(found < 0) | (found > IGNORE) | (self.table[found % 256] == UNKNOWN)]
+        found = np.unique(indices)
+        strange = found[self.table[found] == UNKNOWN]
         if len(strange):
             problem = (
-                f"{self.name(index)}: `{self.key}` gives the class index {int(strange[0])}, which "
-                f"is no class; expected indices of the label space, or {IGNORE} without label: "
-                f"correct the data set {self.section.kind!r}"
+                f"{self._of(index)} has the class index {int(strange[0])}, which is no class; "
+                f"expected indices of the label space, or {IGNORE} without label"
             )
         elif image.height and (image.height, image.width) != (height, width):
             problem = (
-                f"{self.name(index)}: `{self.key}` gives a label of {height}x{width} for an image "
-                f"of {image.height}x{image.width} (height x width): correct the data set "
-                f"{self.section.kind!r}"
+                f"{self._of(index)} has a label of {height}x{width}, but is {image.height}x"
+                f"{image.width} (height x width); labels must have the size of their image"
             )
         counts = {} if len(strange) else count_ids(indices)
         return LabelFacts(height, width, array_digest(indices), counts, problem)
+
+    def _of(self, index: int) -> str:
+        return f"`{self.key}` (kind {self.section.kind}): {self.name(index)}"
 
 
 class GeneratedEntries(IndexEntries):
@@ -220,25 +274,32 @@ class GeneratedEntries(IndexEntries):
     def name(self, index: int) -> str:
         return self.section.name(index)
 
-    def cache_key(self) -> str:
-        return section_identity(self.section, self.seed, self.labels, self.table.tolist())
+    def _settings(self) -> list[Any]:
+        # All but what the loader does with the images.
+        dumped = self.section.model_dump(mode="json", exclude={"root", "half_size"})
+        return [dumped, self.seed]
+
+    def cache_key(self) -> str | None:
+        if not is_ours(self.section):
+            return None
+        return section_identity(self.section, self._settings(), self.labels, self.table.tolist())
 
     def identity(self, index: int, facts: Facts) -> str:
-        """Of the settings: pixels may differ by rounding between processors."""
-        return _settings_digest(self.section, self.seed)
+        """Of settings; pixels may differ by rounding between processors. Not so of an extension,
+        whose code may change."""
+        settings = text_digest(self._settings())
+        return settings if is_ours(self.section) else f"{settings}:{super().identity(index, facts)}"
 
     def facts(self, index: int, decode: bool) -> Facts:
-        pixels, label = self.section.render(index, self.seed)
-        height, width = pixels.shape[:2]
-        image = ImageFacts(height, width, digest=array_digest(pixels), decoded=True)
-        return Facts(image, self._label(index, label, image) if self.labels else None)
+        image, label = self.section.render(index, self.seed)
+        return self._facts(index, image, label, channels_last=True)
 
 
 class ReaderEntries(IndexEntries):
     """Images of a reader: an object with the methods of loading.dataset.Dataset.
 
-    A reader with a method `fingerprint()`, a text that changes whenever its data do, has its facts
-    kept in the cache.
+    A start decodes the images of a reader, unless it has a method `fingerprint()`: a text that
+    changes whenever its data do.
     """
 
     def __init__(
@@ -246,6 +307,8 @@ class ReaderEntries(IndexEntries):
     ):
         super().__init__(section, key, num_classes, labels)
         self.reader = reader
+        given = getattr(reader, "fingerprint", None)
+        self.fingerprint: str | None = str(given()) if given else None
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -253,22 +316,21 @@ class ReaderEntries(IndexEntries):
     def name(self, index: int) -> str:
         return str(self.reader.name(index))
 
-    def cache_key(self) -> str | None:
-        fingerprint = getattr(self.reader, "fingerprint", None)
-        if fingerprint is None:
-            return None
-        return section_identity(self.section, self.labels, self.table.tolist(), fingerprint())
+    def identity(self, index: int, facts: Facts) -> str:
+        if self.fingerprint is None:
+            return super().identity(index, facts)
+        # Whether its images were decoded or not.
+        return ":".join([self.fingerprint, _label_identity(facts.label) if facts.label else ""])
 
     def facts(self, index: int, decode: bool) -> Facts:
+        image = label = None
         try:
-            image = ImageFacts()
-            if decode:
-                pixels = self.reader.load(index).image.numpy()
-                height, width = pixels.shape[-2:]
-                image = ImageFacts(height, width, digest=array_digest(pixels), decoded=True)
-            label = self.reader.label(index) if self.labels else None
+            if decode or self.fingerprint is None:
+                image, label = self.reader.load(index)[:2]
+            elif self.labels:
+                label = self.reader.label(index)
         except MachineError:
             raise
         except UserError as error:
             return Facts(ImageFacts(problem=str(error)))
-        return Facts(image, None if label is None else self._label(index, label.numpy(), image))
+        return self._facts(index, image, label, channels_last=False)

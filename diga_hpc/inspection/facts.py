@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
-# Of an image, bytes at either end that its digest covers: its size and these tell two photographs
-# apart, and a large data set is not read twice. Labels are covered completely.
+# Of a compressed image, a digest covers its size, so many bytes at either end, and blocks between
+# them: they tell two photographs apart, and a large data set is not read twice. Others, whose bytes
+# may change without their size, and labels are covered completely.
 DIGESTED_ENDS = 64 << 10
+DIGESTED_BLOCKS, BLOCK = 16, 4 << 10
+COMPRESSED = (".png", ".jpg", ".jpeg", ".webp")
 DIGEST_BYTES = 8
 
 
@@ -62,6 +65,12 @@ class Facts:
         of_label = None if self.label is None else self.label.problem
         return [problem for problem in (self.image.problem, of_label) if problem is not None]
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all was read without a problem."""
+        digests = [self.image.digest] + ([self.label.digest] if self.label else [])
+        return not self.problems and all(digests)
+
     def as_json(self) -> dict[str, Any]:
         """For the cache."""
         return asdict(self)
@@ -76,19 +85,27 @@ class Facts:
         return cls(ImageFacts(**values["image"]), label)
 
 
-def file_digest(path: Path, ends: int | None = None) -> str:
-    """Digest of a file's bytes; with `ends`, of its size and so many bytes at either end."""
+def image_digest(path: Path) -> str:
+    """Digest of an image file: of samples of a large compressed one, of all bytes of another."""
+    return file_digest(path, sampled=path.suffix.lower() in COMPRESSED)
+
+
+def file_digest(path: Path, sampled: bool = False) -> str:
+    """Digest of a file's size and bytes; with `sampled`, of a large file in parts."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         digest.update(str(size).encode())
-        if ends is None or size <= 2 * ends:
+        if not sampled or size <= 2 * DIGESTED_ENDS + DIGESTED_BLOCKS * BLOCK:
             while part := stream.read(1 << 20):
                 digest.update(part)
-        else:
-            digest.update(stream.read(ends))
-            stream.seek(size - ends)
-            digest.update(stream.read(ends))
+            return digest.hexdigest()
+        digest.update(stream.read(DIGESTED_ENDS))
+        for block in range(1, DIGESTED_BLOCKS + 1):
+            stream.seek(block * size // (DIGESTED_BLOCKS + 1))
+            digest.update(stream.read(BLOCK))
+        stream.seek(size - DIGESTED_ENDS)
+        digest.update(stream.read())
     return digest.hexdigest()
 
 

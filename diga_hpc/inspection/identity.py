@@ -1,8 +1,9 @@
 """Identity of data: fingerprints, so that nothing made from other data passes for current.
 
 RUN_DIR/data.json holds the source and the target that a run was trained with: every image by name,
-with a digest of its files. A start whose data differ is refused, with both named. Folders may move:
-names and contents count, not paths or times.
+with a digest of its files and of the ids that were read from them. A start whose data differ is
+refused, with both named. Folders may move: names, their order and contents count, not paths or
+times.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from diga_hpc.inspection.entries import text_digest
 from diga_hpc.inspection.scan import Scan
 
 FINGERPRINT_LENGTH = 16
@@ -28,12 +30,14 @@ class DataIdentity:
     root: str
     """Folder, for messages; not part of the fingerprint."""
     files: dict[str, str]
-    """Image name -> digest of the image and its label."""
+    """Image name -> digest of the image and its label, in the order of the data set."""
+    meaning: str
+    """Digest of what the ids of labels mean: the table to classes, and the classes."""
 
     @property
     def fingerprint(self) -> str:
         """Equal for equal data."""
-        text = json.dumps(sorted(self.files.items()))
+        text = json.dumps([self.meaning, list(self.files.items())])
         return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[
             :FINGERPRINT_LENGTH
         ]
@@ -54,30 +58,44 @@ class DataIdentity:
 
     def as_json(self) -> dict[str, Any]:
         """For RUN_DIR/data.json."""
-        return self.summary() | {"key": self.key, "files": self.files}
+        return self.summary() | {"key": self.key, "meaning": self.meaning, "files": self.files}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "DataIdentity":
         """What `as_json` gave."""
-        names = ("key", "kind", "root", "files")
+        names = ("key", "kind", "root", "files", "meaning")
         return cls(**{name: values[name] for name in names})
 
 
-def identify(scan: Scan) -> DataIdentity:
-    """Identity of a data set that was looked at completely."""
+def identify(scan: Scan, classes: tuple[str, ...]) -> DataIdentity:
+    """Identity of a data set that was looked at completely; classes: of the label space."""
     entries = scan.entries
     files = {
         entries.name(index): entries.identity(index, facts)
         for index, facts in enumerate(scan.facts)
     }
+    has_labels = any(facts.label for facts in scan.facts)
+    meaning = text_digest([entries.table.tolist(), classes]) if has_labels else ""
     root = str(entries.root or "")
-    return DataIdentity(entries.key, entries.section.kind, root, files)
+    return DataIdentity(entries.key, entries.section.kind, root, files, meaning)
 
 
 def differing(old: DataIdentity, new: DataIdentity) -> list[str]:
     """Names of the images that only one of them has, or that differ."""
     names = old.files.keys() | new.files.keys()
     return sorted(name for name in names if old.files.get(name) != new.files.get(name))
+
+
+def difference(old: DataIdentity, new: DataIdentity, names: list[str]) -> str | None:
+    """In what they differ, in words; None if they do not. names: the images that count."""
+    if names:
+        return f"{len(names)} images differ: {listed(names)}"
+    if old.meaning != new.meaning:
+        return "the ids of their labels are read as other classes"
+    common = old.files.keys() & new.files.keys()
+    if [n for n in old.files if n in common] != [n for n in new.files if n in common]:
+        return "the images are in another order"
+    return None
 
 
 def listed(names: Iterable[str]) -> str:

@@ -8,11 +8,12 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -27,6 +28,9 @@ FEW = 48
 CHUNK = 8
 # Seconds. A file that changed this shortly before it was read may change again with the same time.
 RECENT = 2.0
+# Seconds between two looks at the ranks that wait, and between two writes of the cache.
+PART = 20.0
+STAMP_THREADS = 32
 PR_SET_PDEATHSIG = 1
 
 Progress = Callable[[int], None]
@@ -67,32 +71,81 @@ def scan(
 
     decode: decode images completely, to find those that are damaged; else their header is read, and
     labels completely. progress: called with the number of images that were looked at since the last
-    call. Raises MachineError where a disk failed.
+    call. Raises UserError for two images of one name, and MachineError where a disk failed.
     """
+    parts = scanning(entries, decode=decode, limit=limit, progress=progress)
+    while True:
+        try:
+            next(parts)
+        except StopIteration as done:
+            return cast(Scan, done.value)
+
+
+def scanning(
+    entries: Entries,
+    *,
+    decode: bool = False,
+    limit: int | None = None,
+    progress: Progress = lambda count: None,
+) -> Generator[None, None, Scan]:
+    """`scan` in parts of some seconds: yields after each, when what it found is in the cache."""
     count = len(entries) if limit is None else min(limit, len(entries))
+    names = [entries.name(index) for index in range(count)]
+    _refuse_repeated(names, entries.key)
     key = entries.cache_key()
     loaded = cache.load(key) if key else None
-    kept = loaded if isinstance(loaded, dict) else {}
+    kept: dict[str, Any] = loaded if isinstance(loaded, dict) else {}
     started = time.time_ns()
-    stamps = {index: entries.stamp(index) for index in range(count)}
+    stamps = _stamps(entries, count)
     facts: dict[int, Facts] = {}
-    for index, stamp in stamps.items():
-        found = _kept(kept.get(entries.name(index)), stamp, decode)
+    for index, stamp in enumerate(stamps):
+        found = _kept(kept.get(names[index]), stamp, decode)
         if found is not None:
             facts[index] = found
     progress(len(facts))
     missing = [index for index in range(count) if index not in facts]
+    fresh: dict[str, Any] = {}
+    part_began = time.monotonic()
     for index, found in _look(entries, missing, decode):
         facts[index] = found
         progress(1)
-    if key and missing:
-        fresh = {
-            entries.name(index): [stamps[index], facts[index].as_json()]
-            for index in missing
-            if _is_settled(stamps[index], started)
-        }
-        cache.store(key, kept | fresh)
+        # A file that is corrupt, or a disk that is slow, may be well the next time.
+        if found.is_complete and _is_settled(stamps[index], started):
+            fresh[names[index]] = [stamps[index], found.as_json()]
+        if time.monotonic() - part_began > PART:
+            _store(key, kept, fresh)
+            yield
+            part_began = time.monotonic()
+    _store(key, kept, fresh)
     return Scan(entries, [facts[index] for index in range(count)])
+
+
+def _refuse_repeated(names: list[str], key: str) -> None:
+    """Raise UserError for two images of one name: files made for them would overwrite each other.
+
+    A listing of files has refused them already; generated data and readers have none.
+    """
+    if len(set(names)) < len(names):
+        (twice, _), *_ = Counter(names).most_common(1)
+        raise UserError(
+            f"`{key}`: two images have the name {twice!r}; correct the data set, whose names must "
+            "be unique"
+        )
+
+
+def _stamps(entries: Entries, count: int) -> list[list[int] | None]:
+    """Stamp of each image; in threads, since a network file system answers slowly."""
+    if count < FEW:
+        return [entries.stamp(index) for index in range(count)]
+    with ThreadPoolExecutor(STAMP_THREADS) as pool:
+        return list(pool.map(entries.stamp, range(count)))
+
+
+def _store(key: str | None, kept: dict[str, Any], fresh: dict[str, Any]) -> None:
+    if key and fresh:
+        kept |= fresh
+        fresh.clear()
+        cache.store(key, kept)
 
 
 def _kept(value: Any, stamp: list[int] | None, decode: bool) -> Facts | None:

@@ -1,25 +1,26 @@
 """Start of a run: inspect the data, say what is odd, refuse what would make a number wrong.
 
 inspect(config, entries, world)    every label, every image's header; findings; fingerprints
-bind(run, inspected)               a run directory goes on with the data that it was begun with
+Binding                            a run directory goes on with the data that it was begun with
 """
 
+import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from diga_hpc.config import Config
 from diga_hpc.errors import UserError
-from diga_hpc.inspection.entries import Entries
-from diga_hpc.inspection.facts import array_digest, file_digest
+from diga_hpc.inspection.entries import Entries, text_digest
+from diga_hpc.inspection.facts import file_digest
 from diga_hpc.inspection.findings import findings
-from diga_hpc.inspection.identity import DataIdentity, differing, identify, listed
+from diga_hpc.inspection.identity import DataIdentity, difference, differing, identify
 from diga_hpc.inspection.opening import SOURCE, TARGET
-from diga_hpc.inspection.scan import scan
+from diga_hpc.inspection.scan import Scan, scanning
 from diga_hpc.run.directory import Run
 from diga_hpc.run.files import read_json, write_json
 
@@ -48,34 +49,49 @@ class Inspected:
 
 
 def inspect(
-    config: Config, entries: Mapping[str, Entries], world: "World"
+    config: Config, entries: Mapping[str, Entries], world: "World", *, again: bool = False
 ) -> tuple[Inspected, dict[str, DataIdentity]]:
     """Look at all data sets; all ranks call it, and rank 0 reads.
 
-    entries: by name. Returns what was found, and on rank 0 the identities (elsewhere none). Logs
-    warnings. Raises UserError for what would make a result wrong or meaningless, and for ranks
-    whose files differ.
+    entries: by name. again: later in a run, where warnings are not repeated. Returns what was
+    found, and on rank 0 the identities (elsewhere none). Logs warnings. Raises UserError for what
+    would make a result wrong or meaningless, and for ranks whose files differ.
     """
     identities: dict[str, DataIdentity] = {}
 
-    def look() -> Inspected:
-        scans = {name: scan(each) for name, each in entries.items()}
-        _report(config, scans)
-        identities.update({name: identify(each) for name, each in scans.items()})
+    def look() -> Generator[None, None, Inspected]:
+        scans = {}
+        for name, each in entries.items():
+            scans[name] = yield from scanning(each)
+        _report(config, scans, quiet=again)
+        classes = config.space.classes
+        identities.update({name: identify(each, classes) for name, each in scans.items()})
         counts = scans[SOURCE].class_counts(config.space.num_classes)
         return Inspected({name: each.summary() for name, each in identities.items()}, counts)
 
-    inspected = world.on_rank0(look)
-    _require_same_files(entries, world)
+    parts = look()
+
+    def next_part() -> Inspected | None:
+        try:
+            next(parts)
+        except StopIteration as done:
+            return cast(Inspected, done.value)
+        return None
+
+    # In parts: the other ranks do not wait for minutes in one collective, which has a timeout.
+    while (inspected := world.on_rank0(next_part)) is None:
+        pass
+    if not again:
+        _require_same_files(entries, world)
     return inspected, identities
 
 
-def _report(config: Config, scans: Mapping[str, Any]) -> None:
+def _report(config: Config, scans: Mapping[str, Scan], *, quiet: bool) -> None:
     """Log warnings; raise for the first error."""
     found = findings(config, scans)
     errors = [finding.text for finding in found if finding.level == "error"]
     for finding in found:
-        if finding.level == "warning":
+        if finding.level == "warning" and not quiet:
             log.warning("%s", finding.text)
     if errors:
         more = len(errors) - 1
@@ -84,64 +100,102 @@ def _report(config: Config, scans: Mapping[str, Any]) -> None:
 
 
 def _require_same_files(entries: Mapping[str, Entries], world: "World") -> None:
-    """Raise UserError where ranks have other files: hosts may have copies of their own."""
+    """Raise UserError where ranks have other files: hosts may have copies of their own.
+
+    All names are compared, and COMPARED images of each data set.
+    """
     if world.size == 1:
         return
-    seen = {name: _sample_digest(each) for name, each in entries.items()}
-    for name, digest in seen.items():
-        if len(world.union({digest})) > 1:
-            raise UserError(
-                f"`data.{name}`: the files of {entries[name].root} are not the same on all hosts; "
-                "copy them anew, or name a folder that all hosts share"
-            )
+    for name, each in entries.items():
+        differ = len(world.union({_sample_digest(each)})) > 1
+        world.on_rank0(functools.partial(_refuse_others, each, name, differ))
+
+
+def _refuse_others(entries: Entries, name: str, differ: bool) -> None:
+    if differ:
+        place = entries.root or f"kind {entries.section.kind}"
+        raise UserError(
+            f"`data.{name}`: the files of {place} are not the same on all hosts; copy them anew, "
+            "or name a folder that all hosts share"
+        )
 
 
 def _sample_digest(entries: Entries) -> str:
     """Digest of all names, and of the content of some images and labels."""
     count = len(entries)
-    texts = [entries.name(index) for index in range(count)]
-    for index in sorted(set(np.linspace(0, count - 1, min(COMPARED, count)).astype(int).tolist())):
-        facts = entries.facts(index, decode=False)
-        texts += [facts.image.digest, facts.label.digest if facts.label else ""]
-    return array_digest(np.frombuffer("\n".join(texts).encode(errors="surrogateescape"), np.uint8))
+    compared = np.linspace(0, count - 1, min(COMPARED, count)).astype(int).tolist()
+    names = [entries.name(index) for index in range(count)]
+    contents = [entries.identity(i, entries.facts(i, decode=False)) for i in compared]
+    return text_digest([names, contents])
 
 
-def bind(run: Run, identities: Mapping[str, DataIdentity]) -> None:
-    """Record what a run is trained with, or refuse other data and weights; rank 0 calls it.
+class Binding:
+    """Ties a run directory to the data and the starting weights that it was begun with.
 
-    Corrupt files that were skipped (RUN_DIR/skipped_data.json) may have been repaired. Raises
-    UserError where source, target or the file of starting weights differ from those of the networks
-    and labels in the directory.
+    Rank 0 has it. `check` comes before anything is written to the directory, `record` after.
     """
-    trained_on = {name: each for name, each in identities.items() if name in (SOURCE, TARGET)}
-    weights = _weights(run.config)
-    recorded = read_json(run.data, None)
-    if recorded is not None and run.has_products:
-        old = {
-            name: DataIdentity.from_json(values)
-            for name, values in recorded.items()
-            if name in trained_on
-        }
-        skipped = "\n".join(read_json(run.skipped_data, []))
-        for name in old:
-            _require_same(run, old[name], trained_on[name], skipped)
+
+    def __init__(
+        self, run: Run, identities: Mapping[str, DataIdentity], entries: Mapping[str, Entries]
+    ):
+        self.run, self.entries = run, entries
+        self.data = {name: each for name, each in identities.items() if name in (SOURCE, TARGET)}
+        self.weights = _weights(run.config)
+
+    def check(self) -> None:
+        """Raise UserError where source, target or the file of starting weights differ from those
+        of the networks and labels in the directory.
+
+        Corrupt files that were skipped (RUN_DIR/skipped_data.json) may have been repaired.
+        """
+        run, recorded = self.run, read_json(self.run.data, None)
+        if not run.has_products:
+            return
+        if recorded is None:
+            log.warning(
+                "%s: begun by a version that did not record its data, so it is not checked that "
+                "they are the same now",
+                run.path,
+            )
+            return
+        for name in recorded.keys() & self.data.keys():
+            self._require_same(name, DataIdentity.from_json(recorded[name]))
         # Once training has begun, the file may be gone.
         before = recorded.get(WEIGHTS)
-        weights = weights or before
-        if before and weights != before:
+        self.weights = self.weights or before
+        if before and self.weights != before:
             raise UserError(
                 f"{run.path}: begun with other starting weights: {run.config.model.weights} had "
-                f"the digest {before}, now {weights}; put the file back or choose "
-                f"another run_dir; if the change is meant, remove {run.data}"
+                f"the digest {before}, now {self.weights}; put the file back or choose another "
+                f"run_dir; if the change is meant, remove {run.data}"
             )
-    elif run.has_products:
-        log.warning(
-            "%s: begun by a version that did not record its data, so it is not checked that they "
-            "are the same now",
-            run.path,
-        )
-    data = {name: each.as_json() for name, each in trained_on.items()}
-    write_json(run.data, data | {WEIGHTS: weights})
+
+    def record(self) -> None:
+        """Write RUN_DIR/data.json."""
+        data = {name: each.as_json() for name, each in self.data.items()}
+        write_json(self.run.data, data | {WEIGHTS: self.weights})
+
+    def _require_same(self, name: str, old: DataIdentity) -> None:
+        new = self.data[name]
+        names = [each for each in differing(old, new) if each not in self._skipped(name)]
+        what = difference(old, new, names)
+        if what:
+            raise UserError(
+                f"{self.run.path}: begun with the `{new.key}` of {old.describe()}, which is now "
+                f"{new.describe()}; {what}. Set {new.key}.root back or choose another run_dir; if "
+                f"the change is meant, remove {self.run.data}"
+            )
+
+    def _skipped(self, name: str) -> set[str]:
+        """Names of the images of a data set of which a file was skipped as corrupt."""
+        problems = read_json(self.run.skipped_data, [])
+        entries = self.entries[name]
+        return {
+            entries.name(index)
+            for index in range(len(entries) if problems else 0)
+            for path in entries.paths(index)
+            if any(problem.startswith(f"{path}: ") for problem in problems)
+        }
 
 
 def _weights(config: Config) -> str | None:
@@ -150,14 +204,3 @@ def _weights(config: Config) -> str | None:
         return None
     path = Path(config.model.weights).expanduser()
     return file_digest(path) if path.is_file() else None
-
-
-def _require_same(run: Run, old: DataIdentity, new: DataIdentity, skipped: str) -> None:
-    # A file's name, with its suffix, follows a slash in the list of those that were skipped.
-    differ = [name for name in differing(old, new) if f"/{name}." not in skipped]
-    if differ:
-        raise UserError(
-            f"{run.path}: begun with the `{new.key}` of {old.describe()}, which is now "
-            f"{new.describe()}; {len(differ)} images differ: {listed(differ)}. Set {new.key}.root "
-            f"back or choose another run_dir; if the change is meant, remove {run.data}"
-        )

@@ -24,6 +24,7 @@ Loads no torch.
 
 import re
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -174,14 +175,16 @@ class Run(RunPaths):
         self.config = config
         self._unlock: weakref.finalize | None = None
 
-    def open(self, world: "World") -> None:
+    def open(self, world: "World", check: Callable[[], None] = lambda: None) -> None:
         """Create the directory, or check that it belongs to this configuration. All ranks call it.
+
+        check: further checks, before anything is written; rank 0 calls it.
 
         The process holds the directory's lock until `close`, or until this object is garbage
         collected. Raises UserError if the directory is not writable, in use by another process, or
         holds another experiment or foreign files.
         """
-        world.on_rank0(lambda: self._claim(world.accelerator))
+        world.on_rank0(lambda: self._claim(world.accelerator, check))
 
     def close(self) -> None:
         """Release the lock: other processes may use the directory."""
@@ -209,13 +212,14 @@ class Run(RunPaths):
         # Hidden names are the lock, and leftovers of a start that was killed.
         return path != self.logs and not path.name.startswith(".")
 
-    def _claim(self, accelerator: str) -> None:
+    def _claim(self, accelerator: str, check: Callable[[], None]) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = RunLock.acquire(self.path)
             # Not __del__: a finalizer also runs at interpreter exit.
             self._unlock = weakref.finalize(self, lock.release)
             self.check()
+            check()
             self._write_start(accelerator)
         except BaseException as error:
             self.close()

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from diga_hpc.config import Config
 from diga_hpc.distributed import world as ranks
 from diga_hpc.distributed.stop import StopFlag
-from diga_hpc.inspection.opening import open_all
-from diga_hpc.inspection.start import bind, inspect
+from diga_hpc.errors import UserError
+from diga_hpc.inspection.opening import SOURCE, TARGET, open_all
+from diga_hpc.inspection.start import Binding, inspect
 from diga_hpc.loading.dataset import open_dataset
 from diga_hpc.run.directory import Run
 from diga_hpc.section import load
@@ -33,10 +34,12 @@ class Pipeline:
         world = ranks.start(config)
         stop = StopFlag(world, stop_after)
         stop.listen()
-        entries = open_all(config)
-        inspected, identities = inspect(config, entries, world)
-        sets = {name: open_dataset(each) for name, each in entries.items()}
         run = Run(config)
+        # Before the data are looked at, which may take minutes.
+        world.on_rank0(run.check)
+        self._entries = open_all(config)
+        inspected, identities = inspect(config, self._entries, world)
+        sets = {name: open_dataset(each) for name, each in self._entries.items()}
         self.context = Context(
             config,
             run,
@@ -50,8 +53,9 @@ class Pipeline:
         if not run.exists:
             # Raises for weights that do not fit, before anything is written.
             starting_network(self.context)
-        run.open(world)
-        world.on_rank0(lambda: bind(run, identities))
+        binding = Binding(run, identities, self._entries)
+        run.open(world, binding.check)
+        world.on_rank0(binding.record)
 
     def run(self, command: str = PIPELINE, round_number: int = 1) -> None:
         """Run the stages of a command: see stages.plan.select."""
@@ -69,5 +73,22 @@ class Pipeline:
         stage = implementation.build(self.context, planned)
         if isinstance(stage, TrainingStage):
             train(stage)
-        elif isinstance(stage, DataPass) and not stage.is_done():
-            stage.run()
+        elif isinstance(stage, DataPass):
+            self._inspect_again()
+            if not stage.is_done():
+                stage.run()
+
+    def _inspect_again(self) -> None:
+        """What a pass writes down about its data must be true now, days after the start.
+
+        Raises UserError if the data that networks are trained with have changed.
+        """
+        context = self.context
+        before = context.inspected
+        context.inspected, _ = inspect(self.config, self._entries, context.world, again=True)
+        for name in (SOURCE, TARGET):
+            if context.inspected.fingerprint(name) != before.fingerprint(name):
+                raise UserError(
+                    f"`data.{name}` was changed while the run went on; put the files back, or "
+                    "begin again with another run_dir"
+                )

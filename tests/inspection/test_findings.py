@@ -1,12 +1,13 @@
 """Findings: data that would make a number wrong are refused, odd data are said at every start."""
 
-import numpy as np
 import pytest
+import torch
 
-from diga_hpc import config as configuration
-from diga_hpc.datasets import streets
+from diga_hpc.datasets.base import DatasetSection
 from diga_hpc.errors import UserError
+from diga_hpc.inspection.entries import ReaderEntries
 from diga_hpc.inspection.findings import findings
+from diga_hpc.inspection.identity import identify
 from diga_hpc.inspection.opening import open_all
 from diga_hpc.inspection.scan import scan
 from diga_hpc.stages.pipeline import Pipeline
@@ -150,14 +151,71 @@ def test_a_start_repeats_the_warnings(own, caplog):
 # ------------------------------------------------------------------------------------ class indices
 
 
-@pytest.mark.parametrize("labels", [(0, 9), (0, 254)])
-def test_a_generated_data_set_with_an_index_that_is_no_class(tiny_yaml, monkeypatch, labels):
-    def render(self, index, seed):
-        image, label = streets.Streets.rendered(self, index, seed)
-        return image, np.full_like(label, labels[index % 2])
+class Pictures:
+    """A reader of two images; what it gives can be replaced."""
 
-    monkeypatch.setattr(streets.Streets, "rendered", streets.Streets.render, raising=False)
-    monkeypatch.setattr(streets.Streets, "render", render)
-    monkeypatch.setenv("DIGA_CACHE", "/dev/null/none")
-    errors = found(configuration.load(tiny_yaml), "error")
-    assert any(f"gives the class index {labels[1]}, which is no class" in error for error in errors)
+    def __init__(self, **given: object):
+        image = torch.zeros(3, 40, 64, dtype=torch.uint8)
+        label = torch.arange(64, dtype=torch.uint8).expand(40, 64) % 3
+        self.given = {"image": image, "label": label, "names": ("a", "b")} | given
+
+    def __len__(self):
+        return 2
+
+    def name(self, index):
+        return self.given["names"][index]
+
+    def load(self, index):
+        return self.given["image"], self.label(index), self.name(index)
+
+    def label(self, index):
+        return self.given["label"]
+
+
+def entries_of(reader: Pictures) -> ReaderEntries:
+    section = DatasetSection(kind="pictures")
+    return ReaderEntries(section, "data.source", reader, num_classes=3, labels=True)
+
+
+def test_a_reader_that_keeps_the_contract():
+    result = scan(entries_of(Pictures()))
+    assert result.problems == [] and result.class_counts(3)[:3].tolist() == [1760, 1680, 1680]
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"image": torch.zeros(3, 40, 64)}, "is an image float32"),
+        ({"image": torch.zeros(40, 64, 3, dtype=torch.uint8)}, "expected uint8 [3,H,W]"),
+        ({"label": None}, "has no label"),
+        ({"label": torch.zeros(40, 64)}, "has a label float32"),
+        ({"label": torch.zeros(40, 64, dtype=torch.int64)}, "has a label int64"),
+        ({"label": torch.full((40, 64), 7, dtype=torch.uint8)}, "the class index 7"),
+        ({"label": torch.full((40, 64), 254, dtype=torch.uint8)}, "the class index 254"),
+        ({"label": torch.zeros(20, 64, dtype=torch.uint8)}, "a label of 20x64, but is 40x64"),
+    ],
+)
+def test_what_a_reader_gives_is_checked(given, text):
+    problems = scan(entries_of(Pictures(**given))).problems
+    assert len(problems) == 2 and all(text in problem for problem in problems), problems
+    assert problems[0].startswith("`data.source` (kind pictures): a ")
+
+
+def test_two_images_of_one_name():
+    with pytest.raises(UserError, match="`data.source`: two images have the name 'x'"):
+        scan(entries_of(Pictures(names=("x", "x"))))
+
+
+def test_other_pictures_of_a_reader_are_other_data():
+    """Of equal names; with a fingerprint of its own or without."""
+    other = {"image": torch.ones(3, 40, 64, dtype=torch.uint8)}
+    pairs = [entries_of(Pictures()), entries_of(Pictures(**other))]
+    prints = [identify(scan(entries), ("a",)).fingerprint for entries in pairs]
+    assert prints[0] != prints[1]
+    for name in ("one", "two"):
+        reader = Pictures()
+        reader.fingerprint = lambda name=name: name
+        entries = entries_of(reader)
+        first, second = (identify(scan(entries, decode=d), ("a",)) for d in (False, True))
+        assert first.fingerprint == second.fingerprint not in prints
+        prints.append(first.fingerprint)

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from diga_hpc.errors import UserError
 from diga_hpc.inspection import start
-from diga_hpc.inspection.identity import identify
+from diga_hpc.inspection.facts import image_digest
+from diga_hpc.inspection.identity import difference, differing, identify
 from diga_hpc.inspection.opening import SOURCE, open_entries
 from diga_hpc.inspection.scan import scan
 from diga_hpc.models import build_model
@@ -27,7 +28,7 @@ def own(tmp_path):
 def fingerprint(own: OwnData, **how: object) -> str:
     entries = open_entries(own.config(**how), SOURCE)
     assert entries is not None
-    return identify(scan(entries)).fingerprint
+    return identify(scan(entries), ("a", "b", "c")).fingerprint
 
 
 def test_a_copy_elsewhere_is_the_same(own):
@@ -84,7 +85,7 @@ def test_generated_data_are_told_apart_by_settings(tiny_yaml):
 
     def of(*overrides):
         entries = open_entries(configuration.load(tiny_yaml, overrides), SOURCE)
-        return identify(scan(entries)).fingerprint
+        return identify(scan(entries), ("a",)).fingerprint
 
     assert of() == of("data.workers=1")
     assert len({of(), of("seed=1"), of("data.source.images=11"), of("data.source.first=1")}) == 4
@@ -188,9 +189,46 @@ def test_hosts_with_other_files_are_refused(own):
             self.seen |= texts
             return self.seen
 
+        def on_rank0(self, function):
+            return function()
+
     hosts = Hosts()
-    start._require_same_files(entries, hosts)
-    start._require_same_files(entries, hosts)
+    for _ in range(2):
+        start._require_same_files(entries, hosts)
     own.label("labels/0.png", (2, 1, 0))
     with pytest.raises(UserError, match=r"`data.source`: the files of .* are not the same on all"):
         start._require_same_files(entries, hosts)
+
+
+def test_labels_that_are_read_in_another_way_are_other_data(own):
+    own.pairs(3, (0, 1, 2))
+    before = fingerprint(own)
+    mapped = "{kind: folder, labels: labels, id_map: {0: 0, 1: 2, 2: 1}}"
+    assert fingerprint(own, source=mapped) != before
+    entries = open_entries(own.config(), SOURCE)
+    assert identify(scan(entries), ("a", "c", "b")).fingerprint != before
+
+
+def test_the_order_of_images_counts(own):
+    """Resumed training would see other samples, and a resumed evaluation count one twice."""
+    own.pairs(3, (0, 1, 2))
+    section = "{kind: folder, labels: labels, index: l.txt}"
+    prints = []
+    for order in ("0 1 2", "2 1 0"):
+        lines = "".join(f"images/{i}.png\n" for i in order.split())
+        (own.folder / "l.txt").write_text(lines)
+        entries = open_entries(own.config(source=section), SOURCE)
+        prints.append(identify(scan(entries), ("a",)))
+    assert prints[0].fingerprint != prints[1].fingerprint
+    assert difference(*prints, differing(*prints)) == "the images are in another order"
+
+
+@pytest.mark.parametrize(("suffix", "size"), [(".bmp", 600), (".tif", 600), (".png", 300)])
+def test_a_change_in_the_middle_of_a_large_file(tmp_path, suffix, size):
+    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    path = tmp_path / f"x{suffix}"
+    Image.fromarray(noise).save(path)
+    before = image_digest(path)
+    noise[size // 2, size // 2] ^= 255
+    Image.fromarray(noise).save(path)
+    assert image_digest(path) != before

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diga_hpc import config as configuration
 from diga_hpc.errors import MachineError
 from diga_hpc.inspection import cache, entries
 from diga_hpc.inspection import scan as module
@@ -109,8 +110,55 @@ def test_headers_are_no_decoding(own, looked_at):
     assert scan(open_source(own)).problems == []
     (problem,) = scan(open_source(own), decode=True).problems
     assert "images/1.png: not a readable image" in problem and len(looked_at) == 4
-    # What was decoded is enough for a start.
-    assert len(scan(open_source(own)).problems) == 1 and len(looked_at) == 4
+    # What was decoded without a problem, and the other's header, are enough for a start.
+    looked_at.clear()
+    scan(open_source(own))
+    assert looked_at == []
+
+
+def test_problems_are_looked_at_again(own, looked_at):
+    """The file server may have answered too late."""
+    own.pairs(3, (0, 1))
+    (own.folder / "labels/1.png").write_bytes(b"cut")
+    own.settle()
+    assert len(scan(open_source(own)).problems) == 1
+    looked_at.clear()
+    assert len(scan(open_source(own)).problems) == 1 and looked_at == ["1"]
+
+
+def test_the_order_of_classes_is_part_of_the_key(own, looked_at):
+    """Labels by colour are read as the indices of their classes."""
+    own.image("images/0.png")
+    own.image("labels/0.png")
+    colors = np.zeros((40, 64, 3), np.uint8)
+    colors[:, :16], colors[:, 16:] = (0, 0, 9), (1, 0, 9)
+    Image.fromarray(colors).save(own.folder / "labels/0.png")
+    own.settle()
+    counts = []
+    for swapped in (False, True, False):
+        how = {"source": "{kind: folder, labels: labels, color_map: label_space}"}
+        path = own.yaml(**how)
+        if swapped:
+            text = path.read_text().replace("name: a", "name: x")
+            text = text.replace("[0, 0, 9]", "[5, 5, 5]").replace("[1, 0, 9]", "[0, 0, 9]")
+            path.write_text(text.replace("[5, 5, 5]", "[1, 0, 9]"))
+        opened = open_entries(configuration.load(path), SOURCE)
+        counts.append(scan(opened).class_counts(3)[:2].tolist())
+    assert counts == [[640, 1920], [1920, 640], [640, 1920]] and len(looked_at) == 2
+
+
+def test_parts_leave_what_they_found_in_the_cache(own, looked_at, monkeypatch):
+    """A job that is killed before the end does not begin again."""
+    monkeypatch.setattr(module, "PART", 0.0)
+    own.pairs(5, (0, 1))
+    own.settle()
+    parts = module.scanning(open_source(own))
+    for _ in range(3):
+        next(parts)
+    parts.close()
+    assert looked_at == ["0", "1", "2"]
+    scan(open_source(own))
+    assert looked_at == ["0", "1", "2", "3", "4"]
 
 
 def test_what_has_just_been_written_is_not_kept(own, looked_at, monkeypatch):
