@@ -6,7 +6,7 @@ every start. docs/checks.md lists them.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -34,15 +34,20 @@ class Finding:
     text: str
 
 
-def findings(config: Config, scans: Mapping[str, Scan]) -> list[Finding]:
-    """Everything worth saying about the data sets, errors first. scans: by name, as SOURCE."""
+def findings(config: Config, scans: Mapping[str, Scan], *, complete: bool = True) -> list[Finding]:
+    """Everything worth saying about the data sets, errors first.
+
+    scans: by name, as SOURCE. complete: whether all images were looked at; else nothing that
+    others could disprove is an error.
+    """
     found: list[Finding] = []
     for name, scan in scans.items():
         # The source and the target may have some corrupt files; evaluation skips none.
         allowed = 0 if name == VALIDATION else config.data.skip_errors
         found += _files(scan, allowed)
         if name != TARGET:
-            found += _labels(config, name, scan)
+            of_labels = _labels(config, name, scan)
+            found += of_labels if complete else map(_as_warning, of_labels)
         if name != VALIDATION:
             found += _crops(config, scan)
     found += _repeated(scans)
@@ -63,14 +68,41 @@ def _files(scan: Scan, allowed: int) -> Iterator[Finding]:
         )
     for problem in problems:
         yield Finding(level, key, problem)
-    turned = sum(facts.image.orientation != 1 for facts in scan.facts)
-    if turned:
-        yield Finding(
-            "note",
-            key,
-            f"{turned} images carry an EXIF orientation and are turned as viewers show them; their "
-            "labels are not turned",
-        )
+    yield from _turned(scan)
+
+
+def _turned(scan: Scan) -> Iterator[Finding]:
+    """Images with an EXIF orientation: sizes tell on which pixels labels were drawn, or do not."""
+    key, section = scan.entries.key, scan.entries.section
+    turned = [facts for facts in scan.facts if facts.image.orientation != 1]
+    if not turned:
+        return
+    upright = getattr(section, "exif_orientation", True)
+    text = (
+        f"`{key}`: {len(turned)} images carry an EXIF orientation, which "
+        f"{'is applied to them' if upright else 'is not applied'}; labels are never turned"
+    )
+    # Turned by 90 degrees, a label of the other size would be an error.
+    unproven = [
+        facts
+        for facts in turned
+        if facts.label and (facts.image.orientation < 5 or facts.image.height == facts.image.width)
+    ]
+    if not unproven or "exif_orientation" in section.model_fields_set:
+        yield Finding("note", key, text)
+        return
+    drawn = "as viewers show it" if upright else "as it is stored"
+    yield Finding(
+        "warning",
+        key,
+        f"{text}. The size of {len(unproven)} labels does not show whether they were drawn on the "
+        f"image {drawn}; write `exif_orientation: {str(upright).lower()}` if they were, else "
+        f"`exif_orientation: {str(not upright).lower()}`",
+    )
+
+
+def _as_warning(finding: Finding) -> Finding:
+    return replace(finding, level="warning") if finding.level == "error" else finding
 
 
 def _labels(config: Config, name: str, scan: Scan) -> Iterator[Finding]:

@@ -117,7 +117,7 @@ def look(config: Config, limit: int | None = None) -> Checked:
                 progress=lambda done, task=task: progress.advance(task, done),  # type: ignore[misc]
             )
     sets = [_checked_set(config, name, each) for name, each in scans.items()]
-    return Checked(sets, problems + findings(config, scans))
+    return Checked(sets, problems + findings(config, scans, complete=limit is None))
 
 
 @contextlib.contextmanager

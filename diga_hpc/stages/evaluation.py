@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
+from diga_hpc import __version__
 from diga_hpc.errors import UserError
 from diga_hpc.inspection.opening import TARGET, VALIDATION
 from diga_hpc.loading.dataset import Dataset
@@ -45,6 +46,11 @@ class Evaluation(DataPass):
     def __init__(self, context: Context):
         assert context.validation is not None, "the plan has no evaluation without it"
         self.context, self.validation = context, context.validation
+        # They may change between two starts, and numbers with them.
+        self.execution = {
+            "precision": context.config.engine.precision,
+            "version": __version__,
+        }
 
     @classmethod
     def build(cls, context: Context, planned: Planned) -> Self:
@@ -77,7 +83,7 @@ class Evaluation(DataPass):
             key = {"stage": stage.kind, "round": stage.round, "network": network}
             key |= {"normalization": normalization}
             data = (VALIDATION, TARGET) if normalization == "adapted" else (VALIDATION,)
-            inputs = inputs_of(context, stage.name, network, *data)
+            inputs = inputs_of(context, stage.name, network, *data) | self.execution
             if context.world.on_rank0(functools.partial(has_result, context, inputs, **key)):
                 continue
             # Loaded for the first row that is missing, and only then.

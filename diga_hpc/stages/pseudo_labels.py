@@ -111,9 +111,10 @@ def require_current(context: Context, round_number: int, network: str) -> None:
         folder = run.pseudo_labels(round_number)
         if not folder.is_dir() and not run.centroids(round_number).is_file():
             return
-        if made_from is None:
+        if made_from is None and run.centroids(round_number).is_file():
+            # All of a version that kept no record.
             log.warning("%s: not recorded what these labels were made from", folder)
-        elif not same(made_from, inputs):
+        elif not same(made_from, inputs) and any(folder.glob("*.png")):
             raise UserError(
                 f"{folder}: made from {describe(made_from)}, but this run now has "
                 f"{describe(inputs)}; remove the folder and {run.centroids(round_number)} to make "

@@ -161,3 +161,28 @@ def test_pseudo_labels_without_a_record(own, caplog):
     (own.folder / "run/pseudo_labels/round_1.json").unlink()
     run(own, "pseudo-labels")
     assert "not recorded what these labels were made from" in caplog.text
+    # Of an unfinished pass, the labels that are there could be of anything.
+    (own.folder / "run/centroids/round_1.safetensors").unlink()
+    with pytest.raises(UserError, match="made from inputs that were not recorded, but this run"):
+        run(own, "pseudo-labels")
+    shutil.rmtree(own.folder / "run/pseudo_labels/round_1")
+    run(own, "pseudo-labels")
+
+
+def test_another_precision_is_measured_anew(own):
+    before = numbers(own)
+    pipeline = Pipeline(config(own, "v1", "engine.precision=bf16"))
+    pipeline.run("evaluate")
+    pipeline.context.run.close()
+    rows = json.loads((own.folder / "run/results.json").read_text())
+    assert [row["inputs"]["precision"] for row in rows] == ["bf16", "bf16"]
+    assert run(own, "evaluate") == before
+
+
+def test_data_that_change_while_a_run_goes_on(own):
+    """Between the start and the pass that writes down what it used."""
+    pipeline = Pipeline(config(own))
+    own.image("t/images/1.jpg", seed=77)
+    with pytest.raises(UserError, match="`data.target` was changed while the run went on"):
+        pipeline.run("evaluate")
+    pipeline.context.run.close()
