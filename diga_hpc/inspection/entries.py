@@ -5,6 +5,7 @@ GeneratedEntries    images computed on demand
 ReaderEntries       images of a reader (datasets.base.ReaderDataset)
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -49,6 +50,11 @@ class Entries(ABC):
     root: Path | None = None
     table: np.ndarray
     """uint8 [256]: id -> class index, see datasets/label_tables.py"""
+
+    @functools.cached_property
+    def seen(self) -> dict[int, tuple[list[int] | None, Facts]]:
+        """What this process has found out already: index -> stamp and facts. Filled by a scan."""
+        return {}
 
     @abstractmethod
     def __len__(self) -> int: ...

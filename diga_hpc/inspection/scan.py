@@ -92,16 +92,21 @@ def scanning(
     count = len(entries) if limit is None else min(limit, len(entries))
     names = [entries.name(index) for index in range(count)]
     _refuse_repeated(names, entries.key)
-    key = entries.cache_key()
-    loaded = cache.load(key) if key else None
-    kept: dict[str, Any] = loaded if isinstance(loaded, dict) else {}
     started = time.time_ns()
     stamps = _stamps(entries, count)
-    facts: dict[int, Facts] = {}
-    for index, stamp in enumerate(stamps):
-        found = _kept(kept.get(names[index]), stamp, decode)
-        if found is not None:
-            facts[index] = found
+    facts = {
+        index: found
+        for index, (stamp, found) in entries.seen.items()
+        if index < count and stamp == stamps[index] and _is_enough(found, decode)
+    }
+    key, kept = None, {}
+    if len(facts) < count:
+        key = entries.cache_key()
+        kept = _load(key)
+        for index in facts.keys() ^ set(range(count)):
+            found = _kept(kept.get(names[index]), stamps[index], decode)
+            if found is not None:
+                facts[index] = found
     progress(len(facts))
     missing = [index for index in range(count) if index not in facts]
     fresh: dict[str, Any] = {}
@@ -117,7 +122,13 @@ def scanning(
             yield
             part_began = time.monotonic()
     _store(key, kept, fresh)
+    entries.seen.update((index, (stamps[index], found)) for index, found in facts.items())
     return Scan(entries, [facts[index] for index in range(count)])
+
+
+def _load(key: str | None) -> dict[str, Any]:
+    loaded = cache.load(key) if key else None
+    return loaded if isinstance(loaded, dict) else {}
 
 
 def _refuse_repeated(names: list[str], key: str) -> None:
@@ -158,7 +169,11 @@ def _kept(value: Any, stamp: list[int] | None, decode: bool) -> Facts | None:
     except (TypeError, ValueError, KeyError, AttributeError):
         # Nothing was kept, or the cache is corrupt.
         return None
-    return facts if kept_stamp == stamp and (facts.image.decoded or not decode) else None
+    return facts if kept_stamp == stamp and _is_enough(facts, decode) else None
+
+
+def _is_enough(facts: Facts, decode: bool) -> bool:
+    return facts.image.decoded or not decode
 
 
 def _is_settled(stamp: list[int] | None, now: int) -> bool:
