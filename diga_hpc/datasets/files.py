@@ -155,7 +155,7 @@ class FileFinder:
     """
 
     def __init__(self) -> None:
-        self._folders: dict[Path, dict[str, list[str]]] = {}
+        self._folders: dict[Path, _Names] = {}
 
     def find(self, path: Path) -> Path | None:
         """The file of this path; without one, the only one that differs from it as below.
@@ -163,26 +163,58 @@ class FileFinder:
         An extension in another case (.PNG); letters that are composed, or not, as file systems and
         archivers change them.
         """
-        alike = self.alike(path)
-        if path.name in alike:
-            return path
-        fitting = [name for name in alike if Path(name).suffix.lower() == path.suffix.lower()]
-        return path.with_name(fitting[0]) if len(fitting) == 1 else None
+        return _find(path, self.alike(path))
 
     def alike(self, path: Path) -> list[str]:
         """Names of the files in its folder that have its stem."""
-        return self._folder(path.parent).get(_composed(path.stem), [])
+        return self._folder(path.parent).files.get(_composed(path.stem), [])
 
-    def _folder(self, folder: Path) -> dict[str, list[str]]:
-        """Names of files by stem; empty for a folder that does not exist."""
-        if folder not in self._folders:
-            names: dict[str, list[str]] = {}
-            for entry in read_folder(folder) if os.path.isdir(folder) else []:
-                # Only links cost a stat: of other entries the folder itself knows the type.
-                if os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file():
-                    names.setdefault(_composed(Path(entry.name).stem), []).append(entry.name)
-            self._folders[folder] = names
-        return self._folders[folder]
+    def dead_link(self, path: Path) -> Path | None:
+        """The dead link at this path, found as by `find`, or in place of a folder above it.
+
+        Somebody meant a file by it: git-annex leaves dead links for files that were not fetched.
+        """
+        folder = self._folder(path.parent)
+        return folder.dead_link or _find(path, folder.dead.get(_composed(path.stem), []))
+
+    def _folder(self, path: Path) -> "_Names":
+        if path not in self._folders:
+            names = self._folders[path] = _Names()
+            if os.path.isdir(path):
+                names.read(path)
+            else:
+                above = (p for p in (path, *path.parents) if os.path.islink(p))
+                names.dead_link = next((p for p in above if not os.path.exists(p)), None)
+        return self._folders[path]
+
+
+class _Names:
+    """Names in a folder by stem, of files and of dead links; none if the folder does not exist."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, list[str]] = {}
+        self.dead: dict[str, list[str]] = {}
+        # In place of the folder, or of one above it.
+        self.dead_link: Path | None = None
+
+    def read(self, folder: Path) -> None:
+        for entry in read_folder(folder):
+            # Only links cost a stat: of other entries the folder itself knows the type.
+            if os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file():
+                names = self.files
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                names = self.dead
+            else:
+                continue
+            names.setdefault(_composed(Path(entry.name).stem), []).append(entry.name)
+
+
+def _find(path: Path, alike: list[str]) -> Path | None:
+    """The path, or the only one of equal suffix, among names in its folder that have its stem."""
+    if path.name in alike:
+        return path
+    fitting = [name for name in alike if Path(name).suffix.lower() == path.suffix.lower()]
+    return path.with_name(fitting[0]) if len(fitting) == 1 else None
 
 
 def is_utf8(name: str) -> bool:
