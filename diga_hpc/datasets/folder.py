@@ -20,7 +20,7 @@ from diga_hpc.datasets.color_maps import (
     unique_codes,
 )
 from diga_hpc.datasets.files import FileFinder, Files, scan, unique_names
-from diga_hpc.datasets.index_files import IndexLine, read_index
+from diga_hpc.datasets.index_files import IndexLine, read_index, swapped
 from diga_hpc.datasets.label_spaces import (
     CAMVID_CLASSES,
     CITYSCAPES_CLASSES,
@@ -157,6 +157,11 @@ class Folder(FileDataset):
 
     def _of_index(self, lines: list[IndexLine], root: Path) -> list[Files]:
         images = [root / line.columns[0] for line in lines]
+        folder = root / self.images
+        for line in lines:
+            below = [(root / column).is_relative_to(folder) for column in line.columns]
+            if below == [False, True]:
+                raise swapped(line.origin, f"{line.columns[1]!r} is in {folder} (`images`)")
         labels = [
             root / line.columns[1] if line.columns[1:] else self._label(root, image)
             for line, image in zip(lines, images, strict=True)

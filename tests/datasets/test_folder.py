@@ -44,6 +44,22 @@ def test_an_index_of_pairs(tiny_yaml, root):
     assert sample.name == "x" and sample.label.unique().tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("gt/x.png photo/x.JPG", r"'photo/x.JPG' is of a lossy format"),
+        ("gt/x.png\tphoto/x.webp", r"'photo/x.webp' is of a lossy format"),
+        ("gt/x.png images/x.png", r"'images/x.png' is in .*images \(`images`\)"),
+    ],
+)
+def test_swapped_columns_are_refused(tmp_path, line, why):
+    """Where labels are not used, the first column would be taken for photographs."""
+    touch(tmp_path, "photo/x.JPG", "photo/x.webp", "images/x.png", "gt/x.png")
+    (tmp_path / "pairs.txt").write_text(f"images/x.png gt/x.png\n{line}\n")
+    with pytest.raises(UserError, match=rf"pairs.txt, line 2: {why}.*: columns swapped\? image fi"):
+        listed(tmp_path, {"index": "pairs.txt"}, labels=False)
+
+
 def test_an_index_of_images_without_labels(tiny_yaml, root):
     (root / "images.txt").write_text("rgb/a/x.png\n")
     (entry,) = Folder(kind="folder", index="images.txt").files(root)
