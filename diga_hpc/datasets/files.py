@@ -57,20 +57,26 @@ def list_images(folder: Path, recursive: bool = False) -> list[Path]:
     return scan(folder, recursive).images
 
 
-def scan(folder: Path, recursive: bool = False, without: Path | None = None) -> Scan:
+def scan(
+    folder: Path,
+    recursive: bool = False,
+    without: Path | None = None,
+    problems: list[str] | None = None,
+) -> Scan:
     """List the images of a folder, sorted; links are followed.
 
     Left out and counted: hidden and generated files and folders, files of other suffixes, and
     subfolders unless `recursive`. `without`: a subfolder that is not read, such as the labels. A
-    dead link with the name of an image is listed, since somebody meant an image by it.
+    dead link with the name of an image is listed, since somebody meant an image by it. `problems`:
+    a list to append a line to for each subfolder that cannot be read or is a dead link.
 
-    Raises UserError for a folder that is missing or cannot be read, and a dead link in place of a
-    subfolder.
+    Raises UserError for a folder that is missing or cannot be read, and, without `problems`, for
+    such a subfolder.
     """
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder; expected images ({', '.join(IMAGE_SUFFIXES)})")
-    walk = _Walk(recursive, os.path.realpath(without) if without else None)
-    walk.read(folder, (os.path.realpath(folder),))
+    walk = _Walk(recursive, os.path.realpath(without) if without else None, problems)
+    walk.read(folder, read_folder(folder), (os.path.realpath(folder),))
     if walk.suffixes:
         shown = [suffix for suffix, _ in walk.suffixes.most_common(SUFFIXES_SHOWN)]
         more = ", ..." if len(walk.suffixes) > SUFFIXES_SHOWN else ""
@@ -82,14 +88,15 @@ def scan(folder: Path, recursive: bool = False, without: Path | None = None) -> 
 class _Walk:
     """One reading of a folder; `above` are the real paths from the first folder to the current."""
 
-    def __init__(self, recursive: bool, without: str | None):
+    def __init__(self, recursive: bool, without: str | None, problems: list[str] | None):
         self.recursive = recursive
         self.without = without
+        self.problems = problems
         self.found = Scan()
         self.suffixes: Counter[str] = Counter()
 
-    def read(self, folder: Path, above: tuple[str, ...]) -> None:
-        for entry in read_folder(folder):
+    def read(self, folder: Path, entries: list[os.DirEntry[str]], above: tuple[str, ...]) -> None:
+        for entry in entries:
             name, path = entry.name, folder / entry.name
             if name.startswith("."):
                 self.found.left_out["hidden files and folders"] += 1
@@ -119,15 +126,27 @@ class _Walk:
         elif real in above:
             self.found.left_out["links to a folder that they are in"] += 1
         else:
-            self.read(path, (*above, real))
+            try:
+                entries = read_folder(path)
+            except UserError as error:
+                self._problem(error)
+            else:
+                self.read(path, entries, (*above, real))
 
     def _dead_link(self, path: Path) -> None:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             self.found.images.append(path)
         elif self.recursive:
-            raise UserError(f"{path}: {dead_link(path)}; restore its destination or remove it")
+            self._problem(
+                UserError(f"{path}: {dead_link(path)}; restore its destination or remove it")
+            )
         else:
             self.suffixes[path.suffix.lower() or "none"] += 1
+
+    def _problem(self, error: UserError) -> None:
+        if self.problems is None:
+            raise error
+        self.problems.append(str(error))
 
 
 def read_folder(folder: Path) -> list[os.DirEntry[str]]:
