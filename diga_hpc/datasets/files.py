@@ -28,6 +28,9 @@ GENERATED = frozenset(
 )
 
 SUFFIXES_SHOWN = 8
+# Of `paired_suffix`: what its text begins with, and the share of the names that are in pairs.
+SEPARATORS = "_-. "
+PAIRED = 0.8
 
 
 @dataclass(frozen=True)
@@ -234,6 +237,26 @@ def _find(path: Path, alike: list[str]) -> Path | None:
         return path
     fitting = [name for name in alike if Path(name).suffix.lower() == path.suffix.lower()]
     return path.with_name(fitting[0]) if len(fitting) == 1 else None
+
+
+def paired_suffix(names: Sequence[str]) -> str | None:
+    """The text that tells labels from the images beside them: `_L` of `x`, `x_L`, `y`, `y_L`.
+
+    names: stems of the images of a folder. Of all texts that follow another name it is the most
+    frequent one. It begins with one of "_-. " and is more than a number, which frames of a film
+    and copies have. None unless names in such pairs are at least 80 % of all.
+    """
+    known = set(names)
+    pairs: dict[str, set[str]] = {}
+    for name in names:
+        for i, letter in enumerate(name):
+            end = name[i + 1 :]
+            if letter in SEPARATORS and end and not end.isdigit() and name[:i] in known:
+                pairs.setdefault(name[i:], set()).update((name, name[:i]))
+    if not pairs:
+        return None
+    suffix = max(pairs, key=lambda text: len(pairs[text]))
+    return suffix if len(pairs[suffix]) >= PAIRED * len(known) else None
 
 
 def is_utf8(name: str) -> bool:
