@@ -1,7 +1,7 @@
 """Configuration: files and overrides in file.py; sections in schema.py, data.py, stages.py."""
 
 from diga_hpc.config.data import CustomClass, DataSection
-from diga_hpc.config.file import as_yaml, differences, flat, identity, load, save
+from diga_hpc.config.file import as_yaml, differences, flat, identity, is_data_root, load, save
 from diga_hpc.config.schema import (
     Config,
     EngineSection,
@@ -50,6 +50,7 @@ __all__ = [
     "differences",
     "flat",
     "identity",
+    "is_data_root",
     "load",
     "save",
 ]

@@ -24,7 +24,7 @@ from diga_hpc.config.yaml_text import YamlProblem, decode, dump, parse
 from diga_hpc.errors import UserError
 
 # Keys and sections that say where and how a run is executed, not what it computes: they may change
-# on resume. So may the `root` of any data set.
+# on resume. So may those of `is_data_root`.
 EXECUTION_KEYS = (
     "run_dir",
     "extensions",
@@ -35,6 +35,7 @@ EXECUTION_KEYS = (
     "logging",
     "evaluation.panels",
 )
+DATA_ROOTS = ("data.root", *(f"data.{name}.root" for name in ("source", "target", "validation")))
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
@@ -110,8 +111,13 @@ def identity(config: Config) -> dict[str, Any]:
     return {key: value for key, value in flat(config).items() if not _is_execution_key(key)}
 
 
+def is_data_root(key: str) -> bool:
+    """Whether a key of `flat` is the folder of a data set, not a class named `root`, say."""
+    return key in DATA_ROOTS
+
+
 def _is_execution_key(key: str) -> bool:
-    return key.endswith(".root") or any(key == k or key.startswith(k + ".") for k in EXECUTION_KEYS)
+    return is_data_root(key) or any(key == k or key.startswith(k + ".") for k in EXECUTION_KEYS)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Camvid(NamedClasses):
                 label = root / f"{split}annot" / f"{image.stem}.png"
                 if self.sequences and not image.stem.startswith(self.sequences):
                     left_out["images of other sequences"] += 1
-                elif self.labelled_only and finder.find(label) is None:
+                elif self.labelled_only and not (finder.find(label) or finder.dead_link(label)):
                     left_out["images without a label"] += 1
                 else:
                     frames.append((image, label))

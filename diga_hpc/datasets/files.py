@@ -28,6 +28,9 @@ GENERATED = frozenset(
 )
 
 SUFFIXES_SHOWN = 8
+# Of `paired_suffix`: what its text begins with, and the share of the names that are in pairs.
+SEPARATORS = "_-. "
+PAIRED = 0.8
 
 
 @dataclass(frozen=True)
@@ -57,20 +60,26 @@ def list_images(folder: Path, recursive: bool = False) -> list[Path]:
     return scan(folder, recursive).images
 
 
-def scan(folder: Path, recursive: bool = False, without: Path | None = None) -> Scan:
+def scan(
+    folder: Path,
+    recursive: bool = False,
+    without: Path | None = None,
+    problems: list[str] | None = None,
+) -> Scan:
     """List the images of a folder, sorted; links are followed.
 
     Left out and counted: hidden and generated files and folders, files of other suffixes, and
     subfolders unless `recursive`. `without`: a subfolder that is not read, such as the labels. A
-    dead link with the name of an image is listed, since somebody meant an image by it.
+    dead link with the name of an image is listed, since somebody meant an image by it. `problems`:
+    a list to append a line to for each subfolder that cannot be read or is a dead link.
 
-    Raises UserError for a folder that is missing or cannot be read, and a dead link in place of a
-    subfolder.
+    Raises UserError for a folder that is missing or cannot be read, and, without `problems`, for
+    such a subfolder.
     """
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder; expected images ({', '.join(IMAGE_SUFFIXES)})")
-    walk = _Walk(recursive, os.path.realpath(without) if without else None)
-    walk.read(folder, (os.path.realpath(folder),))
+    walk = _Walk(recursive, os.path.realpath(without) if without else None, problems)
+    walk.read(folder, read_folder(folder), (os.path.realpath(folder),))
     if walk.suffixes:
         shown = [suffix for suffix, _ in walk.suffixes.most_common(SUFFIXES_SHOWN)]
         more = ", ..." if len(walk.suffixes) > SUFFIXES_SHOWN else ""
@@ -82,14 +91,15 @@ def scan(folder: Path, recursive: bool = False, without: Path | None = None) -> 
 class _Walk:
     """One reading of a folder; `above` are the real paths from the first folder to the current."""
 
-    def __init__(self, recursive: bool, without: str | None):
+    def __init__(self, recursive: bool, without: str | None, problems: list[str] | None):
         self.recursive = recursive
         self.without = without
+        self.problems = problems
         self.found = Scan()
         self.suffixes: Counter[str] = Counter()
 
-    def read(self, folder: Path, above: tuple[str, ...]) -> None:
-        for entry in read_folder(folder):
+    def read(self, folder: Path, entries: list[os.DirEntry[str]], above: tuple[str, ...]) -> None:
+        for entry in entries:
             name, path = entry.name, folder / entry.name
             if name.startswith("."):
                 self.found.left_out["hidden files and folders"] += 1
@@ -119,15 +129,27 @@ class _Walk:
         elif real in above:
             self.found.left_out["links to a folder that they are in"] += 1
         else:
-            self.read(path, (*above, real))
+            try:
+                entries = read_folder(path)
+            except UserError as error:
+                self._problem(error)
+            else:
+                self.read(path, entries, (*above, real))
 
     def _dead_link(self, path: Path) -> None:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             self.found.images.append(path)
         elif self.recursive:
-            raise UserError(f"{path}: {dead_link(path)}; restore its destination or remove it")
+            self._problem(
+                UserError(f"{path}: {dead_link(path)}; restore its destination or remove it")
+            )
         else:
             self.suffixes[path.suffix.lower() or "none"] += 1
+
+    def _problem(self, error: UserError) -> None:
+        if self.problems is None:
+            raise error
+        self.problems.append(str(error))
 
 
 def read_folder(folder: Path) -> list[os.DirEntry[str]]:
@@ -155,7 +177,7 @@ class FileFinder:
     """
 
     def __init__(self) -> None:
-        self._folders: dict[Path, dict[str, list[str]]] = {}
+        self._folders: dict[Path, _Names] = {}
 
     def find(self, path: Path) -> Path | None:
         """The file of this path; without one, the only one that differs from it as below.
@@ -163,26 +185,78 @@ class FileFinder:
         An extension in another case (.PNG); letters that are composed, or not, as file systems and
         archivers change them.
         """
-        alike = self.alike(path)
-        if path.name in alike:
-            return path
-        fitting = [name for name in alike if Path(name).suffix.lower() == path.suffix.lower()]
-        return path.with_name(fitting[0]) if len(fitting) == 1 else None
+        return _find(path, self.alike(path))
 
     def alike(self, path: Path) -> list[str]:
         """Names of the files in its folder that have its stem."""
-        return self._folder(path.parent).get(_composed(path.stem), [])
+        return self._folder(path.parent).files.get(_composed(path.stem), [])
 
-    def _folder(self, folder: Path) -> dict[str, list[str]]:
-        """Names of files by stem; empty for a folder that does not exist."""
-        if folder not in self._folders:
-            names: dict[str, list[str]] = {}
-            for entry in read_folder(folder) if os.path.isdir(folder) else []:
-                # Only links cost a stat: of other entries the folder itself knows the type.
-                if os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file():
-                    names.setdefault(_composed(Path(entry.name).stem), []).append(entry.name)
-            self._folders[folder] = names
-        return self._folders[folder]
+    def dead_link(self, path: Path) -> Path | None:
+        """The dead link at this path, found as by `find`, or in place of a folder above it.
+
+        Somebody meant a file by it: git-annex leaves dead links for files that were not fetched.
+        """
+        folder = self._folder(path.parent)
+        return folder.dead_link or _find(path, folder.dead.get(_composed(path.stem), []))
+
+    def _folder(self, path: Path) -> "_Names":
+        if path not in self._folders:
+            names = self._folders[path] = _Names()
+            if os.path.isdir(path):
+                names.read(path)
+            else:
+                above = (p for p in (path, *path.parents) if os.path.islink(p))
+                names.dead_link = next((p for p in above if not os.path.exists(p)), None)
+        return self._folders[path]
+
+
+class _Names:
+    """Names in a folder by stem, of files and of dead links; none if the folder does not exist."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, list[str]] = {}
+        self.dead: dict[str, list[str]] = {}
+        # In place of the folder, or of one above it.
+        self.dead_link: Path | None = None
+
+    def read(self, folder: Path) -> None:
+        for entry in read_folder(folder):
+            # Only links cost a stat: of other entries the folder itself knows the type.
+            if os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file():
+                names = self.files
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                names = self.dead
+            else:
+                continue
+            names.setdefault(_composed(Path(entry.name).stem), []).append(entry.name)
+
+
+def _find(path: Path, alike: list[str]) -> Path | None:
+    """The path, or the only one of equal suffix, among names in its folder that have its stem."""
+    if path.name in alike:
+        return path
+    fitting = [name for name in alike if Path(name).suffix.lower() == path.suffix.lower()]
+    return path.with_name(fitting[0]) if len(fitting) == 1 else None
+
+
+def paired_suffix(names: Sequence[str]) -> str | None:
+    """The text that tells labels from the images beside them: `_L` of `x`, `x_L`, `y`, `y_L`.
+
+    names: stems of the images of a folder. Of all texts that follow another name it is the most
+    frequent one. It begins with one of "_-. " and is more than a number, which frames of a film
+    and copies have. None unless names in such pairs are at least 80 % of all.
+    """
+    known = set(names)
+    pairs: dict[str, set[str]] = {}
+    for name in names:
+        for i, letter in enumerate(name):
+            end = name[i + 1 :]
+            if letter in SEPARATORS and end and not end.isdigit() and name[:i] in known:
+                pairs.setdefault(name[i:], set()).update((name, name[:i]))
+    if not pairs:
+        return None
+    suffix = max(pairs, key=lambda text: len(pairs[text]))
+    return suffix if len(pairs[suffix]) >= PAIRED * len(known) else None
 
 
 def is_utf8(name: str) -> bool:

@@ -20,7 +20,7 @@ from diga_hpc.datasets.color_maps import (
     unique_codes,
 )
 from diga_hpc.datasets.files import FileFinder, Files, scan, unique_names
-from diga_hpc.datasets.index_files import read_index
+from diga_hpc.datasets.index_files import IndexLine, read_index, swapped
 from diga_hpc.datasets.label_spaces import (
     CAMVID_CLASSES,
     CITYSCAPES_CLASSES,
@@ -136,21 +136,32 @@ class Folder(FileDataset):
 
     def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
         left_out: Counter[str] = Counter()
+        lines = read_index(self.index, root) if self.index is not None else []
         if self.index is not None:
-            files = self._of_index(self.index, root)
+            files = self._of_index(lines, root)
         else:
             files = self._of_folder(root, left_out)
         if self.labelled_only:
             finder = FileFinder()
-            # A label that an index names is meant to exist: it is not skipped.
-            kept = [f for f in files if f.label and (f.origin or finder.find(f.label))]
+            # A label that an index names is meant to exist, as is one that is a dead link.
+            named = {line.origin for line in lines if line.columns[1:]}
+            kept = [
+                f
+                for f in files
+                if f.label
+                and (f.origin in named or finder.find(f.label) or finder.dead_link(f.label))
+            ]
             left_out["images without a label"] = len(files) - len(kept)
             files = kept
         return files, dict(+left_out)
 
-    def _of_index(self, index: Path, root: Path) -> list[Files]:
-        lines = read_index(index, root)
+    def _of_index(self, lines: list[IndexLine], root: Path) -> list[Files]:
         images = [root / line.columns[0] for line in lines]
+        folder = root / self.images
+        for line in lines:
+            below = [(root / column).is_relative_to(folder) for column in line.columns]
+            if below == [False, True]:
+                raise swapped(line.origin, f"{line.columns[1]!r} is in {folder} (`images`)")
         labels = [
             root / line.columns[1] if line.columns[1:] else self._label(root, image)
             for line, image in zip(lines, images, strict=True)

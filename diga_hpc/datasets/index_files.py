@@ -27,6 +27,8 @@ MARKS = {
 }
 # Suffixes that end a column, also those that no folder is searched for.
 SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".jfif", ".jp2", ".jpe", ".pgm", ".pnm", ".ppm")
+# Suffixes that no label has.
+LOSSY = (".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".webp")
 QUOTED = re.compile(r'(?:^|(?<=[ ,;]))(?:"([^"]+)"|\'([^\']+)\')(?=[ ,;]|$)')
 COLUMN_END = re.compile(
     rf"({'|'.join(map(re.escape, SUFFIXES))})(?: *[,;] *| +)(?=[^ ])", re.IGNORECASE
@@ -68,10 +70,21 @@ def read_index(index: Path, root: Path) -> list[IndexLine]:
                 f"{origin}: {len(columns)} columns, expected an image, or an image and its label; "
                 "separate them by a TAB, or put paths with blanks in quotes"
             )
-        lines.append(IndexLine(origin, columns))
+        if columns[1:] and columns[1].lower().endswith(LOSSY):
+            raise swapped(origin, f"{columns[1]!r} is of a lossy format, which changes labels")
+        if columns:
+            lines.append(IndexLine(origin, columns))
     if not lines:
         raise UserError(f"{path}: the index names no image; write one path in each line")
     return lines
+
+
+def swapped(origin: str, why: str) -> UserError:
+    """The error for a line whose second column is no label: it would be used as a photograph."""
+    return UserError(
+        f"{origin}: {why}: columns swapped? image first, then its label; put a path with blanks in "
+        "quotes"
+    )
 
 
 def _decode(path: Path) -> str:
@@ -91,7 +104,7 @@ def _decode(path: Path) -> str:
 
 
 def _columns(text: str, root: Path) -> list[str]:
-    """Split a line that is not blank."""
+    """Split a line; blank columns, of any white space, are left out."""
     if "\t" in text:
         parts = re.split(r"\t+", text)
     elif QUOTED.search(text):
@@ -101,8 +114,8 @@ def _columns(text: str, root: Path) -> list[str]:
         parts = COLUMN_END.sub(r"\1\t", text).split("\t")
     else:
         parts = [text] if text.lower().endswith(SUFFIXES) else text.split()
-    stripped = (part.strip(" ") for part in parts)
-    return [_unquoted(part) for part in stripped if part]
+    columns = (_unquoted(part.strip(" ")) for part in parts)
+    return [column for column in columns if column.strip()]
 
 
 def _is_one_file(text: str, root: Path) -> bool:
@@ -136,6 +149,7 @@ def equal_names(
     found = scan(root / images)
     chosen, origins = found.images, [""] * len(found.images)
     if index is not None:
+        _require_folders(lines, root / images, root / labels)
         chosen = _named(lines, root / images, found.images)
         origins = [line.origin for line in lines]
         unnamed = len(set(found.images) - set(chosen))
@@ -145,6 +159,28 @@ def equal_names(
         for name, image, origin in zip(unique_names(chosen), chosen, origins, strict=True)
     ]
     return files, dict(+found.left_out)
+
+
+def _require_folders(lines: list[IndexLine], *folders: Path) -> None:
+    """Raise UserError for a path that is not in the folder of its column.
+
+    Its name alone would name another file, one of the folder. A relative path may start in the
+    folder of the data set or above it: `images/1.png`, `gta5/images/1.png`.
+    """
+    paths = [(folder.absolute().parts, folder.resolve().parts) for folder in folders]
+    for line in lines:
+        for column, folder, absolute in zip(line.columns, folders, paths, strict=False):
+            above = Path(os.path.normpath(column)).parent
+            parts = tuple(part for part in above.parts if part != "..")
+            if not (
+                not above.parts
+                or (parts and any(path[-len(parts) :] == parts for path in absolute))
+                or (above.is_absolute() and above.resolve().parts == absolute[1])
+            ):
+                raise UserError(
+                    f"{line.origin}: {column!r} is not in {folder}; write its name alone, or its "
+                    "path below the folder of the data set"
+                )
 
 
 def _named(lines: list[IndexLine], folder: Path, images: list[Path]) -> list[Path]:
@@ -164,9 +200,5 @@ def _named(lines: list[IndexLine], folder: Path, images: list[Path]) -> list[Pat
                 f"{line.origin}: {line.columns[1]!r} is not the label of {line.columns[0]!r}; "
                 "images and labels have equal names"
             )
-        # An absolute path may name an image of another folder.
-        if path.is_absolute():
-            found.append(path)
-        else:
-            found.append(names.get(path.name) or unique.get(stem) or folder / path.name)
+        found.append(names.get(path.name) or unique.get(stem) or folder / path.name)
     return found

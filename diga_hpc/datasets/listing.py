@@ -164,7 +164,10 @@ def _existing(files: list[Files], key: str, labels: bool, problems: list[str]) -
 def _missing(entry: Files, finder: FileFinder) -> str:
     """Problem of an image that does not exist."""
     path = entry.image
-    what = f"{dead_link(path)}" if path.is_symlink() else "no such image"
+    link = finder.dead_link(path)
+    if link and link != path:
+        return f"{path}: no such image ({link} is a {dead_link(link)}){_named(entry)}; restore it"
+    what = dead_link(path) if link else "no such image"
     remedy = "restore it or remove the line" if entry.origin else "restore it or remove the link"
     if entry.origin and not is_utf8(path.name):
         remedy = "save the index as UTF-8"
@@ -176,8 +179,9 @@ def _where(entry: Files, finder: FileFinder) -> str:
     path = entry.label
     if path is None:
         return f"(no path of one is known){_named(entry)}"
-    if path.is_symlink():
-        return f"{path} ({dead_link(path)}){_named(entry)}"
+    if link := finder.dead_link(path):
+        where = dead_link(link) if link == path else f"{link} is a {dead_link(link)}"
+        return f"{path} ({where}){_named(entry)}"
     return f"{path}{_alike(path, finder)}{_named(entry)}"
 
 

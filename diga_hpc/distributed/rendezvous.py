@@ -98,8 +98,10 @@ def facts(config: Config, device: torch.device) -> dict[str, str]:
         "diga_hpc": __version__,
         "the kind of device": device.type,
     }
-    keys = configuration.flat(config)
-    return versions | {f"`{k}`": json.dumps(v) for k, v in keys.items() if not k.endswith("root")}
+    keys = configuration.flat(config).items()
+    return versions | {
+        f"`{k}`": json.dumps(v) for k, v in keys if not configuration.is_data_root(k)
+    }
 
 
 def disagreement(facts_by_rank: list[dict[str, str]]) -> str | None:

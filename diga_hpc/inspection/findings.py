@@ -13,6 +13,7 @@ import numpy as np
 
 from diga_hpc.config import Config, TrainingSection
 from diga_hpc.datasets.base import FileDataset
+from diga_hpc.datasets.files import paired_suffix
 from diga_hpc.images.sizes import half_working_size, working_size
 from diga_hpc.inspection.identity import listed
 from diga_hpc.inspection.opening import SOURCE, TARGET, VALIDATION
@@ -50,6 +51,8 @@ def findings(config: Config, scans: Mapping[str, Scan], *, complete: bool = True
             found += of_labels if complete else map(_as_warning, of_labels)
         if name != VALIDATION:
             found += _crops(config, scan)
+        if name == TARGET:
+            found += _labels_among_images(scan)
     found += _repeated(scans)
     # A file that two data sets share is named once.
     unique: dict[tuple[Level, str], Finding] = {}
@@ -156,6 +159,19 @@ def _labels(config: Config, name: str, scan: Scan) -> Iterator[Finding]:
     if total and counts[-1] > MUCH_IGNORED * total:
         share = 100 * counts[-1] / total
         yield Finding("warning", key, f"`{key}`: {share:.0f} % of the pixels have no label")
+
+
+def _labels_among_images(scan: Scan) -> Iterator[Finding]:
+    """Label files beside the images of a target, which would be trained on as photographs."""
+    entries = scan.entries
+    suffix = paired_suffix([entries.name(index) for index in range(len(scan.facts))])
+    if suffix:
+        yield Finding(
+            "warning",
+            entries.key,
+            f"`{entries.key}`: most images come in pairs, NAME and NAME{suffix}; if the second are "
+            f"labels, set `label_suffix: {suffix}`, or they are trained on as photographs",
+        )
 
 
 def _crops(config: Config, scan: Scan) -> Iterator[Finding]:

@@ -33,7 +33,7 @@ def show_run(run_dir: Path, lines: int = 10) -> None:
 
     Raises UserError if it is not a run directory.
     """
-    run, console = status.read(run_dir), Console(highlight=False)
+    run, console = status.read(run_dir), _console()
     if run.jobs:
         console.print(_job_table(run.jobs))
     if run.stages:
@@ -60,7 +60,7 @@ def show_sweep(folder: Path) -> None:
     for row in rows:
         texts = ["–" if row.get(column) is None else f"{row[column]:.2f}" for column in scores]
         table.add_row(row["run"], row["state"], *texts)
-    console = Console(highlight=False)
+    console = _console()
     console.print(table)
     legend = "mIoU in % of the students, with running and with adapted statistics; all numbers:"
     console.print(legend, soft_wrap=True)
@@ -70,9 +70,7 @@ def show_sweep(folder: Path) -> None:
 def _print_failed_ranks(console: Console, failed: Sequence[FailedRank]) -> None:
     for rank in failed[:SHOWN_RANKS]:
         console.print(f"{rank}, end of {rank.log}:", style="bold red", soft_wrap=True)
-        # A log may hold text that looks like rich's markup.
-        text = "\n".join(f"  {line}" for line in rank.lines)
-        console.print(text, markup=False, soft_wrap=True)
+        console.print("\n".join(f"  {line}" for line in rank.lines), soft_wrap=True)
     if len(failed) > SHOWN_RANKS:
         console.print(f"{len(failed) - SHOWN_RANKS} more ranks failed")
 
@@ -100,6 +98,11 @@ def _stage_table(stages: Sequence[Progress]) -> Table:
             _age(stage.metrics.get("time")),
         )
     return table
+
+
+def _console() -> Console:
+    """A console that prints names and logs as they are: `[/x]` is no markup, `:car:` no picture."""
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 def _table(*heads: str) -> Table:

@@ -122,7 +122,8 @@ def look(config: Config, limit: int | None = None) -> Checked:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Progress]:
-    columns = (TextColumn("checking {task.description}"), BarColumn(), MofNCompleteColumn())
+    text = TextColumn("checking {task.description}", markup=False)
+    columns = (text, BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         yield progress
@@ -153,7 +154,8 @@ def _sizes(scan: Scan) -> str:
 
 
 def _print(config: Config, checked: Checked) -> None:
-    console = Console()
+    # Names are printed as they are: `[/x]` is no markup, `:car:` no picture.
+    console = Console(markup=False, emoji=False)
     table = Table("data set", "images", "read", "size", "classes present")
     table.title = f"label space {config.space.name}"
     for each in checked.sets:
@@ -175,7 +177,7 @@ def _print(config: Config, checked: Checked) -> None:
     for level, label in (("note", "note"), ("warning", "warning"), ("error", "ERROR")):
         texts = checked.at(level)
         for text in texts[:SHOWN]:
-            console.print(f"{label}: {text}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{label}: {text}", highlight=False, soft_wrap=True)
         if len(texts) > SHOWN:
             console.print(f"{label}: and {len(texts) - SHOWN} more")
     if not checked.at("error"):

@@ -30,7 +30,7 @@ from rich.progress import (
 from diga_hpc import __version__
 from diga_hpc import config as configuration
 from diga_hpc.config import Config
-from diga_hpc.datasets.base import DatasetSection
+from diga_hpc.datasets.base import DatasetSection, FileDataset
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.errors import MachineError, UserError, as_user_error, one_line
 from diga_hpc.images.sizes import working_size
@@ -82,18 +82,20 @@ def predict(
     check_network(network)
     run_dir, found = find_checkpoint(weights)
     network_file(found, network)
-    pictures = find_pictures(images, output)
+    broken: list[str] = []
+    pictures = find_pictures(images, output, broken)
+    unreadable = len(broken)
     _make_folders(output)
     config = configuration.load(RunPaths(run_dir).config_file)
     with Record(output, _made_by(config, found, network)) as record:
-        todo, broken = _select(record, pictures, overwrite)
+        todo = _select(record, pictures, overwrite, broken)
         if todo:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             log.info("%s of %s on %s", network, found, device)
             writer = _Writer(config, _labeler(config, found, network, device), output, device)
             broken += _label_all(writer, todo, record)
     if broken:
-        raise _summary(broken, len(pictures), output)
+        raise _summary(broken, len(pictures) + unreadable, output)
     return len(pictures)
 
 
@@ -101,6 +103,7 @@ def _made_by(config: Config, found: Path, network: str) -> dict[str, Any]:
     """What decides the labels of an image: weights, settings and version."""
     _, digest = checkpoint.read_manifest(found)[network_file(found, network).name]
     section = _image_section(config)
+    upright, bits = _reading(section)
     return {
         "checkpoint": str(found.absolute()),
         "network": network,
@@ -109,6 +112,8 @@ def _made_by(config: Config, found: Path, network: str) -> dict[str, Any]:
         "classes": list(config.space.classes),
         "palette": config.space.palette,
         "size": section.size,
+        "exif_orientation": upright,
+        "image_bits": bits,
         "scales": config.evaluation.scales,
         "flip": config.evaluation.flip,
         "sliding_window": config.evaluation.sliding_window,
@@ -118,15 +123,22 @@ def _made_by(config: Config, found: Path, network: str) -> dict[str, Any]:
 
 
 def _image_section(config: Config) -> DatasetSection:
-    """The data set whose size images have: they are most like those of the target."""
+    """The data set as which images are read: they are most like those of the target."""
     return config.data.target or config.data.validation or config.data.source
 
 
+def _reading(section: DatasetSection) -> tuple[bool, int | None]:
+    """How images are read: `upright` and `bits` of `read_image`."""
+    if isinstance(section, FileDataset):
+        return section.exif_orientation, section.image_bits
+    return True, None
+
+
 def _select(
-    record: Record, pictures: list[Picture], overwrite: bool
-) -> tuple[list[tuple[Picture, dict[str, Any]]], list[str]]:
-    """The pictures to make with their entries of the record; a line for each missing image."""
-    todo, broken, states = [], [], Counter[str]()
+    record: Record, pictures: list[Picture], overwrite: bool, broken: list[str]
+) -> list[tuple[Picture, dict[str, Any]]]:
+    """The pictures to make with their entries of the record; appends missing images to `broken`."""
+    todo, states = [], Counter[str]()
     for picture in pictures:
         try:
             entry = record.entry(picture)
@@ -149,14 +161,16 @@ def _select(
             "%d images have pictures of other weights, settings or contents: labelled again",
             states["other"],
         )
-    return todo, broken
+    return todo
 
 
 class _Writer:
     """Labels one image and writes its pictures."""
 
     def __init__(self, config: Config, labeler: Labeler, output: Path, device: torch.device):
-        self._size = _image_section(config).size
+        section = _image_section(config)
+        self._size = section.size
+        self._upright, self._bits = _reading(section)
         self._space: LabelSpace = config.space
         self._labeler, self._device = labeler, device
         self.output = output
@@ -177,7 +191,7 @@ class _Writer:
 
     def _label(self, file: Path) -> tuple[torch.Tensor, torch.Tensor]:
         """Image uint8 [3,H,W] and its labels uint8 [H,W], on the CPU."""
-        image = read_image(file)
+        image = read_image(file, upright=self._upright, bits=self._bits)
         height, width = image.shape[-2:]
         resized = resize_image(image, working_size(self._size, (height, width)))
         return image, self._labeler(resized.to(self._device), (height, width)).cpu()

@@ -1,6 +1,6 @@
 """Input and record of `predict`: which images to label, under which names, and what is done.
 
-    find_pictures(images, output) -> [Picture, ...]
+    find_pictures(images, output, problems) -> [Picture, ...]
     Record(output, made_by)             OUTPUT/predictions.jsonl, one line per image
 
 Pictures of an earlier call count as done only if the record says that the same weights, settings
@@ -38,12 +38,13 @@ class Picture:
     """Of its pictures below the folders of OUTPUT, without suffix, with subfolders: `cam1/0001`."""
 
 
-def find_pictures(images: Path, output: Path) -> list[Picture]:
+def find_pictures(images: Path, output: Path, problems: list[str]) -> list[Picture]:
     """The images of a folder and its subfolders, sorted, or the one image that is named.
 
-    Pictures that `predict` wrote are left out: what lies below `output`, or below any folder with a
-    record. What is left out is counted in a log message. Raises UserError where there is no image,
-    or `output` is the folder of the images.
+    Pictures that `predict` wrote are left out: what lies below `output`, or in the folders of
+    pictures beside any record. What is left out is counted in a log message. A subfolder that
+    cannot be read, or is a dead link, is appended to `problems`. Raises UserError where there is no
+    image, or `output` is the folder of the images.
     """
     _refuse_overwriting(images, output)
     if not images.is_dir():
@@ -53,13 +54,15 @@ def find_pictures(images: Path, output: Path) -> list[Picture]:
                 f"({', '.join(IMAGE_SUFFIXES)})"
             )
         return [Picture(images, images.stem)]
-    found = scan(images, recursive=True, without=output)
-    files = [file for file in found.images if not _is_predicted(file, images)]
+    found = scan(images, recursive=True, without=output, problems=problems)
+    recorded: dict[Path, bool] = {}
+    files = [file for file in found.images if not _is_predicted(file, images, recorded)]
     reasons = Counter({"pictures that predict wrote": len(found.images) - len(files)})
     left_out = ", ".join(f"{n} {why}" for why, n in (reasons + found.left_out).items())
     if not files:
         raise UserError(
-            f"{images}: no images here; left out: {left_out or 'nothing'}; expected "
+            f"{images}: no images here; left out: {left_out or 'nothing'}"
+            f"{''.join(f'; {problem}' for problem in problems[:1])}; expected "
             f"{', '.join(IMAGE_SUFFIXES)}, in the folder or its subfolders"
         )
     if left_out:
@@ -98,9 +101,20 @@ def _refuse_overwriting(images: Path, output: Path) -> None:
         )
 
 
-def _is_predicted(file: Path, images: Path) -> bool:
-    """Whether a picture lies in a folder that another call wrote to."""
-    return any((images / folder / RECORD).is_file() for folder in file.relative_to(images).parents)
+def _is_predicted(file: Path, images: Path, recorded: dict[Path, bool]) -> bool:
+    """Whether a picture is where another call would have written it: beside the call's record.
+
+    recorded: whether a folder has a record, for each one that was looked at.
+    """
+    parts = file.relative_to(images).parts
+    for depth, name in enumerate(parts[:-1]):
+        if FOLDERS.get(name) == file.suffix:
+            folder = images.joinpath(*parts[:depth])
+            if folder not in recorded:
+                recorded[folder] = (folder / RECORD).is_file()
+            if recorded[folder]:
+                return True
+    return False
 
 
 class Record:

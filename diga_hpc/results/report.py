@@ -95,7 +95,8 @@ def print_results(run_dir: Path) -> None:
         return
     config = configuration.load(file)
     results = Results(rows, StageOrder(config, map(stage_name, rows)))
-    Console().print(terminal_table(results))
+    # Names of stages and protocols are no markup.
+    Console(markup=False, emoji=False).print(terminal_table(results))
 
 
 def _not_measured(config: Config | None) -> str:

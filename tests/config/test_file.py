@@ -149,6 +149,33 @@ def test_differences_leave_out_how_a_run_is_executed(tiny_yaml):
     assert configuration.differences(before, other) == ["warm_up.steps: 4 there, 5 now"]
 
 
+CLASS_NAMED_ROOT = """
+run_dir: unused
+label_space: custom
+classes: [{name: root, color: [1, 2, 3]}, {name: soil.root, color: [4, 5, 6]}]
+data:
+  source: {kind: folder}
+  target: {kind: folder}
+  validation: {kind: folder, color_map: {root: [[9, 9, 9]], soil.root: [[4, 5, 6]]}}
+model: {weights: random}
+warm_up: {steps: 2, crop: [32, 48]}
+"""
+
+
+def test_a_class_named_root_is_no_folder(tmp_path):
+    path = tmp_path / "roots.yaml"
+    path.write_text(CLASS_NAMED_ROOT)
+    before = configuration.load(path)
+    roots = [f"data.{name}root=/x" for name in ("", "source.", "target.", "validation.")]
+    assert configuration.differences(before, configuration.load(path, roots)) == []
+    path.write_text(CLASS_NAMED_ROOT.replace("9, 9, 9", "1, 2, 3").replace("[[4", "[[7"))
+    changed = configuration.differences(before, configuration.load(path))
+    names = ("data.validation.color_map.root", "data.validation.color_map.soil.root")
+    assert tuple(line.split(":")[0] for line in changed) == names
+    kept = [key for key in configuration.flat(before) if not configuration.is_data_root(key)]
+    assert {key for key in kept if key.endswith("root")} == set(names)
+
+
 def test_import_loads_neither_torch_nor_deepspeed():
     code = (
         "import sys, diga_hpc, diga_hpc.cli, diga_hpc.config\n"

@@ -49,6 +49,13 @@ def test_what_is_left_out_is_counted(root):
     }
 
 
+def test_labels_that_are_dead_links_are_not_skipped(tiny_yaml, root):
+    (root / "trainannot/0001TP_2.png").symlink_to("gone")
+    section = "{kind: camvid, labelled_only: true}"
+    with pytest.raises(UserError, match=r"0001TP_2.jpg: has no label .*link to gone, which does"):
+        datasets.open_source(config_with(tiny_yaml, section, "camvid", root))
+
+
 def test_equal_stems_in_two_splits(root):
     write_image(root / "val/0001TP_1.png")
     names = [f.name for f in Camvid(kind="camvid", splits=("val", "train")).files(root)]

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from diga_hpc.datasets.files import FileFinder, list_images, scan, unique_names
+from diga_hpc.datasets.files import FileFinder, list_images, paired_suffix, scan, unique_names
 from diga_hpc.errors import UserError
 
 
@@ -207,3 +207,32 @@ def test_files_are_found_whose_letters_are_composed_otherwise(tmp_path):
     touch(tmp_path, composed)
     for name in (composed, decomposed):
         assert FileFinder().find(tmp_path / name) == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("names", "suffix"),
+    [
+        (["x_1", "x_1_L", "x_2", "x_2_L"], "_L"),
+        ([f"{i}{end}" for i in range(9) for end in ("", ".mask")], ".mask"),
+        (["a b", "a b label", "c", "c label"], " label"),
+        (["a", "a-gt_ids", "b", "b-gt_ids"], "-gt_ids"),
+        # 8 of 10 names are in pairs, 8 of 11 are not enough.
+        ([*"abcd", *(f"{x}_L" for x in "abcd"), "e", "f"], "_L"),
+        ([*"abcd", *(f"{x}_L" for x in "abcd"), "e", "f", "g"], None),
+        # The most frequent of several.
+        ([*"abcdef", *(f"{x}_L" for x in "abcdef"), "a_color"], "_L"),
+        # A pair has two names, also where one of them is in two pairs.
+        (["a", "a_L", "a_L_L"], "_L"),
+        # Frames, copies, and text without a separator.
+        (["film", "film_1", "film_2", "film_3"], None),
+        (["a", "a_1", "b", "b_1"], None),
+        (["a", "aL", "b", "bL"], None),
+        (["a", "a_", "b", "b_"], None),
+        (["_L", "_R"], None),
+        (["a", "b"], None),
+        ([], None),
+    ],
+)
+def test_labels_beside_images_have_a_text_in_common(names, suffix):
+    assert paired_suffix(names) == suffix
+    assert paired_suffix(names[::-1]) == suffix

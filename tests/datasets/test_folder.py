@@ -44,6 +44,22 @@ def test_an_index_of_pairs(tiny_yaml, root):
     assert sample.name == "x" and sample.label.unique().tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("gt/x.png photo/x.JPG", r"'photo/x.JPG' is of a lossy format"),
+        ("gt/x.png\tphoto/x.webp", r"'photo/x.webp' is of a lossy format"),
+        ("gt/x.png images/x.png", r"'images/x.png' is in .*images \(`images`\)"),
+    ],
+)
+def test_swapped_columns_are_refused(tmp_path, line, why):
+    """Where labels are not used, the first column would be taken for photographs."""
+    touch(tmp_path, "photo/x.JPG", "photo/x.webp", "images/x.png", "gt/x.png")
+    (tmp_path / "pairs.txt").write_text(f"images/x.png gt/x.png\n{line}\n")
+    with pytest.raises(UserError, match=rf"pairs.txt, line 2: {why}.*: columns swapped\? image fi"):
+        listed(tmp_path, {"index": "pairs.txt"}, labels=False)
+
+
 def test_an_index_of_images_without_labels(tiny_yaml, root):
     (root / "images.txt").write_text("rgb/a/x.png\n")
     (entry,) = Folder(kind="folder", index="images.txt").files(root)
@@ -177,6 +193,30 @@ def test_images_without_a_label_can_be_skipped(tmp_path):
     (tmp_path / "list.txt").write_text("images/1.png labels/1.PNG\nimages/2.png labels/2.png\n")
     with pytest.raises(UserError, match=r"2.png: has no label .*list.txt, line 2"):
         listed(tmp_path, keys, True)
+
+
+@pytest.mark.parametrize("link", ["labels/1.png", "labels/1.PNG", "labels"])
+def test_labels_that_are_dead_links_are_not_skipped(tmp_path, link):
+    touch(tmp_path, "images/1.png", "images/2.png", "images/a/3.png", "labels_/a/3.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/a").symlink_to(tmp_path / "labels_/a")
+    if link == "labels":
+        (tmp_path / "labels").rename(tmp_path / "unused")
+    (tmp_path / link).symlink_to(".git/annex/objects/gone")
+    keys = {"labels": "labels", "labelled_only": True}
+    message = rf"images/1.png: has no label .*{link}.*link to .git/annex/objects/gone, which does"
+    with pytest.raises(UserError, match=message):
+        listed(tmp_path, keys, True)
+    left_out = Folder(kind="folder", **keys).left_out(tmp_path)
+    assert left_out == ({} if link == "labels" else {"images without a label": 1})
+
+
+def test_an_index_of_images_alone_skips_those_without_a_label(tmp_path):
+    touch(tmp_path, "images/1.png", "images/2.png", "images/3.png", "labels/1.png")
+    (tmp_path / "list.txt").write_text("images/1.png\nimages/2.png\nimages/3.png\n")
+    keys = {"labels": "labels", "labelled_only": True, "index": "list.txt"}
+    assert [name for name, _, _ in listed(tmp_path, keys, True)] == ["1"]
+    assert Folder(kind="folder", **keys).left_out(tmp_path) == {"images without a label": 2}
 
 
 def test_an_index_of_paths_with_blanks_and_equal_stems(tmp_path):

@@ -50,11 +50,14 @@ def listed(root, problems=None, **keys):
 @pytest.fixture
 def mixed(tmp_path):
     """Images made smaller as JPEG, one left a PNG; labels, one of them with a derived file."""
+    root = tmp_path / "linked"
+    (tmp_path / "gta5").mkdir()
+    root.symlink_to("gta5")
     for name in ("images/1.jpg", "images/2.JPG", "images/3.png"):
-        write_image(tmp_path / name)
+        write_image(root / name)
     for name in ("labels/1.png", "labels/2.png", "labels/3.png", "labels/3_labelTrainIds.png"):
-        write_ids(tmp_path / name, ALL_IDS)
-    return tmp_path
+        write_ids(root / name, ALL_IDS)
+    return root
 
 
 def test_jpeg_images_have_png_labels(mixed):
@@ -64,9 +67,24 @@ def test_jpeg_images_have_png_labels(mixed):
 
 @pytest.mark.parametrize(
     "line",
-    ["3", "3.png", "images/3.png", "images/3.png labels/3.png", "3.png,3.png", '"3.png"', "3\t3"],
+    [
+        "3",
+        "3.png",
+        "images/3.png",
+        "./images//3.png",
+        "images/3.png labels/3.png",
+        "3.png,3.png",
+        '"3.png"',
+        "3\t3",
+        "gta5/images/3.png gta5/labels/3.png",
+        "../gta5/images/3.png",
+        "linked/images/3.png labels/3.png",
+        "{root}/images/3.png {root}/labels/3.png",
+        "{root}/../linked/images/3",
+    ],
 )
 def test_lines_of_an_index(mixed, line):
+    line = line.format(root=mixed)
     (mixed / "kept.txt").write_text(f"{line}\n1.png\n")
     assert listed(mixed, index="kept.txt") == [("3", "3.png", "3.png"), ("1", "1.jpg", "1.png")]
     left_out = Gta5(kind="gta5", index="kept.txt").left_out(mixed)
@@ -80,8 +98,18 @@ def test_lines_of_an_index(mixed, line):
         ("1\n\n1.jpg\n", r"images/1.jpg: named in .*kept.txt, line 1 and .*kept.txt, line 3"),
         ("1.png labels/2.png", r"line 1: 'labels/2.png' is not the label of '1.png'"),
         ("3.png 3_labelIds.png", r"line 1: '3_labelIds.png' is not the label of '3.png'"),
-        ("labels/3_labelTrainIds.png", r"3_labelTrainIds.png: no such image"),
-        ("/other/images/3.png", r"/other/images/3.png: no such image"),
+        ("3_labelTrainIds.png", r"3_labelTrainIds.png: no such image"),
+        (
+            "1\nother/images/3.png",
+            r"line 2: 'other/images/3.png' is not in .*images; write its",
+        ),
+        ("images/sub/3.png", r"line 1: 'images/sub/3.png' is not in"),
+        ("../3.png", r"line 1: '../3.png' is not in"),
+        ("/other/images/3.png", r"line 1: '/other/images/3.png' is not in"),
+        ("images/3.png other/labels/3.png", r"line 1: 'other/labels/3.png' is not in .*labels; "),
+        ("3.png /labels/3.png", r"line 1: '/labels/3.png' is not in"),
+        ("labels/3.png images/3.png", r"line 1: 'labels/3.png' is not in .*images; write"),
+        ("1.png 1.jpg", r"line 1: '1.jpg' is of a lossy .*: columns swapped\? image first, then"),
     ],
 )
 def test_lines_that_name_nothing(mixed, text, message):

@@ -93,8 +93,23 @@ def test_what_cannot_be_read_is_refused_with_its_line(tmp_path, text, message):
 
 def test_a_name_with_an_extension_inside_is_one_path(tmp_path):
     (tmp_path / "a.jpg copy.jpg").touch()
-    text = "a.jpg copy.jpg\na.jpg b.jpg\n"
-    assert columns(tmp_path, text) == [["a.jpg copy.jpg"], ["a.jpg", "b.jpg"]]
+    text = "a.jpg copy.jpg\na.jpg b.png\n"
+    assert columns(tmp_path, text) == [["a.jpg copy.jpg"], ["a.jpg", "b.png"]]
+
+
+@pytest.mark.parametrize(
+    "blank", ["", " ", "\u00a0", "\u3000", "\f", "\v", "\u2028", "\u3000\t\u3000", '" "', "\x85 \t"]
+)
+def test_blank_lines_of_any_white_space(tmp_path, blank):
+    assert columns(tmp_path, f"a.png\n{blank}\nb.png\t{blank}\n") == [["a.png"], ["b.png"]]
+    with pytest.raises(UserError, match="the index names no image"):
+        columns(tmp_path, f"{blank}\n")
+
+
+@pytest.mark.parametrize("label", ["b.jpg", "b.JPEG", "x/b.webp", "b.jp2"])
+def test_a_label_of_a_lossy_format_is_refused(tmp_path, label):
+    with pytest.raises(UserError, match=rf"line 2: '{label}' is of a lossy format, .* swapped\?"):
+        columns(tmp_path, f"1.png\na.png {label}\n")
 
 
 PARTS = [
@@ -118,11 +133,12 @@ def test_any_name_is_read_as_it_was_written(tmp_path, seed):
     """Separated by TABs, in quotes, and bare where names have no quotes."""
     rng = random.Random(seed)
 
-    def path():
+    def path(suffixes):
         parts = ["".join(rng.choices(PARTS, k=rng.randint(1, 2))) for _ in range(rng.randint(1, 3))]
-        return "/".join(parts) + rng.choice([".png", ".JPG", ".tif", ".png.webp"])
+        return "/".join(parts) + rng.choice(suffixes)
 
-    lines = [[path() for _ in range(rng.randint(1, 2))] for _ in range(5)]
+    suffixes = [".png", ".JPG", ".tif", ".png.webp"], [".png", ".BMP", ".jpg.tif"]
+    lines = [[path(each) for each in suffixes[: rng.randint(1, 2)]] for _ in range(5)]
     mark, end = rng.choice([b"", b"\xef\xbb\xbf"]), rng.choice(["\n", "\r\n"])
 
     def read(write):

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from diga_hpc.distributed import rendezvous, watchdog
 from diga_hpc.distributed.ranks import Ranks
@@ -25,6 +26,13 @@ def test_only_the_first_disagreements_are_listed():
 def test_a_fact_that_a_rank_lacks():
     text = disagreement([{"a": "1"}, {}, {}])
     assert text.startswith("ranks disagree: a is 1 on rank 0, not set on ranks 1-2; start all")
+
+
+def test_folders_of_data_are_no_facts_but_a_class_named_root_is_one(monkeypatch):
+    flat = {"data.root": "/a", "data.target.root": "/b", "data.source.color_map.root": [[1, 2, 3]]}
+    monkeypatch.setattr(rendezvous.configuration, "flat", lambda config: flat)
+    keys = [name for name in rendezvous.facts(None, torch.device("cpu")) if "root" in name]
+    assert keys == ["`data.source.color_map.root`"]
 
 
 def test_an_invalid_timeout(monkeypatch):

@@ -110,6 +110,17 @@ def test_images_that_occur_twice(own):
     assert "`data.source` and `data.target` and `data.validation` share 1 images" in shared
 
 
+def test_labels_beside_the_images_of_a_target(own):
+    own.pairs(2, (0, 1, 2))
+    for i in range(3):
+        own.image(f"t/x_{i}.png", seed=20 + i)
+        own.label(f"t/x_{i}_L.png", (0, 1))
+    config = own.config(target="{kind: folder, images: t}")
+    assert any("set `label_suffix: _L`" in warning for warning in found(config, "warning"))
+    config = own.config(target="{kind: folder, images: t, label_suffix: _L}")
+    assert not any("come in pairs" in warning for warning in found(config, "warning"))
+
+
 def test_mostly_ignored(own):
     own.pairs(2, (0, 1, 2, 255, 255, 255, 255))
     source = "{kind: folder, labels: labels, ignored_ids: [255]}"

@@ -70,6 +70,19 @@ def test_a_job_that_succeeded_after_a_failed_start_has_no_failed_ranks(run_dir):
     assert "node2" not in shown(run_dir)
 
 
+def test_names_are_printed_as_they_are(run_dir, slurm):
+    """Not as markup or emoji of rich."""
+    odd = run_dir.rename(run_dir.with_name("[red]:car:"))
+    (slurm / "squeue.txt").write_text("12|FAILED|[/x]|node[1-2]|0:10\n")
+    add_job(odd, "12")
+    write_rank_logs(odd, "srun: error: node2: task 1: Killed\n", "step 8 [/bold] :car:\n")
+    metrics = {"stage": "[/x]", "step": 3, "time": time.time()}
+    (odd / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
+    text = shown(odd)
+    for words in ("FAILED ([/x])", "node[1-2]", "/[red]:car:/", "step 8 [/bold] :car:"):
+        assert words in text
+
+
 def test_a_sweep_has_a_line_per_run_with_its_students(tmp_path, tiny_yaml):
     write_sweep(tmp_path, tiny_yaml)
     line = line_with("seed=0 ", shown(tmp_path))

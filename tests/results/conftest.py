@@ -85,7 +85,9 @@ def call(trained_run, tmp_path, monkeypatch):
     read = []
     original = predict_module.read_image
     monkeypatch.setattr(
-        predict_module, "read_image", lambda file: read.append(file.name) or original(file)
+        predict_module,
+        "read_image",
+        lambda file, **how: read.append(file.name) or original(file, **how),
     )
 
     def run(images: Path = tmp_path / "images", **options) -> list[str]:

@@ -80,6 +80,23 @@ def test_files_are_counted_and_measured(files_yaml, capsys):
     assert "48x64" in text and "4 of 11" in text and "(labels not used)" in text
 
 
+def test_names_are_printed_as_they_are(files_yaml, tmp_path, capsys):
+    """Not as markup or emoji of rich."""
+    for name in ("a.[red]", "b.[bold]"):
+        (tmp_path / "images" / name).touch()
+    (tmp_path / "images/2.png").rename(tmp_path / "images/[bold]:car:.png")
+    (tmp_path / "labels/2.png").rename(tmp_path / "labels/[bold]:car:.png")
+    (tmp_path / "images/[bold]:car:.png").write_bytes(b"no picture")
+    names = ["[/x]", "[red]", ":car:", "d"]
+    classes = ", ".join(f"{{name: '{n}', color: [{i}, 9, 9]}}" for i, n in enumerate(names))
+    config = configuration.load(files_yaml, ["label_space=custom", f"classes=[{classes}]"])
+    with pytest.raises(UserError, match="not a readable image"):
+        check(config)
+    text = capsys.readouterr().out
+    for shown in (*(f"│ {name} " for name in names), "(.[bold], .[red])", "/[bold]:car:.png: not"):
+        assert shown in text
+
+
 def test_a_limit_reads_fewer_images(files_yaml, tmp_path):
     Image.fromarray(np.full((48, 64), 40, np.uint8)).save(tmp_path / "labels/1.png")
     config = configuration.load(files_yaml)

@@ -67,6 +67,8 @@ def test_pictures_of_a_killed_call_of_another_network_are_made_again(call, tmp_p
         ("size: [32, 48]", "size: [16, 24]"),
         ("warm_up:", "evaluation: {scales: [1.0]}\nwarm_up:"),
         ("warm_up:", "evaluation: {flip: true}\nwarm_up:"),
+        ("size: [32, 48]", "size: [32, 48], exif_orientation: false"),
+        ("size: [32, 48]", "size: [32, 48], image_bits: 12"),
     ],
 )
 def test_other_settings_are_not_taken_for_done(trained_run, call, tmp_path, old, new):

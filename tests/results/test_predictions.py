@@ -5,12 +5,13 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from diga_hpc.errors import UserError
 from diga_hpc.results import predict as module
-from diga_hpc.results.predictions import output_names
+from diga_hpc.results.predictions import find_pictures, output_names
 from helpers.pictures_of_predict import draw, labels
 
 # ------------------------------------------------------------------------------------ what is read
@@ -54,6 +55,24 @@ def test_a_photo_is_labelled_as_viewers_show_it(call, tmp_path):
     for name in ("labels/a.png", "masks/a.png", "overlays/a.jpg"):
         with Image.open(tmp_path / "out" / name) as picture:
             assert picture.size == (24, 40)
+
+
+def test_a_photo_is_read_as_the_target_of_the_run(trained_run, call, tmp_path):
+    """EXIF orientation 6 is not applied; values of 12 bits are none of 16."""
+    text = (trained_run / "config.yaml").read_text()
+    keys = "size: [32, 48], exif_orientation: false, image_bits: 12"
+    (trained_run / "config.yaml").write_text(text.replace("size: [32, 48]", keys))
+    checkpoint = trained_run / "checkpoints/warm_up/step_00000002"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 24), (9, 99, 200)).save(tmp_path / "images/a.jpg", exif=exif)
+    grey = np.random.default_rng(0).integers(0, 4096, (24, 40)).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "images/b.png")
+    call(weights=checkpoint)
+    with Image.open(tmp_path / "out/labels/a.png") as picture:
+        assert picture.size == (40, 24)
+    assert labels(tmp_path / "out") == ["a", "b"]
 
 
 def test_equal_stems_keep_their_suffixes(call, tmp_path):
@@ -105,6 +124,21 @@ def test_what_predict_wrote_is_no_input(call, tmp_path, caplog):
     assert "left out: 3 pictures that predict wrote" in caplog.text
     (tmp_path / "link").symlink_to(tmp_path / "images")
     assert call(output=tmp_path / "link/out", overwrite=True) == ["a.jpg"]
+
+
+def test_a_foreign_file_of_the_name_of_the_record_leaves_no_photo_out(call, tmp_path, monkeypatch):
+    for name in ("a.png", "cam/b.png", "labels/c.jpg", "cam/labels/d.png", "x/labels/e.png"):
+        draw(tmp_path / "images" / name)
+    for folder in ("", "cam/"):
+        (tmp_path / f"images/{folder}predictions.jsonl").write_text('{"caption": "a street"}')
+    looked_at = []
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: looked_at.append(path.name) or is_file(path))
+    problems = []
+    found = find_pictures(tmp_path / "images", tmp_path / "out", problems)
+    # In labels/, a JPEG is no label; cam/labels/d.png may be a picture of predict.
+    assert [picture.name for picture in found] == ["a", "cam/b", "labels/c", "x/labels/e"]
+    assert not problems and looked_at == ["predictions.jsonl"] * 2
 
 
 @pytest.mark.parametrize(
@@ -183,6 +217,20 @@ def test_a_dead_link_is_one_of_the_broken(call, tmp_path, overwrite):
     with pytest.raises(UserError, match=r"1 of 2 images .*a\.png: cannot be read \(No such file"):
         call(overwrite=overwrite)
     assert labels(tmp_path / "out") == ["b"]
+
+
+def test_a_dead_link_in_place_of_a_folder_is_one_of_the_broken(call, tmp_path, caplog):
+    draw(tmp_path / "images/a.png")
+    for name in ("cam1", "z/cam2"):
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).symlink_to("/unmounted")
+    with pytest.raises(UserError, match=r"2 of 3 images .*cam1: link to /unmounted, which does"):
+        call()
+    assert labels(tmp_path / "out") == ["a"]
+    assert [r.message.count("cam2") for r in caplog.records if r.levelno == logging.ERROR] == [0, 1]
+    (tmp_path / "images/a.png").unlink()
+    with pytest.raises(UserError, match=r"no images here; .*cam1: link to /unmounted"):
+        call()
 
 
 def test_at_most_twenty_broken_images_are_shown(call, tmp_path, caplog):

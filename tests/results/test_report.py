@@ -1,5 +1,6 @@
 """The report of a run made by hand: every number, well-formed HTML, nothing loaded from outside."""
 
+import json
 import re
 import subprocess
 import sys
@@ -208,6 +209,15 @@ def test_printed_results(full_run, capsys, monkeypatch):
     assert max(map(len, lines)) <= 80 and "…" not in "".join(lines)
     last = next(line.split() for line in lines if "self-training 2" in line)
     assert last[2:] == ["51.75", "52.75", "53.75", "54.75", "55.50", "80.50", "+20.50"]
+
+
+def test_names_are_printed_as_they_are(full_run, capsys):
+    """Not as markup or emoji of rich."""
+    rows = json.loads((full_run / "results.json").read_text())
+    rows[0]["stage"] = "old[/x]:car:"
+    (full_run / "results.json").write_text(json.dumps(rows))
+    print_results(full_run)
+    assert "old[/x]:car:" in capsys.readouterr().out
 
 
 def test_printed_results_of_a_young_run(tmp_path, capsys):
