@@ -10,6 +10,7 @@
 Letters: H, W height and width of an image.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -96,16 +97,23 @@ class FileDataset(DatasetSection):
         """What a user can do about ids that the table does not know; the end of an error."""
         return f"the data set {self.kind!r} defines no other; correct the file"
 
-    def suspicion(self, counts: np.ndarray, space: LabelSpace) -> str | None:
+    def suspicion(
+        self, counts: np.ndarray, space: LabelSpace, id_sets: Collection[frozenset[int]] = ()
+    ) -> str | None:
         """What is most likely wrong with the labels as a whole, and the remedy; None if nothing.
 
         counts: pixels int64 [256] of each id that `decode_for` gives, over all label files.
+        id_sets: the distinct sets of ids that single files hold.
         """
         return None
 
     def unused_classes(self, space: LabelSpace) -> list[str]:
         """Classes of the data set that have no place in `space`: their pixels are ignored."""
         return []
+
+    def renamed(self, space: LabelSpace) -> dict[str, str]:
+        """Class of the data set -> class of `space` that it becomes under another name."""
+        return {}
 
 
 class GeneratedDataset(DatasetSection):

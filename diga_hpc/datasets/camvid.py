@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from diga_hpc.datasets.class_names import NamedClasses
-from diga_hpc.datasets.color_maps import CAMVID_CODES, check_palette, read_by_color
+from diga_hpc.datasets.color_maps import CAMVID_CODES, check_palette, classes_by_color
 from diga_hpc.datasets.files import FileFinder, Files, scan, unique_names
 from diga_hpc.datasets.label_spaces import (
     CAMVID_CLASSES,
@@ -19,7 +19,7 @@ from diga_hpc.datasets.label_spaces import (
 )
 from diga_hpc.datasets.label_tables import id_table
 from diga_hpc.errors import UserError
-from diga_hpc.images.labels import has_colors, read_indexed
+from diga_hpc.images.labels import Colored, read_indexed_or_colors
 from diga_hpc.section import Text
 
 UNLABELLED_ID = 11
@@ -95,13 +95,13 @@ class Camvid(NamedClasses):
 
         Raises UserError for an unknown colour, and for a palette that was numbered anew.
         """
-        if has_colors(path):
-            label = read_by_color(path, CAMVID_CODES, SPACES["camvid"])
+        found = read_indexed_or_colors(path)
+        if isinstance(found, Colored):
+            label = classes_by_color(path, found.colors, CAMVID_CODES, SPACES["camvid"])
             label[label == IGNORE] = UNLABELLED_ID
             return label
-        indexed = read_indexed(path)
-        check_palette(path, indexed, _TABLE, _COLORS, CAMVID_CLASSES, "save the colours as RGB")
-        return indexed.ids
+        check_palette(path, found, _TABLE, _COLORS, CAMVID_CLASSES, "save the colours as RGB")
+        return found.ids
 
     def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:
         return (

@@ -5,6 +5,7 @@
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -22,7 +23,13 @@ from diga_hpc.datasets.label_spaces import (
     IGNORE,
     LabelSpace,
 )
-from diga_hpc.datasets.label_tables import id_table, identity_table
+from diga_hpc.datasets.label_tables import (
+    LAST_TRAIN_ID,
+    LIKE_TRAIN_IDS,
+    id_table,
+    identity_table,
+    may_be_train_ids,
+)
 from diga_hpc.errors import UserError
 from diga_hpc.images.labels import read_indexed
 
@@ -33,7 +40,6 @@ ENDING = re.compile(
     r"(\.(png|jpe?g|webp|bmp|tiff?|json))?$",
     re.IGNORECASE,
 )
-LAST_TRAIN_ID = len(CITYSCAPES_CLASSES) - 1
 # Ids in the label files of the split `test`, whose real ones are not published.
 DUMMY_IDS = range(5)
 _TABLES = {
@@ -90,18 +96,19 @@ class CityscapesLabels(NamedClasses):
             "folder, `id_map` and `ignored_ids`"
         )
 
-    def suspicion(self, counts: np.ndarray, space: LabelSpace) -> str | None:
+    def suspicion(
+        self, counts: np.ndarray, space: LabelSpace, id_sets: Collection[frozenset[int]] = ()
+    ) -> str | None:
         """Train ids under a section for Cityscapes ids, which a single file need not show."""
         present = set(np.flatnonzero(counts).tolist())
-        ids = present - {IGNORE}
-        if self.label_ids is not None or not ids or max(ids) > LAST_TRAIN_ID:
+        # Of Cityscapes' own, 255 is a license plate, beside a vehicle with an id above 18.
+        void = present & {*CITYSCAPES_VOID, IGNORE}
+        if self.label_ids is not None or not void or not may_be_train_ids(present):
             return None
-        if IGNORE in present or len(ids & CITYSCAPES_VOID.keys()) > len(ids) / 2:
-            return (
-                f"labels look like train ids (no id above {LAST_TRAIN_ID} in any file); set "
-                "`label_ids: train_ids`, or `label_ids: cityscapes` if they are none"
-            )
-        return None
+        return (
+            f"{LIKE_TRAIN_IDS}; set `label_ids: train_ids`, or `label_ids: cityscapes` if they "
+            "are none"
+        )
 
 
 def _like_train_ids(ids: np.ndarray) -> bool:
@@ -159,14 +166,16 @@ class Cityscapes(CityscapesLabels):
         # The id of a license plate is -1, in 8 bits 255.
         return {IGNORE: "license plate"} | super().void_ids()
 
-    def suspicion(self, counts: np.ndarray, space: LabelSpace) -> str | None:
+    def suspicion(
+        self, counts: np.ndarray, space: LabelSpace, id_sets: Collection[frozenset[int]] = ()
+    ) -> str | None:
         """Dummy labels of the split `test`, and train ids."""
         if self.split == "test" and not np.delete(counts, DUMMY_IDS).any() and counts.any():
             return (
                 "the labels of split `test` are dummies, the real ones are not published; measure "
                 "on `split: val`"
             )
-        return super().suspicion(counts, space)
+        return super().suspicion(counts, space, id_sets)
 
 
 def _named(lines: list[IndexLine]) -> dict[str, str]:

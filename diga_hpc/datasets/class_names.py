@@ -24,7 +24,6 @@ SYNONYMS = (
     ("sidewalk", "pavement"),
     ("vegetation", "tree"),
     ("traffic sign", "sign", "sign/symbol"),
-    ("traffic light", "light"),
     ("person", "pedestrian"),
 )
 SHOWN = 4  # names in an error message
@@ -67,6 +66,11 @@ class NamedClasses(FileDataset):
         index = self._match(space)
         return [name for name in self.class_ids().values() if name not in index]
 
+    def renamed(self, space: LabelSpace) -> dict[str, str]:
+        """Class of the data set -> class of `space` found by a synonym, not by `class_map`."""
+        found = {name: space.classes[index] for name, index in self._match(space).items()}
+        return {n: to for n, to in found.items() if n != to and n not in self.class_map}
+
     def _match(self, space: LabelSpace) -> dict[str, int]:
         return match(
             list(self.class_ids().values()),
@@ -88,6 +92,7 @@ def match(
     void: Collection[str] = (),
     class_map: Mapping[str, str | None] | None = None,
     absent: Collection[str] = (),
+    remedy: str | None = None,
 ) -> dict[str, int]:
     """Class index of `space` for each class name of a data set that has one there.
 
@@ -97,6 +102,8 @@ def match(
         void: names of what its protocol ignores.
         class_map: name -> class of `space`, or None to ignore the class.
         absent: classes of `space` that the data set does not label.
+        remedy: for classes of `space` that it does not know, where `class_map` and `absent_classes`
+            cannot be set.
 
     Raises UserError for a class of `space` that no name leads to and that is not in `absent`, and
     for unknown names.
@@ -126,7 +133,11 @@ def match(
     given_up = {_same_class(name, every, space) for name, to in class_map.items() if to is None}
     missing = [c for c in space.classes if c not in filled and c not in {*absent, *given_up}]
     if missing:
-        raise UserError(_unknown_classes(missing, names, space, kind, own_space))
+        remedy = remedy or (
+            "list the classes that it does not label: `absent_classes: "
+            f"[{', '.join(missing)}]`, or say what becomes of its classes in `class_map`"
+        )
+        raise UserError(_unknown_classes(missing, names, space, kind, own_space, remedy))
     return found
 
 
@@ -148,7 +159,12 @@ def _require_known(name: str, known: Collection[str], problem: str) -> None:
 
 
 def _unknown_classes(
-    missing: list[str], names: Collection[str], space: LabelSpace, kind: str, own_space: str
+    missing: list[str],
+    names: Collection[str],
+    space: LabelSpace,
+    kind: str,
+    own_space: str,
+    remedy: str,
 ) -> str:
     """The message for classes of the label space that the data set does not know."""
     shown = []
@@ -164,9 +180,7 @@ def _unknown_classes(
     correct = "" if built_in else "correct the names in `classes`, or "
     return (
         f"`label_space` is {space.name!r}, but kind {kind} has no class "
-        f"{', '.join(shown)}{more}; it knows {', '.join(names)}; {other_space}{correct}list the "
-        f"classes that it does not label: `absent_classes: [{', '.join(missing)}]`, or say what "
-        "becomes of its classes in `class_map`"
+        f"{', '.join(shown)}{more}; it knows {', '.join(names)}; {other_space}{correct}{remedy}"
     )
 
 

@@ -1,6 +1,7 @@
 """Colours of classes: colour-coded labels read exactly, palettes that contradict the ids.
 
     CAMVID_COLORS                   CamVid's 32 colours
+    ColorMap                        type of the key `color_map`
     read_by_color(path, codes)      class indices of a colour-coded label file
     check_palette(path, ...)        refuse a palette whose colours are those of other classes
 
@@ -10,16 +11,20 @@ Letters: H, W height and width.
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from diga_hpc.datasets.label_spaces import CAMVID_CLASSES, IGNORE, LabelSpace
 from diga_hpc.datasets.label_tables import UNKNOWN
 from diga_hpc.errors import UserError
 from diga_hpc.images.labels import Indexed, read_colors
+from diga_hpc.section import ByteValue
 
-Color = tuple[int, int, int]
+Color = tuple[ByteValue, ByteValue, ByteValue]
 Codes = dict[Color, int]  # colour -> class index, or IGNORE
+NAMED_MAPS = ("label_space", "camvid")
 
 # (name, class of the SegNet tutorial or None for "no label", colour) of the original labels.
 _CAMVID = (
@@ -62,10 +67,47 @@ CAMVID_CODES: Codes = {
     color: IGNORE if group is None else CAMVID_CLASSES.index(group) for _, group, color in _CAMVID
 }
 NO_LABEL = (0, 0, 0)  # black, unless a class has this colour
+# Of the ids without a class in Cityscapes and GTA5, beside black.
+VOID_COLORS: tuple[Color, ...] = (
+    (20, 20, 20),  # static, in GTA5
+    (111, 74, 0),  # dynamic
+    (81, 0, 81),  # ground
+    (250, 170, 160),  # parking
+    (230, 150, 140),  # rail track
+    (180, 165, 180),  # guard rail
+    (150, 100, 100),  # bridge
+    (150, 120, 90),  # tunnel
+    (0, 0, 90),  # caravan
+    (0, 0, 110),  # trailer
+)
 # Largest difference of a channel at which a colour counts as one that was changed slightly.
 NEAR = 24
 # More unknown colours than anybody draws with: blended ones.
 BLENDED = 20
+
+
+def _colors(value: Any) -> Any:
+    """Check the shape of a `color_map`: pydantic's own words for it name types, not keys."""
+    if value is None or (isinstance(value, str) and value in NAMED_MAPS):
+        return value
+    if isinstance(value, dict) and all(map(_is_list_of_colors, value.values())):
+        return value
+    raise ValueError(
+        f"expected {', '.join(NAMED_MAPS)}, or class name: [[red, green, blue], ...] for each "
+        "class, numbers from 0 to 255"
+    )
+
+
+def _is_list_of_colors(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(color, list | tuple)
+        and len(color) == 3
+        and all(type(c) is int and 0 <= c <= 255 for c in color)
+        for color in value
+    )
+
+
+ColorMap = Annotated[dict[str, tuple[Color, ...]] | str, BeforeValidator(_colors)]
 
 
 def codes_of(space: LabelSpace) -> Codes:
@@ -101,10 +143,16 @@ def _name(index: int, space: LabelSpace) -> str:
 def read_by_color(path: Path, codes: Codes, space: LabelSpace) -> np.ndarray:
     """Read a colour-coded label file as class indices uint8 [H,W], IGNORE included.
 
-    Raises UserError naming a colour that is not in `codes`, with its number of pixels, and for a
-    file whose colours cannot be read exactly.
+    Raises UserError as `classes_by_color`, and for colours that cannot be read exactly.
     """
-    colors = read_colors(path)
+    return classes_by_color(path, read_colors(path), codes, space)
+
+
+def classes_by_color(path: Path, colors: np.ndarray, codes: Codes, space: LabelSpace) -> np.ndarray:
+    """Class indices uint8 [H,W], IGNORE included, of the colours uint8 [H,W,3] of a label file.
+
+    Raises UserError naming a colour that is not in `codes`, with its number of pixels.
+    """
     packed = _packed(colors)
     label = _lookup(tuple(codes.items()))[packed]
     if (label == UNKNOWN).any():
@@ -172,8 +220,9 @@ def check_palette(
 ) -> None:
     """Refuse a palette file whose colours say another class than its ids: it was re-indexed.
 
-    Image editors number the colours of a picture anew. Raises UserError if the used colours, of at
-    least two ids that are not ignored, are all colours of classes and one is that of another class.
+    Image editors number the colours of a picture anew. Raises UserError if a used id has the colour
+    of another class, and the colours of all used ids are those of classes or of no label; and if at
+    least two have that of another class, and fewer their own, whatever the rest.
 
     Args:
         table: uint8 [256], id -> class or IGNORE.
@@ -183,17 +232,28 @@ def check_palette(
     """
     if indexed.palette is None:
         return
-    counts = np.bincount(indexed.ids.ravel(), minlength=256)
-    used = [i for i in np.flatnonzero(counts).tolist() if table[i] != IGNORE]
-    colors = {i: (*map(int, indexed.palette[i]),) for i in used}
-    known = {NO_LABEL: IGNORE, **classes_of}
-    if len(used) < 2 or not all(color in known for color in colors.values()):
+    known = {**dict.fromkeys((NO_LABEL, *VOID_COLORS), IGNORE), **classes_of}
+    shown = np.array([known.get((r, g, b), UNKNOWN) for r, g, b in indexed.palette.tolist()])
+    other = (shown < UNKNOWN) & (shown != table)
+    has_class = table != IGNORE
+    # Counting pixels takes longer than all the rest: most palettes are right.
+    if not (other & has_class).any():
         return
-    for i, color in colors.items():
-        shown = known[color]  # type: ignore[index]
-        if shown not in (IGNORE, int(table[i])):
-            read = "no class" if table[i] == UNKNOWN else f"class {names[int(table[i])]!r}"
-            raise UserError(
-                f"{path}: id {i} means {read}, but its palette colour {list(color)} is that of "
-                f"{names[shown]!r}; the ids were numbered anew, as image editors do: {remedy}"
-            )
+    used = np.bincount(indexed.ids.ravel(), minlength=256) > 0
+    own = used & (shown == table) & (shown < UNKNOWN)
+    wrong, of_classes = used & other, used & has_class
+    named = of_classes.sum() > 1 and not (of_classes & (shown == UNKNOWN)).any()
+    if (named and (wrong & has_class).any()) or wrong.sum() > max(1, own.sum()):
+        i = int(np.flatnonzero(wrong & has_class if (wrong & has_class).any() else wrong)[0])
+        raise UserError(
+            f"{path}: id {i} means {_meaning(int(table[i]), names)}, but its palette colour "
+            f"{indexed.palette[i].tolist()} is that of {names[int(shown[i])]!r}; the ids were "
+            f"numbered anew, as image editors do: {remedy}; if the ids are right, save the file as "
+            "grey PNG"
+        )
+
+
+def _meaning(index: int, names: Mapping[int, str] | tuple[str, ...]) -> str:
+    if index == IGNORE:
+        return "no label"
+    return "no class" if index == UNKNOWN else f"class {names[index]!r}"

@@ -2,17 +2,19 @@
 
 import os
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic import AfterValidator, model_validator
 
 from diga_hpc.datasets.base import FileDataset
 from diga_hpc.datasets.class_names import closest, match
 from diga_hpc.datasets.color_maps import (
     CAMVID_CODES,
     Codes,
+    ColorMap,
     check_palette,
     class_colors,
     codes_of,
@@ -23,15 +25,20 @@ from diga_hpc.datasets.files import FileFinder, Files, scan, unique_names
 from diga_hpc.datasets.index_files import IndexLine, read_index, swapped
 from diga_hpc.datasets.label_spaces import (
     CAMVID_CLASSES,
-    CITYSCAPES_CLASSES,
     CITYSCAPES_IDS,
     CITYSCAPES_VOID,
     IGNORE,
     LabelSpace,
 )
-from diga_hpc.datasets.label_tables import id_table, identity_table
+from diga_hpc.datasets.label_tables import (
+    LAST_TRAIN_ID,
+    LIKE_TRAIN_IDS,
+    id_table,
+    identity_table,
+    may_be_train_ids,
+)
 from diga_hpc.errors import UserError
-from diga_hpc.images.labels import read_indexed
+from diga_hpc.images.labels import read_first_channel, read_indexed
 from diga_hpc.section import ByteValue
 
 
@@ -42,34 +49,9 @@ def _class_reference(value: int | str) -> int | str:
 
 
 ClassReference = Annotated[int | str, AfterValidator(_class_reference)]
-Color = tuple[ByteValue, ByteValue, ByteValue]
-NAMED_MAPS = ("label_space", "camvid")
 IGNORED = "ignored"  # the key of `color_map` for colours that mean "no label"
-LAST_TRAIN_ID = len(CITYSCAPES_CLASSES) - 1
-
-
-def _colors(value: Any) -> Any:
-    """Check the shape of a `color_map`: pydantic's own words for it name types, not keys."""
-    if value is None or (isinstance(value, str) and value in NAMED_MAPS):
-        return value
-    if isinstance(value, dict) and all(map(_is_list_of_colors, value.values())):
-        return value
-    raise ValueError(
-        f"expected {', '.join(NAMED_MAPS)}, or class name: [[red, green, blue], ...] for each "
-        "class, numbers from 0 to 255"
-    )
-
-
-def _is_list_of_colors(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(
-        isinstance(color, list | tuple)
-        and len(color) == 3
-        and all(type(c) is int and 0 <= c <= 255 for c in color)
-        for color in value
-    )
-
-
-ColorMap = Annotated[dict[str, tuple[Color, ...]] | str, BeforeValidator(_colors)]
+# Train ids under a map of Cityscapes ids: distinct ids, and lines of the map, that show it.
+ENOUGH_IDS, ENOUGH_LINES = 6, 8
 
 
 class Folder(FileDataset):
@@ -106,11 +88,14 @@ class Folder(FileDataset):
     blue], and `ignored` -> colours that mean "no label"; any other colour is an error.
     `label_space`: the colours of the label space, and black for no label. `camvid`: the 32 colours
     of CamVid. Empty: labels hold ids."""
+    first_channel: bool = False
+    """The ids are in the first channel of label files with several, as of UrbanSyn and SHIFT."""
 
     @model_validator(mode="after")
     def _ids_or_colors(self) -> "Folder":
         """Refuse keys for ids beside `color_map`, and an id that is both mapped and ignored."""
         given = [key for key in ("id_map", "ignored_ids") if getattr(self, key) is not None]
+        given += ["first_channel"] if self.first_channel else []
         if self.color_map is not None and given:
             raise ValueError(
                 f"`color_map` and `{given[0]}` are both set; labels hold either colours or ids: "
@@ -273,8 +258,7 @@ class Folder(FileDataset):
         if self.color_map == "label_space":
             return codes_of(space)
         if self.color_map == "camvid":
-            found = match(CAMVID_CLASSES, space, kind="camvid (`color_map`)", own_space="camvid")
-            index = {CAMVID_CLASSES.index(name): i for name, i in found.items()}
+            index = {CAMVID_CLASSES.index(name): i for name, i in _of_camvid(space).items()}
             return {color: index.get(i, IGNORE) for color, i in CAMVID_CODES.items()}
         assert isinstance(self.color_map, dict)
         for name in self.color_map:
@@ -296,7 +280,7 @@ class Folder(FileDataset):
         """
         if self.color_map is not None:
             return read_by_color(path, self._codes(space), space)
-        indexed = read_indexed(path)
+        indexed = read_first_channel(path) if self.first_channel else read_indexed(path)
         remedy = "set `color_map: label_space` to read the colours, or use the original file"
         if indexed.palette is not None:
             check_palette(
@@ -310,16 +294,24 @@ class Folder(FileDataset):
             return f"{advice}; these look like Cityscapes ids, in which 7 is road and 26 is car"
         return advice
 
-    def suspicion(self, counts: np.ndarray, space: LabelSpace) -> str | None:
-        """An id that is ignored by default beside a class without a pixel; train ids in a map."""
+    def renamed(self, space: LabelSpace) -> dict[str, str]:
+        """Classes of CamVid's colours that have another name in `space`."""
+        found = _of_camvid(space) if self.color_map == "camvid" else {}
+        return {name: space.classes[i] for name, i in found.items() if name != space.classes[i]}
+
+    def suspicion(
+        self, counts: np.ndarray, space: LabelSpace, id_sets: Collection[frozenset[int]] = ()
+    ) -> str | None:
+        """An id that is ignored by default and may be a class; train ids under an id map."""
         if self.color_map is not None:
             return None
-        return self._class_of_255(counts, space) or self._train_ids(counts)
+        found, table = self._train_ids(counts), self.table(space)
+        if found or self.ignored_ids is not None or table[255] != IGNORE or not counts[255]:
+            return found
+        return self._class_of_255(counts, table, space) or self._two_kinds_of_masks(id_sets)
 
-    def _class_of_255(self, counts: np.ndarray, space: LabelSpace) -> str | None:
-        table = self.table(space)
-        if self.ignored_ids is not None or table[255] != IGNORE or not counts[255]:
-            return None
+    def _class_of_255(self, counts: np.ndarray, table: np.ndarray, space: LabelSpace) -> str | None:
+        """255 where a class has no pixel."""
         present = np.flatnonzero(counts).tolist()
         filled = {int(table[i]) for i in present}
         empty = [name for i, name in enumerate(space.classes) if i not in filled]
@@ -336,23 +328,52 @@ class Folder(FileDataset):
             f"{{{lines}}}` and `ignored_ids: []`, else write `ignored_ids: [255]`"
         )
 
+    def _two_kinds_of_masks(self, id_sets: Collection[frozenset[int]]) -> str | None:
+        """Files of 0 and 255 beside files of 0 and 1: one class in two ways of writing it."""
+        with_255 = sorted(sorted(ids) for ids in id_sets if 255 in ids)
+        others = sorted(sorted(ids) for ids in id_sets if 255 not in ids and len(ids) > 1)
+        if not others or any(len(ids) > 2 for ids in with_255):
+            return None
+        ids = sorted({i for some in others for i in some})
+        known: dict[int, int | str] = self.id_map or {i: i for i in ids}
+        lines = ", ".join(f"{i}: {to}" for i, to in {**known, 255: known[ids[-1]]}.items())
+        return (
+            f"some label files hold {_listed(with_255[-1])}, others {_listed(others[0])} and no "
+            "255, as masks written in two ways; 255 is ignored by default; if it is a class: "
+            f"`id_map: {{{lines}}}` and `ignored_ids: []`, else write `ignored_ids: [255]`"
+        )
+
     @property
     def _by_name(self) -> bool:
         return any(isinstance(to, str) for to in (self.id_map or {}).values())
 
     def _train_ids(self, counts: np.ndarray) -> str | None:
+        """Train ids under an id map of Cityscapes ids, complete or not."""
+        mapped = (self.id_map or {}).keys()
         present = set(np.flatnonzero(counts).tolist()) - {255}
         if (
-            self.id_map is None
-            or not CITYSCAPES_IDS.keys() <= self.id_map.keys()
-            or max(present, default=255) > LAST_TRAIN_ID
-            or len(present & CITYSCAPES_VOID.keys()) <= len(present) / 2
+            not mapped <= CITYSCAPES_IDS.keys()
+            or len(mapped) < ENOUGH_LINES
+            or len(present) < ENOUGH_IDS
+            or not may_be_train_ids(present)
+            or len(present - mapped) <= len(present) / 2
         ):
             return None
         return (
-            f"labels look like train ids (no id above {LAST_TRAIN_ID} in any file), but `id_map` "
-            "is that of Cityscapes ids; leave `id_map` out"
+            f"{LIKE_TRAIN_IDS}, but `id_map` is that of Cityscapes ids; leave `id_map` out, or map "
+            "the train ids"
         )
+
+
+def _of_camvid(space: LabelSpace) -> dict[str, int]:
+    """Class index of `space` for CamVid's classes. Raises UserError for others in `space`."""
+    return match(
+        CAMVID_CLASSES,
+        space,
+        kind="camvid (`color_map`)",
+        own_space="camvid",
+        remedy="write `color_map` as a mapping: class name -> list of its colours",
+    )
 
 
 def _require_class(name: str, space: LabelSpace, problem: str) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from diga_hpc.datasets.label_spaces import IGNORE
+from diga_hpc.datasets.label_spaces import CITYSCAPES_CLASSES, IGNORE
 from diga_hpc.errors import UserError
 
 UNKNOWN = 254
+LAST_TRAIN_ID = len(CITYSCAPES_CLASSES) - 1
+LIKE_TRAIN_IDS = f"labels look like train ids (no id above {LAST_TRAIN_ID} in any file)"
 
 
 def id_table(id_map: dict[int, int], ignored: Collection[int] = ()) -> np.ndarray:
@@ -30,6 +32,11 @@ def id_table(id_map: dict[int, int], ignored: Collection[int] = ()) -> np.ndarra
 def identity_table(num_classes: int, ignored: tuple[int, ...] = (IGNORE,)) -> np.ndarray:
     """Table uint8 [256] of label files whose ids are class indices already."""
     return id_table({i: i for i in range(num_classes)}, ignored)
+
+
+def may_be_train_ids(ids: Collection[int]) -> bool:
+    """Whether the ids of a data set are 0..18 and 255 alone, as train ids of Cityscapes are."""
+    return max((i for i in ids if i != IGNORE), default=0) <= LAST_TRAIN_ID
 
 
 def map_ids(

@@ -1,5 +1,6 @@
 """SYNTHIA RAND_CITYSCAPES (Ros et al., CVPR 2016): rendered street scenes, 16-bit labels."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -68,12 +69,14 @@ class Synthia(NamedClasses):
 
     def decode(self, path: Path) -> np.ndarray:
         """Class ids uint8 [H,W]: the first channel. Raises UserError as `read_first_channel`."""
-        return read_first_channel(path)
+        return read_first_channel(path).ids
 
     def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:
         return "SYNTHIA defines 0..22; labels with ids of their own are read with kind folder"
 
-    def suspicion(self, counts: np.ndarray, space: LabelSpace) -> str | None:
+    def suspicion(
+        self, counts: np.ndarray, space: LabelSpace, id_sets: Collection[frozenset[int]] = ()
+    ) -> str | None:
         """Ids that SYNTHIA defines and never uses: converted labels hold them."""
         found = [i for i in NEVER_USED if counts[i]]
         if not found:

@@ -6,13 +6,12 @@ grey ones in full. Letters: H, W height and width; C channels.
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import ImageFile
 
 from diga_hpc.errors import UserError
-from diga_hpc.images.opening import load, opened, turned
+from diga_hpc.images.opening import load, opened, tags, turned
 
 # Byte order in the name of a raw mode -> the one that takes the other byte of each channel.
 OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
@@ -29,11 +28,6 @@ def depth(picture: ImageFile.ImageFile) -> int:
         return max(8, *tags(picture).get(TIFF_BITS, (8,)))
     # In a BMP, `16` are the bits of a pixel.
     return 16 if picture.format == "PNG" and ";16" in raw_mode(picture) else 8
-
-
-def tags(picture: ImageFile.ImageFile) -> Any:
-    """Tags of a TIFF by number; none of another format."""
-    return getattr(picture, "tag_v2", {})
 
 
 def raw_mode(picture: ImageFile.ImageFile) -> str:

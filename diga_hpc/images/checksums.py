@@ -1,18 +1,19 @@
 """Checksums of PNG files: decoders skip them, so a damaged file would give other pixels."""
 
+import re
 import struct
 import zlib
-from pathlib import Path
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+METADATA = re.compile(rb"eXIf|iTXt|tEXt|zTXt")
 
 
-def damage(path: Path) -> str | None:
+def damage(png: bytes | memoryview) -> str | None:
     """What is wrong with a PNG, or None: the length and the checksum (CRC-32) of every chunk.
 
-    What follows the last chunk is ignored, as viewers do. Raises OSError if it cannot be read.
+    What follows the last chunk is ignored, as viewers do.
     """
-    content = memoryview(path.read_bytes())
+    content = memoryview(png)
     place, end = len(SIGNATURE), len(content)
     while place < end:
         header = content[place : place + 8]
@@ -29,3 +30,17 @@ def damage(path: Path) -> str | None:
             return None
         place = after
     return "truncated"
+
+
+def has_metadata(part: bytes) -> bool:
+    """Whether a part of a PNG, from anywhere in the file, holds a complete chunk of metadata.
+
+    Its name alone may stand in the pixels by chance; its checksum does not.
+    """
+    for found in METADATA.finditer(part, 4):
+        start = found.start()
+        (length,) = struct.unpack_from(">I", part, start - 4)
+        end = start + 4 + length
+        if part[end : end + 4] == struct.pack(">I", zlib.crc32(part[start:end])):
+            return True
+    return False

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import ImageFile
 
 from diga_hpc.errors import UserError
-from diga_hpc.images.channels import TIFF_PHOTOMETRIC, deep_values, depth, raw_mode, tags
-from diga_hpc.images.opening import load, opened, turned
+from diga_hpc.images.channels import TIFF_PHOTOMETRIC, deep_values, depth, raw_mode
+from diga_hpc.images.opening import load, opened, tags, turned
 
 LOSSLESS = ("PNG", "TIFF", "BMP")
 LOSSLESS_TIFF = (
@@ -30,6 +30,9 @@ LOSSLESS_TIFF = (
 # Pillow spreads grey values of 2 and 4 bits over 0..255.
 SPREAD = {"L;2": 255 // 3, "L;4": 255 // 15}
 BLACK_IS_ZERO, PALETTE = 1, 3
+# Raw modes of a TIFF whose values Pillow leaves as they are. Grey ones of 2 and 4 bits are spread,
+# and some with the bits of a byte in reverse order (FillOrder 2) are not decoded.
+EXACT_TIFF = ("1", "1;R", "L", "P", "P;1", "P;2", "P;4")
 
 
 class Indexed(NamedTuple):
@@ -37,6 +40,12 @@ class Indexed(NamedTuple):
 
     ids: np.ndarray  # uint8 [H,W]
     palette: np.ndarray | None  # uint8 [256,3] RGB, black where the file has none; None: no palette
+
+
+class Colored(NamedTuple):
+    """Colours of a label file with several channels."""
+
+    colors: np.ndarray  # uint8 [H,W,3] RGB
 
 
 def read_ids(path: Path) -> np.ndarray:
@@ -55,26 +64,21 @@ def read_indexed(path: Path) -> Indexed:
         return _indexed(path, picture)
 
 
-def read_first_channel(path: Path) -> np.ndarray:
+def read_first_channel(path: Path) -> Indexed:
     """Read the first channel as ids uint8 [H,W]: the red one of RGB and RGBA, of 8 or 16 bits.
 
     SYNTHIA, UrbanSyn and SHIFT store the class there. A file of one channel is read as by
-    `read_ids`. Raises UserError as `read_ids`.
+    `read_indexed`. Raises UserError as `read_ids`.
     """
     with opened(path, "label file") as picture:
         _refuse_lossy(path, picture)
         if picture.mode not in ("LA", "RGB", "RGBA"):
-            return _indexed(path, picture).ids
+            return _indexed(path, picture)
         if depth(picture) > 8:
             values = deep_values(path, picture, "label file", upright=False)
-            return _as_ids(path, values[..., 0])
-        return _as_ids(path, _stored(picture)[..., 0])
-
-
-def has_colors(path: Path) -> bool:
-    """Whether a label file has several channels, from its header alone. Raises as `read_ids`."""
-    with opened(path, "label file", header=True) as picture:
-        return picture.mode in ("RGB", "RGBA")
+        else:
+            values = _stored(picture)
+        return Indexed(_as_ids(path, values[..., 0]), None)
 
 
 def read_colors(path: Path) -> np.ndarray:
@@ -85,20 +89,34 @@ def read_colors(path: Path) -> np.ndarray:
     """
     with opened(path, "label file") as picture:
         _refuse_lossy(path, picture)
-        if picture.mode not in ("1", "L", "P", "RGB", "RGBA") or depth(picture) > 8:
-            raise UserError(
-                f"{path}: {_description(picture)}; colours of labels are read from RGB and palette "
-                "files with 8 bits a channel"
-            )
-        orientation = load(picture, upright=False)
-        if picture.mode == "RGBA" or "transparency" in picture.info:
-            _refuse_transparent(path, picture)
-        picture.info.pop("transparency", None)
-        return np.array(turned(np.asarray(picture.convert("RGB")), orientation))
+        return _colors(path, picture)
+
+
+def read_indexed_or_colors(path: Path) -> Indexed | Colored:
+    """Read the colours of a file with several channels as `read_colors`, else `read_indexed`."""
+    with opened(path, "label file") as picture:
+        _refuse_lossy(path, picture)
+        if picture.mode in ("RGB", "RGBA"):
+            return Colored(_colors(path, picture))
+        return _indexed(path, picture)
+
+
+def _colors(path: Path, picture: ImageFile.ImageFile) -> np.ndarray:
+    """Colours uint8 [H,W,3] RGB of an opened file."""
+    if picture.mode not in ("1", "L", "P", "RGB", "RGBA") or depth(picture) > 8:
+        raise UserError(
+            f"{path}: {_description(picture)}; colours of labels are read from RGB and palette "
+            "files with 8 bits a channel"
+        )
+    orientation = load(picture, upright=False)
+    if picture.mode == "RGBA" or "transparency" in picture.info:
+        _refuse_transparent(path, picture)
+    picture.info.pop("transparency", None)
+    return np.array(turned(np.asarray(picture.convert("RGB")), orientation))
 
 
 def _refuse_lossy(path: Path, picture: ImageFile.ImageFile) -> None:
-    """Raise UserError unless the content of the file is of one frame and lossless."""
+    """Raise UserError unless the content of the file is lossless."""
     compression = picture.info.get("compression")
     if picture.format not in LOSSLESS or (
         picture.format == "TIFF" and compression not in LOSSLESS_TIFF
@@ -109,8 +127,6 @@ def _refuse_lossy(path: Path, picture: ImageFile.ImageFile) -> None:
             f"{path}: the content of the label file is {lossy}, which {why}; export the labels "
             "anew as PNG"
         )
-    if getattr(picture, "is_animated", False):
-        raise UserError(f"{path}: a label file of several frames; save one frame as PNG")
 
 
 def _indexed(path: Path, picture: ImageFile.ImageFile) -> Indexed:
@@ -121,14 +137,15 @@ def _indexed(path: Path, picture: ImageFile.ImageFile) -> Indexed:
     if picture.mode not in ("1", "L", "P"):
         raise UserError(
             f"{path}: labels must be an 8-bit PNG of one channel, found {_description(picture)}; "
-            "labels by colour are read with `color_map` (kind folder), ids in the first channel "
-            "with kind synthia"
+            "labels by colour are read with `color_map`, ids in the first channel with "
+            "`first_channel: true` (both of kind folder)"
         )
     mode = raw_mode(picture)
     if picture.format == "TIFF" and (
-        tags(picture).get(TIFF_PHOTOMETRIC) not in (BLACK_IS_ZERO, PALETTE) or mode in SPREAD
+        tags(picture).get(TIFF_PHOTOMETRIC) not in (BLACK_IS_ZERO, PALETTE)
+        or mode not in EXACT_TIFF
     ):
-        raise UserError(f"{path}: a TIFF of inverted or packed grey values; save it as 8-bit PNG")
+        raise UserError(f"{path}: a TIFF of inverted or packed values; save it as 8-bit PNG")
     ids = _stored(picture)
     if picture.mode == "P":
         return Indexed(_as_ids(path, ids), _palette(picture))

@@ -3,14 +3,17 @@
 Letters: H, W height and width.
 """
 
+import os
 import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from diga_hpc.errors import UserError
 from diga_hpc.images import checksums
@@ -23,6 +26,10 @@ MAX_PIXELS = 1_000_000_000
 INVERSE = {6: 8, 8: 6}
 # Offset of the number of bits in the header of a BMP, and that of the size of the header.
 BMP_BITS, BMP_HEADER_SIZE = 28, 14
+# NewSubfileType of a TIFF: pages that are a smaller copy, or the mask, of the first.
+SUBFILE_TYPE, SMALLER, MASK = 254, 1, 4
+# Bytes at the end of a PNG in which metadata after the pixels are looked for.
+TAIL = 64 << 10
 
 
 @contextmanager
@@ -31,8 +38,8 @@ def opened(path: Path, kind: str, *, header: bool = False) -> Iterator[ImageFile
 
     header: only the header is read, so that the checksums of the rest do not matter.
 
-    Raises UserError naming the file for whatever a decoder raises, there or in the block, and for
-    more than a gigapixel; MachineError if the disk failed.
+    Raises UserError naming the file for whatever a decoder raises, there or in the block, for
+    several pages or frames, and for more than a gigapixel; MachineError if the disk failed.
     """
     # Pillow's limit is meant for files of strangers; satellite images exceed it.
     Image.MAX_IMAGE_PIXELS = None
@@ -40,21 +47,63 @@ def opened(path: Path, kind: str, *, header: bool = False) -> Iterator[ImageFile
         with warnings.catch_warnings():
             # Of corrupt metadata: the pixels are fine, or an exception follows.
             warnings.simplefilter("ignore")
-            with Image.open(path) as picture:
+            with Image.open(path if header else _undamaged(path, kind)) as picture:
                 _check_header(path, picture)
-                if picture.format == "PNG" and not header:
-                    _require_undamaged(path, kind)
+                _require_one_page(path, picture)
                 yield picture
     except UserError:
         raise
+    except UnidentifiedImageError as error:
+        # Its text names the object that was read.
+        raise UserError(
+            f"{path}: not a readable {kind} (of no format that is known); replace the file"
+        ) from error
     except Exception as error:
         raise unreadable(path, kind, error) from error
 
 
-def _require_undamaged(path: Path, kind: str) -> None:
-    problem = checksums.damage(path)
+def _undamaged(path: Path, kind: str) -> Path | BytesIO:
+    """What Pillow reads: the bytes of a PNG whose checksums are right, another file itself."""
+    with path.open("rb") as file:
+        start = file.read(len(checksums.SIGNATURE))
+        if start != checksums.SIGNATURE:
+            return path
+        content = BytesIO(start + file.read())
+    problem = checksums.damage(content.getbuffer())
     if problem:
         raise UserError(f"{path}: not a readable {kind} ({problem}); replace the file")
+    return content
+
+
+def _require_one_page(path: Path, picture: ImageFile.ImageFile) -> None:
+    """Raise UserError for several pages or frames: only the first would be read.
+
+    The further pictures of an MPO are views of the same scene, or smaller copies.
+    """
+    if picture.format == "MPO" or not getattr(picture, "is_animated", False):
+        return
+    count: int = getattr(picture, "n_frames", 1)
+    if picture.format == "TIFF":
+        pages = range(1, count)
+        if not any(_is_further_picture(picture, page) for page in pages):
+            picture.seek(0)
+            return
+    what = "pages" if picture.format == "TIFF" else "frames of an animation"
+    raise UserError(
+        f"{path}: the file holds several {what} ({count}), of which only the first "
+        "would be read; save one of them as a file of its own"
+    )
+
+
+def _is_further_picture(picture: ImageFile.ImageFile, page: int) -> bool:
+    """Whether a page of a TIFF is neither a smaller copy of another one nor its mask."""
+    picture.seek(page)
+    return not tags(picture).get(SUBFILE_TYPE, 0) & (SMALLER | MASK)
+
+
+def tags(picture: ImageFile.ImageFile) -> Any:
+    """Tags of a TIFF by number; none of another format."""
+    return getattr(picture, "tag_v2", {})
 
 
 def _check_header(path: Path, picture: ImageFile.ImageFile) -> None:
@@ -173,14 +222,10 @@ def _header_orientation(path: Path, picture: ImageFile.ImageFile) -> int:
 
 
 def _metadata_at_end(path: Path) -> bool:
-    """Whether a PNG has a chunk of metadata after its pixels."""
+    """Whether a PNG has metadata at its end, where they may follow the pixels.
+
+    Walking through its chunks would read most of a large file.
+    """
     with path.open("rb") as file:
-        file.seek(8)
-        pixels_seen = False
-        while len(header := file.read(8)) == 8:
-            length, name = struct.unpack(">I4s", header)
-            if pixels_seen and name in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
-                return True
-            pixels_seen = pixels_seen or name == b"IDAT"
-            file.seek(length + 4, 1)
-    return False
+        file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
+        return checksums.has_metadata(file.read())

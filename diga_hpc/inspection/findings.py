@@ -116,7 +116,7 @@ def _labels(config: Config, name: str, scan: Scan) -> Iterator[Finding]:
     if not any(facts.label and not facts.label.problem for facts in scan.facts):
         return
     if isinstance(section, FileDataset):
-        suspicion = section.suspicion(scan.id_counts(), space)
+        suspicion = section.suspicion(scan.id_counts(), space, scan.id_sets())
         if suspicion:
             yield Finding("error", key, f"`{key}`: {suspicion}")
             return

@@ -52,6 +52,10 @@ class Scan:
         """Pixels of each id in the label files, int64 [256]."""
         return sum((f.label.counts() for f in self.facts if f.label), np.zeros(256, np.int64))
 
+    def id_sets(self) -> set[frozenset[int]]:
+        """The distinct sets of ids that single label files hold."""
+        return {frozenset(f.label.ids) for f in self.facts if f.label and not f.label.problem}
+
     def class_counts(self, num_classes: int) -> np.ndarray:
         """Pixels of each class, int64 [K+1]; the last counts pixels without a label."""
         counts = np.zeros(num_classes + 1, np.int64)

@@ -88,14 +88,25 @@ class TestByName:
     @pytest.mark.parametrize(
         ("kind", "names", "ids"),
         [
-            ("gta5", ("pavement", "tree", "sign", "light", "pedestrian"), [8, 21, 20, 19, 24]),
-            ("synthia", ("pavement", "tree", "sign", "light", "pedestrian"), [4, 6, 9, 15, 10]),
+            ("gta5", ("pavement", "tree", "sign", "pedestrian"), [8, 21, 20, 24]),
+            ("synthia", ("pavement", "tree", "sign", "pedestrian"), [4, 6, 9, 10]),
             ("camvid", ("sidewalk", "vegetation", "traffic sign", "person"), [4, 5, 6, 9]),
         ],
     )
     def test_synonyms(self, kind, names, ids):
         table = section(kind).table(space(*names))
         assert table[ids].tolist() == list(range(len(names)))
+
+    @pytest.mark.parametrize("kind", ["gta5", "synthia"])
+    def test_a_light_may_be_another_one(self, kind):
+        assert f"kind {kind} has no class 'light'" in message(kind, space("road", "light"))
+
+    def test_what_a_synonym_renames(self):
+        to = space("road", "pavement", "tree", "vehicle")
+        chosen = section("gta5", class_map={"car": "vehicle", "vegetation": "tree"})
+        assert chosen.renamed(to) == {"sidewalk": "pavement"}
+        assert section("gta5").renamed(SPACES["cityscapes"]) == {}
+        assert section("camvid").renamed(space("sky", "person")) == {"pedestrian": "person"}
 
     def test_an_exact_name_goes_before_a_synonym(self):
         text = message("gta5", space("sidewalk", "pavement"))

@@ -1,5 +1,7 @@
 """Labels by colour: read exactly, unknown colours and palettes numbered anew refused."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +11,9 @@ from diga_hpc.datasets.color_maps import CAMVID_CODES, CAMVID_COLORS
 from diga_hpc.datasets.label_spaces import (
     CAMVID_CLASSES,
     CITYSCAPES_CLASSES,
+    CITYSCAPES_IDS,
     CITYSCAPES_PALETTE,
+    CITYSCAPES_VOID,
     IGNORE,
     SPACES,
 )
@@ -30,6 +34,11 @@ def write(root, values, kind=RGB, before=b""):
     """An image and a label file of these values."""
     write_image(root / "images/x.png", size=values.shape[:2])
     write_png(root / "labels/x.png", values, 8, kind, before=before)
+
+
+def plte(colors) -> bytes:
+    """The palette chunk of colours uint8 [n,3]."""
+    return chunk(b"PLTE", colors.tobytes())
 
 
 def source(tiny_yaml, root, keys="", space="custom", kind="folder, labels: labels"):
@@ -114,11 +123,21 @@ class TestColorMap:
         write(tmp_path, COLORS[WHICH])
         assert expected in message(lambda: source(tiny_yaml, tmp_path, keys))
 
+    @pytest.mark.parametrize("space", ["custom", "cityscapes"])
+    def test_camvids_colours_in_another_label_space(self, tiny_yaml, tmp_path, space):
+        """Kind folder has no `absent_classes` and no `class_map`."""
+        write(tmp_path, COLORS[WHICH])
+        text = message(lambda: source(tiny_yaml, tmp_path, "color_map: camvid", space))
+        assert text.endswith("write `color_map` as a mapping: class name -> list of its colours")
+        assert "absent_classes" not in text and "class_map" not in text
+        assert ("set `label_space: camvid`, or" in text) == (space == "cityscapes")
+
     @pytest.mark.parametrize(
         ("keys", "expected"),
         [
             (f"{MAP}, id_map: {{0: 1}}", "`color_map` and `id_map` are both set"),
             (f"{MAP}, ignored_ids: []", "`color_map` and `ignored_ids` are both set"),
+            (f"{MAP}, first_channel: true", "`color_map` and `first_channel` are both set"),
             ("color_map: camvit", "`data.source.color_map` = 'camvit': expected label_space, camv"),
             ("color_map: {thing: [[1, 2, 300]]}", "[[red, green, blue], ...] for each class, num"),
             ("color_map: {thing: [[1, 2]]}", "expected label_space, camvid, or class name: [[red"),
@@ -229,6 +248,78 @@ class TestPalettes:
             "id 7 means class 'road', but its palette colour [0, 0, 142] is that of 'car'" in text
         )
         assert "kind folder with `color_map: label_space`" in text
+
+    # Names and colours of ids without a class in Cityscapes' palette.
+    VOID: ClassVar = {
+        "dynamic": (111, 74, 0),
+        "ground": (81, 0, 81),
+        "parking": (250, 170, 160),
+        "rail track": (230, 150, 140),
+        "guard rail": (180, 165, 180),
+        "bridge": (150, 100, 100),
+        "tunnel": (150, 120, 90),
+        "caravan": (0, 0, 90),
+        "trailer": (0, 0, 110),
+        "unlabeled": (0, 0, 0),
+    }
+
+    def re_indexed(self, root, colors):
+        """Ids 0, 1, ... in the order of colours, as a palette PNG."""
+        colors = np.array(colors, np.uint8)
+        write(root, np.arange(len(colors))[None].repeat(3, 0), PALETTE, plte(colors))
+
+    @pytest.mark.parametrize("name", VOID)
+    @pytest.mark.parametrize("classes", [(13, 0), (0, 13)])
+    def test_numbered_anew_with_a_colour_of_no_class(self, tiny_yaml, tmp_path, name, classes):
+        self.re_indexed(tmp_path, [CITYSCAPES_PALETTE[i] for i in classes] + [self.VOID[name]])
+        read = source(tiny_yaml, tmp_path, space="cityscapes")
+        if classes == (0, 13):
+            # Id 0 is road, with its colour; 1 is that of a car.
+            assert "id 1 means class 'sidewalk'" in message(lambda: read.load(0))
+        else:
+            assert "id 0 means class 'road'" in message(lambda: read.load(0))
+
+    @pytest.mark.parametrize(
+        ("colors", "wrong"),
+        [
+            ([0, 13, 10, None], True),
+            ([13, 0, None, None, None], True),
+            ([0, 1, 13, 10, None], False),  # as many have their own
+            ([0, 1, 13, None, None], False),
+            ([None, 13, None, None], False),
+        ],
+    )
+    def test_most_of_the_known_colours_decide(self, tiny_yaml, tmp_path, colors, wrong):
+        table = [
+            (9, 9, 200 + i) if c is None else CITYSCAPES_PALETTE[c] for i, c in enumerate(colors)
+        ]
+        self.re_indexed(tmp_path, table)
+        read = source(tiny_yaml, tmp_path, space="cityscapes")
+        if wrong:
+            text = message(lambda: read.load(0))
+            assert text.endswith("if the ids are right, save the file as grey PNG")
+        else:
+            assert read.load(0).label[0].tolist() == list(range(len(colors)))
+
+    def test_ids_without_a_class_count_among_others(self, tiny_yaml, tmp_path):
+        """Eight colours of classes: in GTA5, 0 to 6 are no label."""
+        self.re_indexed(tmp_path, CITYSCAPES_PALETTE[1:9])
+        text = message(lambda: source(tiny_yaml, tmp_path, "", "cityscapes", "gta5").load(0))
+        assert "id 7 means class 'road', but its palette colour [107, 142, 35] is" in text
+
+    def test_the_palette_of_cityscapes_is_not_counted(self, tiny_yaml, tmp_path, monkeypatch):
+        """Colours of polegroup and license plate are those of pole and car."""
+        table = np.zeros((256, 3), np.uint8)
+        for i, train_id in CITYSCAPES_IDS.items():
+            table[i] = CITYSCAPES_PALETTE[train_id]
+        for i, name in CITYSCAPES_VOID.items():
+            table[i] = self.VOID.get(name, (0, 0, 0))
+        table[[18, 34]] = (153, 153, 153), (0, 0, 142)
+        ids = np.array([[7, 18, 34, 26, 4, 5]] * 3)
+        write(tmp_path, ids, PALETTE, plte(table))
+        monkeypatch.setattr(np, "bincount", None)
+        label = source(tiny_yaml, tmp_path, "", "cityscapes", "gta5").label(0)
+        assert label[0].tolist() == [0, IGNORE, IGNORE, 13, IGNORE, IGNORE]
 
     def test_that_fit_are_read(self, tiny_yaml, tmp_path):
         """Of the label space, as written here; of GTA5; of no meaning; of one class alone."""

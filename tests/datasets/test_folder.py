@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from diga_hpc.datasets.folder import Folder
-from diga_hpc.datasets.label_spaces import CITYSCAPES_IDS, IGNORE, SPACES, LabelSpace
+from diga_hpc.datasets.label_spaces import IGNORE, LabelSpace
 from diga_hpc.datasets.listing import list_files
 from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
 from helpers.image_files import config_with, write_ids, write_image
+from helpers.png import CHANNELS, GREY_ALPHA, RGB, RGBA, write_png
 
 CLASSES = "classes=[{name: thing, color: [1, 2, 3]}, {name: stuff, color: [4, 5, 6]}]"
 ID_MAP = "id_map: {7: 1, 200: 0}"
@@ -304,73 +305,26 @@ def test_ids_that_look_like_those_of_cityscapes(tiny_yaml, root):
         dataset.load(0)
 
 
-class TestSuspicion:
-    """255 is ignored by default: not where it may be a class."""
+@pytest.mark.parametrize(("kind", "bits"), [(RGB, 8), (RGBA, 8), (GREY_ALPHA, 8), (RGB, 16)])
+def test_ids_in_the_first_of_several_channels(tiny_yaml, tmp_path, kind, bits):
+    """As of UrbanSyn and SHIFT: instances in the others."""
+    write_image(tmp_path / "images/x.png")
+    ids = np.where(np.eye(6, 9), 19, 1)
+    values = np.random.default_rng(0).integers(0, 1 << bits, (6, 9, CHANNELS[kind]))
+    values[..., 0] = ids
+    write_png(tmp_path / "labels/x.png", values, bits, kind)
+    keys = "labels: labels, ignored_ids: [19]"
+    with pytest.raises(UserError, match="ids in the first channel with `first_channel: true`"):
+        open_source(tiny_yaml, tmp_path, keys).load(0)
+    dataset = open_source(tiny_yaml, tmp_path, f"{keys}, first_channel: true")
+    assert np.array_equal(dataset.label(0).numpy(), np.where(ids == 19, IGNORE, 1))
+    # Files of one channel may stand beside them.
+    write_ids(tmp_path / "labels/x.png", ids)
+    assert np.array_equal(dataset.label(0).numpy(), np.where(ids == 19, IGNORE, 1))
 
-    TWO = LabelSpace("custom", ("background", "object"), ((0, 0, 0), (9, 0, 0)))
-    THREE = LabelSpace("custom", ("a", "b", "c"), ((0, 0, 0), (9, 0, 0), (0, 9, 0)))
 
-    def counts(self, **pixels):
-        counts = np.zeros(256, np.int64)
-        for name, count in pixels.items():
-            counts[int(name[1:])] = count
-        return counts
-
-    def test_masks_of_0_and_255(self):
-        text = Folder(kind="folder").suspicion(self.counts(_0=30, _255=10), self.TWO)
-        assert text == (
-            "labels hold 0, 255; 255 (25 % of the pixels) is ignored by default, and class "
-            "`object` has no pixel; if 255 is a class: `id_map: {0: 0, 255: 1}` and "
-            "`ignored_ids: []`, else write `ignored_ids: [255]`"
-        )
-
-    def test_the_remedies_are_accepted(self, tiny_yaml, root):
-        write_ids(root / "gt/a/x.png", np.where(np.eye(6, 9), 255, 0))
-        counts = self.counts(_0=48, _255=6)
-        for keys, expected in (
-            ("id_map: {0: 0, 255: 1}, ignored_ids: []", [0, 1]),
-            ("ignored_ids: [255]", [0, IGNORE]),
-            ("id_map: {0: thing, 255: stuff}", [0, 1]),
-        ):
-            dataset = open_source(tiny_yaml, root, f"images: rgb, labels: gt, {keys}")
-            assert dataset.load(0).label.unique().tolist() == expected
-            assert dataset.listing.section.suspicion(counts, dataset.listing.space) is None
-
-    @pytest.mark.parametrize(
-        ("id_map", "line"),
-        [
-            ({0: 0, 7: 2}, "`id_map: {0: 0, 7: 2, 255: 1}`"),
-            ({0: "a", 7: "c"}, "`id_map: {0: a, 7: c, 255: b}`"),
-        ],
-    )
-    def test_beside_a_map(self, id_map, line):
-        section = Folder(kind="folder", id_map=id_map)
-        text = section.suspicion(self.counts(_0=3, _7=3, _255=4), self.THREE)
-        assert line in text and "class `b` has no pixel" in text
-
-    @pytest.mark.parametrize(
-        ("pixels", "suspected"),
-        [
-            ({"_0": 1, "_1": 1, "_2": 1, "_255": 9}, False),
-            ({"_0": 1, "_1": 1}, False),
-            ({"_0": 1, "_1": 1, "_255": 1}, True),
-            ({"_255": 1}, True),
-            ({}, False),
-        ],
-    )
-    def test_only_where_255_occurs_and_a_class_is_empty(self, pixels, suspected):
-        text = Folder(kind="folder").suspicion(self.counts(**pixels), self.THREE)
-        assert (text is not None) == suspected
-
-    def test_train_ids_under_a_map_of_cityscapes_ids(self):
-        section = Folder(kind="folder", id_map=CITYSCAPES_IDS, ignored_ids=(0, 1, 2, 3, 4, 5, 255))
-        counts = np.zeros(256, np.int64)
-        counts[:6] = 1
-        space = SPACES["cityscapes"]
-        assert "look like train ids" in section.suspicion(counts, space)
-        counts[26] = 1
-        assert section.suspicion(counts, space) is None
-
-    def test_colours_hold_no_ids(self):
-        section = Folder(kind="folder", color_map="label_space")
-        assert section.suspicion(self.counts(_0=1, _255=1), self.TWO) is None
+def test_the_colours_of_camvid_under_other_names():
+    space = LabelSpace("custom", ("sidewalk", "car"), ((1, 2, 3), (4, 5, 6)))
+    section = Folder(kind="folder", color_map="camvid")
+    assert section.renamed(space) == {"pavement": "sidewalk"}
+    assert Folder(kind="folder").renamed(space) == {}

@@ -166,7 +166,11 @@ class TestTrainIds:
             ([0, 1, 2, 8, 10, 13], True),
             ([0, 2, 255], True),
             ([7, 8, 11, 255], True),
-            ([7, 8, 11, 12, 17, 4], False),
+            ([7, 8, 11, 12, 17, 4], True),
+            ([0, 2, 8, 11], True),  # a few classes, most of them classes of Cityscapes too
+            ([7, 8, 11], False),
+            ([7, 8, 11, 12, 13, 17], False),
+            ([0, 4, 7, 34], False),
             (range(35), False),
             ([7, 8, 11, 26], False),
             ([], False),

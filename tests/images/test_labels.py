@@ -1,23 +1,30 @@
 """Values of label files: every depth and layout as written, lossy and ambiguous ones refused."""
 
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from diga_hpc.errors import UserError, one_line
 from diga_hpc.images.labels import (
-    has_colors,
+    Colored,
     read_colors,
-    read_first_channel,
     read_ids,
     read_indexed,
+    read_indexed_or_colors,
 )
+from diga_hpc.images.labels import read_first_channel as read_first_indexed
 from helpers.png import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, chunk, write_png
 
 RANDOM = np.random.default_rng(0)
 IDS = RANDOM.integers(0, 19, (9, 11), dtype=np.uint8)
 TRANSPOSED = Image.Exif()
 TRANSPOSED[0x0112] = 6
+
+
+def read_first_channel(path):
+    return read_first_indexed(path).ids
 
 
 def message(read, path) -> str:
@@ -126,21 +133,66 @@ class TestRefused:
         write_png(tmp_path / "x.png", np.repeat(IDS[..., None], channels, 2), bits, kind)
         text = message(read_ids, tmp_path / "x.png")
         assert f"one channel, found {found}; labels by colour are read with `color_map`" in text
-        assert "kind synthia" in text
+        assert "ids in the first channel with `first_channel: true`" in text
 
     def test_an_animation(self, tmp_path):
         Image.fromarray(IDS).save(
             tmp_path / "x.png", save_all=True, append_images=[Image.fromarray(IDS + 1)]
         )
-        assert "several frames" in message(read_ids, tmp_path / "x.png")
+        assert "several frames of an animation (2)" in message(read_ids, tmp_path / "x.png")
 
     def test_a_tiff_in_which_white_is_zero(self, tmp_path):
         Image.fromarray(IDS).save(tmp_path / "x.tif", tiffinfo={262: 0})
-        assert "inverted or packed grey values" in message(read_ids, tmp_path / "x.tif")
+        assert "inverted or packed values" in message(read_ids, tmp_path / "x.tif")
+
+    @pytest.mark.parametrize("bits", [1, 2, 4, 8])
+    @pytest.mark.parametrize("palette", [False, True])
+    @pytest.mark.parametrize("fill_order", [1, 2])
+    def test_packed_tiffs_are_exact_or_refused(self, tmp_path, bits, palette, fill_order):
+        ids = RANDOM.integers(0, 1 << bits, (6, 8))
+        write_packed_tiff(tmp_path / "x.tif", ids, bits, palette, fill_order)
+        exact = (bits == 1 and not palette) or (fill_order == 1 and (palette or bits == 8))
+        if exact:
+            assert np.array_equal(read_ids(tmp_path / "x.tif"), ids)
+        else:
+            assert "inverted or packed values; save it as 8-bit PNG" in message(
+                read_ids, tmp_path / "x.tif"
+            )
+
+    def test_pages_of_a_tiff(self, tmp_path):
+        Image.fromarray(IDS).save(
+            tmp_path / "x.tif", save_all=True, append_images=[Image.fromarray(IDS + 1)]
+        )
+        assert "several pages (2)" in message(read_ids, tmp_path / "x.tif")
+        smaller = Image.fromarray(IDS[::2, ::2])
+        smaller.encoderinfo = {"tiffinfo": {254: 1}}
+        Image.fromarray(IDS).save(tmp_path / "x.tif", save_all=True, append_images=[smaller])
+        assert np.array_equal(read_ids(tmp_path / "x.tif"), IDS)
 
     def test_floating_point(self, tmp_path):
         Image.fromarray(IDS.astype(np.float32)).save(tmp_path / "x.tif")
         assert "one channel, found 32-bit F (9, 11, 1)" in message(read_ids, tmp_path / "x.tif")
+
+
+def write_packed_tiff(path, ids, bits, palette, fill_order) -> None:
+    """An uncompressed TIFF of ids [H,W]; in fill order 2 the first pixel has the lowest bits."""
+    each = np.unpackbits(ids.astype(np.uint8)[..., None], axis=2)[..., 8 - bits :]
+    packed = np.packbits(each.reshape(len(ids), -1), axis=1)
+    if fill_order == 2:
+        packed = np.packbits(np.unpackbits(packed).reshape(-1, 8)[:, ::-1])
+    data = packed.tobytes()
+    height, width = ids.shape
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 3 if palette else 1)]
+    tags += [(266, fill_order), (273, 8), (277, 1), (278, height), (279, len(data))]
+    colors = RANDOM.integers(0, 1 << 16, 3 << bits).astype("<u2").tobytes() if palette else b""
+    start = 8 + len(data)
+    end = start + 2 + 12 * (len(tags) + palette) + 4
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    if palette:
+        entries += struct.pack("<HHII", 320, 3, 3 << bits, end)
+    head = struct.pack("<2sHI", b"II", 42, start)
+    count = struct.pack("<H", len(tags) + palette)
+    path.write_bytes(head + data + count + entries + bytes(4) + colors)
 
 
 class TestFirstChannel:
@@ -173,7 +225,9 @@ class TestColors:
             values, before = IDS, chunk(b"PLTE", self.COLORS.tobytes())
         write_png(tmp_path / "x.png", values, 8, kind, before=before)
         assert np.array_equal(read_colors(tmp_path / "x.png"), self.COLORS[IDS])
-        assert has_colors(tmp_path / "x.png") == (kind != PALETTE)
+        found = read_indexed_or_colors(tmp_path / "x.png")
+        assert isinstance(found, Colored) == (kind != PALETTE)
+        assert np.array_equal(found[0], IDS if kind == PALETTE else self.COLORS[IDS])
 
     def test_masks_of_black_and_white(self, tmp_path):
         write_png(tmp_path / "x.png", IDS % 2, 1)

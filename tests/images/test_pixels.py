@@ -86,6 +86,24 @@ class TestOrientation:
         assert orientation(tmp_path / "x.png") == 6 and read_size(tmp_path / "x.png") == (7, 5)
         assert np.array_equal(read_pixels(tmp_path / "x.png"), np.rot90(PIXELS, -1))
 
+    @pytest.mark.parametrize("size", [4, 200])
+    def test_metadata_after_many_parts_of_pixels(self, tmp_path, size):
+        """Found at the end of a large file too; its name among the pixels is no metadata."""
+        pixels = RANDOM.integers(0, 256, (size, size + 1, 3), dtype=np.uint8)
+        pixels[0, :3] = np.frombuffer(b"\0\0\0\1eXIf.", np.uint8).reshape(3, 3)
+        data = chunk(b"eXIf", exif(6).tobytes()[6:])
+        for after, value in ((b"", 1), (data, 6)):
+            path = tmp_path / f"{value}.png"
+            write_png(path, pixels, 8, RGB, after=after)
+            content = path.read_bytes()
+            start = content.index(b"IDAT") - 4
+            length = int.from_bytes(content[start : start + 4])
+            stream = content[start + 8 : start + 8 + length]
+            parts = [chunk(b"IDAT", stream[i : i + 97]) for i in range(0, length, 97)]
+            path.write_bytes(content[:start] + b"".join(parts) + content[start + 12 + length :])
+            assert orientation(path) == value
+            assert np.array_equal(read_pixels(path), np.rot90(pixels, -1 if value == 6 else 0))
+
     def test_16_bits_are_turned_too(self, tmp_path):
         values = RANDOM.integers(0, 1 << 16, (5, 7, 3))
         data = chunk(b"eXIf", exif(8).tobytes()[6:])
@@ -134,11 +152,6 @@ class TestModes:
     def test_the_content_counts_not_the_suffix(self, tmp_path):
         Image.fromarray(PIXELS).save(tmp_path / "x.jpg", format="BMP")
         assert np.array_equal(read_pixels(tmp_path / "x.jpg"), PIXELS)
-
-    def test_the_first_frame_of_an_animation(self, tmp_path):
-        first, second = Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)
-        first.save(tmp_path / "x.png", save_all=True, append_images=[second])
-        assert np.array_equal(read_pixels(tmp_path / "x.png"), PIXELS)
 
     @pytest.mark.parametrize("mode", ["F", "I", "LAB"])
     def test_refused(self, tmp_path, mode):
@@ -317,13 +330,30 @@ class TestDamaged:
         def fail(*_, **__):
             raise error
 
+        (tmp_path / "x.png").write_bytes(b"")
         monkeypatch.setattr(Image, "open", fail)
         assert "not a readable image (" in message(tmp_path / "x.png")
+
+    def test_a_png_without_a_header(self, tmp_path):
+        """Its checksums are right: the message names the file, not the buffer that was read."""
+        (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IEND", b""))
+        text = message(tmp_path / "x.png")
+        assert "not a readable image (" in text and "BytesIO" not in text
+
+    def test_a_png_is_read_once(self, tmp_path, monkeypatch):
+        Image.fromarray(PIXELS).save(tmp_path / "x.png")
+        opens, plain = [], type(tmp_path).open
+        monkeypatch.setattr(
+            type(tmp_path), "open", lambda path, *how: opens.append(path) or plain(path, *how)
+        )
+        monkeypatch.setattr("builtins.open", None)
+        assert np.array_equal(read_pixels(tmp_path / "x.png"), PIXELS) and len(opens) == 1
 
     def test_memory(self, tmp_path, monkeypatch):
         def fail(*_, **__):
             raise MemoryError
 
+        (tmp_path / "x.png").write_bytes(b"")
         monkeypatch.setattr(Image, "open", fail)
         assert "the image does not fit in memory" in message(tmp_path / "x.png")
 

@@ -59,6 +59,15 @@ def test_no_labelled_pixel(own, ids):
     assert errors[0].startswith("`data.source`: no labelled pixel in 2 images")
 
 
+def test_masks_written_in_two_ways(own):
+    own.pairs(4, (0, 1))
+    own.label("labels/1.png", (0, 255))
+    errors = found(own.config(classes=("a", "b")), "error")
+    assert len(errors) == 2
+    for key, error in zip(("source", "validation"), errors, strict=True):
+        assert error.startswith(f"`data.{key}`: some label files hold 0, 255, others 0, 1 and no 2")
+
+
 def test_one_class_is_nothing_to_learn(own):
     own.pairs(2, (1, 255))
     (error,) = found(
