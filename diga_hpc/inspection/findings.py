@@ -128,6 +128,10 @@ def _labels(config: Config, name: str, scan: Scan) -> Iterator[Finding]:
                 f"`{key}`: ignored, since label space {space.name} has no such class: "
                 f"{', '.join(unused)}",
             )
+        renamed = section.renamed(space)
+        if renamed:
+            pairs = ", ".join(f"{theirs} as `{ours}`" for theirs, ours in renamed.items())
+            yield Finding("note", key, f"`{key}`: read by another name: {pairs}")
     if not labelled:
         yield Finding(
             "error",
