@@ -78,14 +78,14 @@ def test_a_failure_of_the_machine_is_not_a_corrupt_file(
     )
     job = Pipeline(config)
     broken = job.context.broken_files()
-    opened = Image.open
+    opened = Path.open
 
-    def stale(path):
-        if str(path).endswith("5.png"):
+    def stale(path, *args, **options):
+        if path.name == "5.png":
             raise OSError(errno.ESTALE, "Stale file handle", str(path))
-        return opened(path)
+        return opened(path, *args, **options)
 
-    monkeypatch.setattr(Image, "open", stale)
+    monkeypatch.setattr(Path, "open", stale)
     for work in (lambda: job.run("warm-up"), lambda: list(broken.images(job.context.source, [5]))):
         with pytest.raises(MachineError) as error:
             work()
