@@ -24,6 +24,7 @@ from diga_hpc.section import Text
 
 UNLABELLED_ID = 11
 _TABLE = id_table({i: i for i in range(UNLABELLED_ID)}, (UNLABELLED_ID,))
+_OWN = {color: i for i, color in enumerate(CAMVID_PALETTE)}
 _COLORS = {color: i for color, i in CAMVID_CODES.items() if i != IGNORE} | {
     color: i for i, color in enumerate(CAMVID_PALETTE)
 }
@@ -97,7 +98,8 @@ class Camvid(NamedClasses):
         """
         found = read_indexed_or_colors(path)
         if isinstance(found, Colored):
-            label = classes_by_color(path, found.colors, CAMVID_CODES, SPACES["camvid"])
+            # The colours of the original, and those in which this package writes masks.
+            label = classes_by_color(path, found.colors, CAMVID_CODES | _OWN, SPACES["camvid"])
             label[label == IGNORE] = UNLABELLED_ID
             return label
         check_palette(path, found, _TABLE, _COLORS, CAMVID_CLASSES, "save the colours as RGB")

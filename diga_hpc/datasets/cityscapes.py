@@ -46,6 +46,9 @@ _TABLES = {
     "cityscapes": id_table(CITYSCAPES_IDS, [*CITYSCAPES_VOID, IGNORE]),
     "train_ids": identity_table(len(CITYSCAPES_CLASSES)),
 }
+# Void ids up to 18 that are not of the car or the border; they are pole, sign, sky, rider ... in
+# train ids.
+RARE_VOID = frozenset({5, 6, 9, 10, 14, 15, 16, 18})
 _COLORS = {color: i for i, color in enumerate(CITYSCAPES_PALETTE)}
 
 
@@ -103,11 +106,18 @@ class CityscapesLabels(NamedClasses):
         present = set(np.flatnonzero(counts).tolist())
         # Of Cityscapes' own, 255 is a license plate, beside a vehicle with an id above 18.
         void = present & {*CITYSCAPES_VOID, IGNORE}
-        if self.label_ids is not None or not void or not may_be_train_ids(present):
+        if self.label_ids is not None:
+            return None
+        remedy = "set `label_ids: train_ids`, or `label_ids: cityscapes` if they are none"
+        if void and may_be_train_ids(present):
+            return f"{LIKE_TRAIN_IDS}; {remedy}"
+        # Some files were converted, and others hold ids above 18.
+        converted = [ids for ids in id_sets if may_be_train_ids(ids) and len(ids & RARE_VOID) > 1]
+        if not converted:
             return None
         return (
-            f"{LIKE_TRAIN_IDS}; set `label_ids: train_ids`, or `label_ids: cityscapes` if they "
-            "are none"
+            f"some files hold ids as {', '.join(map(str, sorted(converted[0])))}, which look like "
+            f"train ids beside files of Cityscapes ids; bring all to one kind, and {remedy}"
         )
 
 
@@ -155,9 +165,12 @@ class Cityscapes(CityscapesLabels):
                 found.left_out[f"images that {self.index} does not name"] += 1
                 continue
             label = labels / image.relative_to(folder).parent / f"{name}_gtFine_{ending}.png"
-            files.append(Files(name, image, label, named.pop(name, "")))
+            files.append(Files(name, image, label, named.get(name, "")))
         # What is left names nothing: `list_files` reports that these images do not exist.
+        found_names = {entry.name for entry in files}
         for name, origin in named.items():
+            if name in found_names:
+                continue
             image = folder / name.split("_")[0] / f"{name}{IMAGE_ENDING}.png"
             files.append(Files(name, image, None, origin))
         return files, dict(+found.left_out)

@@ -16,7 +16,12 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator
 
-from diga_hpc.datasets.label_spaces import CAMVID_CLASSES, IGNORE, LabelSpace
+from diga_hpc.datasets.label_spaces import (
+    CAMVID_CLASSES,
+    CITYSCAPES_PALETTE,
+    IGNORE,
+    LabelSpace,
+)
 from diga_hpc.datasets.label_tables import UNKNOWN
 from diga_hpc.errors import UserError
 from diga_hpc.images.labels import Indexed, read_colors
@@ -113,10 +118,14 @@ ColorMap = Annotated[dict[str, tuple[Color, ...]] | str, BeforeValidator(_colors
 def codes_of(space: LabelSpace) -> Codes:
     """Codes of the colours of a label space, and black for "no label".
 
-    Raises UserError for two classes of one colour.
+    Where they are colours of Cityscapes, its others mean "no label" too. Raises UserError for two
+    classes of one colour.
     """
     pairs = zip(space.palette, range(space.num_classes), strict=True)
-    return {NO_LABEL: IGNORE} | unique_codes(pairs, space)
+    others = {NO_LABEL}
+    if set(space.palette) <= set(CITYSCAPES_PALETTE):
+        others |= {*CITYSCAPES_PALETTE, *VOID_COLORS}
+    return dict.fromkeys(others, IGNORE) | unique_codes(pairs, space)
 
 
 def class_colors(space: LabelSpace) -> Codes:

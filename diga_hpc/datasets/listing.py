@@ -178,7 +178,7 @@ def _where(entry: Files, finder: FileFinder) -> str:
     """Where the label of an image would be, and what is there instead."""
     path = entry.label
     if path is None:
-        return f"(no path of one is known){_named(entry)}"
+        return f"(set `labels` to the folder of the labels){_named(entry)}"
     if link := finder.dead_link(path):
         where = dead_link(link) if link == path else f"{link} is a {dead_link(link)}"
         return f"{path} ({where}){_named(entry)}"
@@ -210,5 +210,14 @@ def _without_duplicates(files: list[Files], key: str, problems: list[str]) -> li
             problems.append(
                 f"{entry.image}{_named(entry)} and {first.image}{_named(first)}: two images of "
                 f"`{key}` have the name {entry.name!r}; rename one of them"
+                f"{_perhaps_label(entry, first)}"
             )
     return list(seen.values())
+
+
+def _perhaps_label(*entries: Files) -> str:
+    """A hint where one of two images in a folder may be the label of the other."""
+    suffixes = {entry.image.suffix.lower() for entry in entries}
+    if ".png" not in suffixes or len(suffixes) < 2 or len({e.image.parent for e in entries}) > 1:
+        return ""
+    return ", or set `labels` to this folder if the PNG is the label of the other"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
@@ -192,19 +192,31 @@ def orientation(path: Path) -> int:
         return _header_orientation(path, picture)
 
 
-def read_header(path: Path, *, upright: bool = True) -> tuple[int, int, int]:
-    """Height and width in pixels, and EXIF orientation, of an image file, from its header alone.
+class Header(NamedTuple):
+    """What the header of an image file says."""
+
+    height: int
+    width: int
+    orientation: int
+    """EXIF orientation, 1 (upright) to 8."""
+    channels: int
+    """1 for grey, palette and black-and-white files, as labels are."""
+
+
+def read_header(path: Path, *, upright: bool = True) -> Header:
+    """Height and width in pixels, EXIF orientation and channels, from an image's header alone.
 
     upright: the size after its orientation, as `pixels.read_pixels` returns it. Raises UserError
     naming a file that is no image.
     """
     with opened(path, "image", header=True) as picture:
         width, height = picture.size
-        found = _header_orientation(path, picture)
+        found, channels = _header_orientation(path, picture), len(picture.getbands())
     # Of a TIFF, Pillow gives the size after its orientation.
     as_shown = picture.format == "TIFF"
-    swapped = found >= 5 and upright != as_shown
-    return (width, height, found) if swapped else (height, width, found)
+    if found >= 5 and upright != as_shown:
+        height, width = width, height
+    return Header(height, width, found, channels)
 
 
 def _header_orientation(path: Path, picture: ImageFile.ImageFile) -> int:

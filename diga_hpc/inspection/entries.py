@@ -166,13 +166,17 @@ class FileEntries(Entries):
         try:
             digest = _digest(image_digest, path)
             section = self.listing.section
-            height, width, orientation = read_header(path, upright=section.exif_orientation)
+            header = read_header(path, upright=section.exif_orientation)
             if decode:
-                pixels = read_pixels(
-                    path, upright=section.exif_orientation, bits=section.image_bits
-                )
-                height, width = pixels.shape[:2]
-            return ImageFacts(height, width, orientation, digest, decoded=decode)
+                read_pixels(path, upright=section.exif_orientation, bits=section.image_bits)
+            return ImageFacts(
+                header.height,
+                header.width,
+                header.orientation,
+                header.channels,
+                digest,
+                decoded=decode,
+            )
         except MachineError:
             raise
         except UserError as error:

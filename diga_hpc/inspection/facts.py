@@ -26,6 +26,8 @@ class ImageFacts:
     """In pixels, as it is shown; 0 if it cannot be read."""
     orientation: int = 1
     """EXIF orientation of the file; 1 is upright."""
+    channels: int = 3
+    """1 for grey, palette and black-and-white files."""
     digest: str = ""
     """Of its bytes, or of its pixels where it has no file."""
     problem: str | None = None

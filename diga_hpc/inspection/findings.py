@@ -4,7 +4,8 @@ An error would make a number wrong or meaningless: a start is refused. A warning
 every start. docs/checks.md lists them.
 """
 
-from collections import defaultdict
+import itertools
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -47,7 +48,7 @@ def findings(config: Config, scans: Mapping[str, Scan], *, complete: bool = True
         allowed = 0 if name == VALIDATION else config.data.skip_errors
         found += _files(scan, allowed)
         if name != TARGET:
-            of_labels = _labels(config, name, scan)
+            of_labels = itertools.chain(_labels(config, name, scan), _shared_labels(scan))
             found += of_labels if complete else map(_as_warning, of_labels)
         if name != VALIDATION:
             found += _crops(config, scan)
@@ -168,8 +169,18 @@ def _labels(config: Config, name: str, scan: Scan) -> Iterator[Finding]:
 def _labels_among_images(scan: Scan) -> Iterator[Finding]:
     """Label files beside the images of a target, which would be trained on as photographs."""
     entries = scan.entries
-    suffix = paired_suffix([entries.name(index) for index in range(len(scan.facts))])
-    if suffix:
+    names = [entries.name(index) for index in range(len(scan.facts))]
+    alike = [n for n, f in zip(names, scan.facts, strict=True) if f.image.channels == 1]
+    suffix = paired_suffix(names)
+    if alike and len(alike) < len(names):
+        yield Finding(
+            "warning",
+            entries.key,
+            f"`{entries.key}`: {len(alike)} of {len(names)} images have one channel, as label "
+            f"files have ({listed(alike)}); if they are labels, they are trained on as "
+            "photographs: name the folder of the photographs alone, or set `label_suffix`",
+        )
+    elif suffix:
         yield Finding(
             "warning",
             entries.key,
@@ -203,6 +214,19 @@ def _crops(config: Config, scan: Scan) -> Iterator[Finding]:
                 yield Finding("error", key, f"{text}: lower it, or set {key}.size")
             else:
                 yield Finding("warning", key, f"{text}: smaller images are enlarged to fit")
+
+
+def _shared_labels(scan: Scan) -> Iterator[Finding]:
+    """Labels that several images share, as the versions of a foggy image may."""
+    paths = [scan.entries.paths(index)[1:] for index in range(len(scan.facts))]
+    counts = Counter(path for label in paths for path in label)
+    shared = [str(path) for path, count in counts.items() if count > 1]
+    if shared:
+        yield Finding(
+            "warning",
+            scan.entries.key,
+            f"`{scan.entries.key}`: labels of several images: {listed(shared)}",
+        )
 
 
 def _repeated(scans: Mapping[str, Scan]) -> Iterator[Finding]:

@@ -131,3 +131,17 @@ class TestSuspicion:
     def test_colours_hold_no_ids(self):
         section = Folder(kind="folder", color_map="label_space")
         assert section.suspicion(self.counts(_0=1, _255=1), self.TWO) is None
+
+
+def test_files_of_train_ids_beside_files_of_cityscapes_ids():
+    section = Gta5(kind="gta5")
+    own, converted = {1, 7, 8, 11, 21, 23, 26}, {0, 1, 2, 8, 10, 11, 13, 18}
+    counts = np.zeros(256, np.int64)
+    counts[sorted(own | converted)] = 9
+    space = SPACES["cityscapes"]
+    text = section.suspicion(counts, space, [frozenset(own), frozenset(converted)])
+    assert text.startswith("some files hold ids as 0, 1, 2, 8, 10, 11, 13, 18")
+    # Without a vehicle or a tree: a road with kerb and the border of the image.
+    assert section.suspicion(counts, space, [frozenset(own), frozenset({1, 3, 7, 8, 9})]) is None
+    named = Gta5(kind="gta5", label_ids="cityscapes")
+    assert named.suspicion(counts, space, [frozenset(own), frozenset(converted)]) is None

@@ -239,3 +239,23 @@ def test_other_pictures_of_a_reader_are_other_data():
         first, second = (identify(scan(entries, decode=d), ("a",)) for d in (False, True))
         assert first.fingerprint == second.fingerprint not in prints
         prints.append(first.fingerprint)
+
+
+def test_label_files_anywhere_in_a_target(own):
+    own.pairs(2, (0, 1, 2))
+    for i in range(2):
+        own.image(f"t/images/{i}.jpg", seed=20 + i)
+        own.label(f"t/gt/{i}_ids.png", (0, 1))
+    config = own.config(target="{kind: folder, images: t}")
+    (warning,) = [w for w in found(config, "warning") if "one channel" in w]
+    assert "2 of 4 images" in warning and "gt_0_ids" in warning
+    alone = own.config(target="{kind: folder, images: t/images}")
+    assert not [w for w in found(alone, "warning") if "one channel" in w]
+
+
+def test_a_label_of_two_images(own):
+    own.pairs(3, (0, 1, 2))
+    lines = [f"images/{i}.png labels/{min(i, 1)}.png\n" for i in range(3)]
+    (own.folder / "l.txt").write_text("".join(lines))
+    config = own.config(source="{kind: folder, index: l.txt}")
+    assert any("labels of several images" in w and "1.png" in w for w in found(config, "warning"))
