@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from diga_hpc.errors import UserError
 from diga_hpc.section import (
+    LARGEST_SIDE,
     Count,
     Factor,
     Fraction,
@@ -20,6 +21,9 @@ from diga_hpc.section import (
     Section,
     Size,
 )
+
+# Colour views filter crops with kernels of three pixels.
+CropSide = Annotated[int, Field(ge=3, le=LARGEST_SIDE)]
 
 
 class BatchSection(Section):
@@ -59,7 +63,7 @@ class TrainingSection(Section):
     """Optimiser steps of the stage."""
     batch: BatchSection = BatchSection()
     """Images of one domain in a step."""
-    crop: Size
+    crop: tuple[CropSide, CropSide]
     """Height and width in pixels of the training crops."""
     lr_scale: PositiveFactor = 1.0
     """Factor on `optimizer.lr_head` and `optimizer.lr_backbone` in this stage."""

@@ -148,18 +148,25 @@ class Binding:
 
         Corrupt files that were skipped (RUN_DIR/skipped_data.json) may have been repaired.
         """
-        run, recorded = self.run, read_json(self.run.data, None)
+        run, recorded = self.run, read_json(self.run.data, {})
         if not run.has_products:
             return
-        if recorded is None:
+        if not recorded:
             log.warning(
-                "%s: begun by a version that did not record its data, so it is not checked that "
-                "they are the same now",
-                run.path,
+                "%s: missing, so it is not checked that the run goes on with the data that it was "
+                "begun with",
+                run.data,
             )
             return
         for name in recorded.keys() & self.data.keys():
-            self._require_same(name, DataIdentity.from_json(recorded[name]))
+            try:
+                old = DataIdentity.from_json(recorded[name])
+            except (KeyError, TypeError) as error:
+                raise UserError(
+                    f"{run.data}: corrupt ({name!r} has no {error}); remove it to go on without "
+                    "this check"
+                ) from error
+            self._require_same(name, old)
         # Once training has begun, the file may be gone.
         before = recorded.get(WEIGHTS)
         self.weights = self.weights or before

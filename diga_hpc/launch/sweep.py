@@ -19,10 +19,10 @@ from typing import Any
 
 from diga_hpc.errors import UserError
 from diga_hpc.launch import status
-from diga_hpc.results.stage_order import stage_name
 from diga_hpc.results.tables import read_rows
 from diga_hpc.run.directory import RunPaths
 from diga_hpc.run.files import atomic_write, read_json, write_json
+from diga_hpc.stages.plan import stage_name
 
 log = logging.getLogger(__name__)
 

@@ -231,13 +231,15 @@ def _stage_table(config: Config, checked: Checked) -> Table:
 def _estimates(config: Config) -> dict[str, int]:
     """stages.memory.estimates; kept in the cache, since building a network takes seconds."""
     key = _estimates_key(config)
-    needs: dict[str, int] | None = cache.load(key) if key else None
-    if needs is None:
-        from diga_hpc.stages.memory import estimates
+    kept = cache.load(key) if key else None
+    expected = {"parameters", *(stage.kind for stage in trained(config))}
+    if isinstance(kept, dict) and kept.keys() == expected:
+        return kept
+    from diga_hpc.stages.memory import estimates
 
-        needs = estimates(config)
-        if key:
-            cache.store(key, needs)
+    needs = estimates(config)
+    if key:
+        cache.store(key, needs)
     return needs
 
 

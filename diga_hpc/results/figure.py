@@ -14,16 +14,19 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from diga_hpc import config as configuration
+from diga_hpc.config import Config
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.label_tables import identity_table
 from diga_hpc.errors import UserError
-from diga_hpc.loading.dataset import open_source
+from diga_hpc.inspection.opening import SOURCE, open_entries
+from diga_hpc.loading.dataset import open_dataset
 from diga_hpc.loading.pictures import read_image, read_label, to_picture
 from diga_hpc.method.scores import ConfusionMatrix, scores
-from diga_hpc.results.stage_order import StageOrder, stage_name
+from diga_hpc.results.stage_order import StageOrder
 from diga_hpc.results.tables import Results, read_rows
 from diga_hpc.run.directory import RunPaths
-from diga_hpc.run.files import atomic_write
+from diga_hpc.run.files import atomic_write, read_json
+from diga_hpc.stages.plan import stage_name
 
 WIDTH, GAP, MARGIN = 1280, 8, 6  # pixels
 TITLE_SIZE, NOTE_SIZE = 17, 14  # pixels
@@ -87,7 +90,7 @@ def figure(run_dir: Path, path: Path) -> None:
         return f"{results.get(stage):.1f} % mIoU on {count} images"
 
     panels = [
-        Panel(to_picture(open_source(config).load(0).image), "source image", "labelled"),
+        Panel(_source_image(paths, config), "source image", "labelled"),
         Panel(example.image, "target image", "no labels used"),
         Panel(example.truth, "truth", "for the evaluation only"),
         Panel(example.before, f"before: {order.short_title(before)}", measured(before)),
@@ -100,6 +103,20 @@ def figure(run_dir: Path, path: Path) -> None:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); free space or choose another place"
         ) from error
+
+
+def _source_image(paths: RunPaths, config: Config) -> Image.Image:
+    """First image of the source. Raises UserError if it is not that of the run's training."""
+    entries = open_entries(config, SOURCE)
+    assert entries is not None, "the configuration has a source"
+    recorded = read_json(paths.data, {}).get(SOURCE, {}).get("files", {})
+    name = entries.name(0)
+    if recorded and recorded.get(name) != entries.identity(0, entries.facts(0, decode=False)):
+        raise UserError(
+            f"{entries.root or name}: the source image {name} is not the one that {paths.path} was "
+            "trained on; put the data of then back, or set data.source.root in its config.yaml"
+        )
+    return to_picture(open_dataset(entries).load(0).image)
 
 
 def _most_improved(paths: RunPaths, space: LabelSpace, before: str, after: str) -> Example:

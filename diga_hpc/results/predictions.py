@@ -151,7 +151,8 @@ class Record:
             "output": picture.name,
             "image": str(picture.file.absolute()),
             "bytes": status.st_size,
-            "mtime_ns": status.st_mtime_ns,
+            # A copy that keeps the time of modification has another inode, or time of change.
+            "changed": [status.st_mtime_ns, status.st_ctime_ns, status.st_ino],
             "made_by": self._digest,
         }
 

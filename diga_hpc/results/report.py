@@ -14,11 +14,11 @@ from diga_hpc import config as configuration
 from diga_hpc.config import Config
 from diga_hpc.errors import UserError
 from diga_hpc.results import curves, panels, report_page
-from diga_hpc.results.stage_order import StageOrder, stage_name, title
+from diga_hpc.results.stage_order import StageOrder, title
 from diga_hpc.results.tables import Results, read_rows, terminal_table
 from diga_hpc.run.directory import RunPaths
 from diga_hpc.run.files import atomic_write, read_json
-from diga_hpc.stages.plan import trained
+from diga_hpc.stages.plan import stage_name, trained
 
 
 def write_report(run_dir: Path) -> Path:

@@ -1,13 +1,11 @@
 """Order, titles and colours of stages in reports, read from the plan of the run.
 
 StageOrder(config, found)      stages of the plan, then other stages found in the run's files
-stage_name(row)                name of the stage of a row of results.json
 title(name)                    a stage, or a column of pictures, in words
 """
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from diga_hpc.config import Config
 from diga_hpc.stages.plan import plan, trained, with_student
@@ -63,11 +61,6 @@ class StageOrder:
         known = dict.fromkeys(["image", "truth", *self._pictures, *self.names])
         wanted = set(kinds)
         return [kind for kind in known if kind in wanted]
-
-
-def stage_name(row: dict[str, Any]) -> str:
-    """Return the name of the stage of a row of results.json: `self_training_2`."""
-    return f"{row['stage']}_{row['round']}" if row["round"] else row["stage"]
 
 
 def title(name: str) -> str:

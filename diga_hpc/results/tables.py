@@ -8,9 +8,10 @@ terminal_table(results)   the table for a terminal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diga_hpc.results.stage_order import BASELINE, StageOrder, stage_name, title
+from diga_hpc.results.stage_order import BASELINE, StageOrder, title
 from diga_hpc.run.directory import RunPaths
 from diga_hpc.run.files import read_json
+from diga_hpc.stages.plan import stage_name
 
 if TYPE_CHECKING:
     from rich.table import Table

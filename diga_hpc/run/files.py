@@ -52,15 +52,28 @@ def sync(path: Path) -> None:
 
 
 def read_json(path: Path, default: Any) -> Any:
-    """Read a JSON file; `default` if it does not exist. Raises UserError naming a corrupt file."""
+    """Read a JSON file; `default` if it does not exist.
+
+    Raises UserError naming a file that is corrupt, and where `default` is a list or a mapping, one
+    that is none; lists hold mappings or texts.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        _require_form(value, default)
+        return value
     except FileNotFoundError:
         return default
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: not readable as JSON ({error}); remove it to have it written again"
         ) from error
+
+
+def _require_form(value: Any, default: Any) -> None:
+    if isinstance(default, list | dict) and not isinstance(value, type(default)):
+        raise ValueError(f"found {type(value).__name__}, expected {type(default).__name__}")
+    if isinstance(default, list) and not all(isinstance(each, dict | str) for each in value):
+        raise ValueError("expected a list of mappings or texts")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -26,9 +26,9 @@ from diga_hpc.method.scores import ConfusionMatrix, scores
 from diga_hpc.models.base import SegmentationModel
 from diga_hpc.run.files import read_json, write_json
 from diga_hpc.stages.adaptation import adapt_to_target
-from diga_hpc.stages.inputs import Inputs, describe, inputs_of, same
+from diga_hpc.stages.inputs import Inputs, describe, inputs_of, same, weights_digest
 from diga_hpc.stages.networks import has_network, trained_network
-from diga_hpc.stages.plan import Planned, with_student
+from diga_hpc.stages.plan import Planned, stage_name, with_student
 from diga_hpc.training.resume import is_finished
 from diga_hpc.training.stage import STUDENT, TEACHER, Context, DataPass
 
@@ -68,7 +68,8 @@ class Evaluation(DataPass):
         ]
         context.world.on_rank0(lambda: _require_one(finished, stages, context.run.path))
         if context.world.is_main:
-            drop_results_of_other_data(context)
+            drop_stale_results(context)
+            drop_stale_panels(context, self.validation)
             write_truth_panels(context, self.validation)
         for stage in finished:
             self._evaluate(stage, STUDENT)
@@ -239,29 +240,56 @@ def has_result(context: Context, inputs: Inputs, **key: Any) -> bool:
     )
 
 
-def drop_results_of_other_data(context: Context) -> None:
-    """Remove what was measured on other validation images than today's, and their panels."""
+def drop_stale_results(context: Context) -> None:
+    """Remove what was measured on other validation images than today's, or of networks that are
+    gone or were trained again; with their panels."""
     run, now = context.run, context.inspected.summaries[VALIDATION]
+    stages = {(stage.kind, stage.round): stage for stage in with_student(context.config)}
 
-    def is_current(row: dict[str, Any]) -> bool:
+    def is_of_these_images(row: dict[str, Any]) -> bool:
         measured = row.get("inputs", {}).get(VALIDATION, {})
         return bool(measured.get("fingerprint") == now["fingerprint"])
 
+    def has_its_network(row: dict[str, Any]) -> bool:
+        stage = stages.get((row["stage"], row["round"]))
+        weights = stage and weights_digest(context, stage, row["network"])
+        return weights is not None and row.get("inputs", {}).get("weights") == weights
+
     rows = read_json(run.results, [])
-    current = [row for row in rows if is_current(row)]
-    if len(current) < len(rows):
-        before = describe(next(row for row in rows if not is_current(row)).get("inputs"))
+    of_others = [row for row in rows if not is_of_these_images(row)]
+    if of_others:
         log.warning(
             "%s: %d results of %s are measured again: `data.validation` is now %s",
             run.results,
-            len(rows) - len(current),
-            before,
+            len(of_others),
+            describe(of_others[0].get("inputs")),
             describe({VALIDATION: now}),
         )
-        write_json(run.results, current)
         shutil.rmtree(run.panels, ignore_errors=True)
+    gone = [row for row in rows if row not in of_others and not has_its_network(row)]
+    if gone:
+        names = ", ".join(dict.fromkeys(map(stage_name, gone)))
+        log.warning("%s: results of networks that are gone are removed: %s", run.results, names)
+    if of_others or gone:
+        write_json(run.results, [row for row in rows if row not in of_others and row not in gone])
     consensus = read_json(run.consensus, [])
-    kept = [row for row in consensus if is_current(row)]
+    kept = [row for row in consensus if is_of_these_images(row)]
     if len(kept) < len(consensus):
         log.warning("%s: measured on other validation images; its rows are removed", run.consensus)
         write_json(run.consensus, kept)
+
+
+def drop_stale_panels(context: Context, validation: Dataset) -> None:
+    """Remove pictures of images that the report does not show any more, and of networks without a
+    result."""
+    run = context.run
+    count = min(context.config.evaluation.panels, len(validation))
+    shown = {validation.name(index) for index in range(count)}
+    measured = {stage_name(row) for row in read_json(run.results, [])}
+    for folder in run.panels.glob("*"):
+        if folder.name not in shown:
+            shutil.rmtree(folder, ignore_errors=True)
+    for stage in with_student(context.config):
+        if stage.name not in measured:
+            for panel in run.panels.glob(f"*/{stage.name}.png"):
+                panel.unlink()

@@ -7,13 +7,14 @@ A dictionary, as JSON: `weights` is a digest of the network, and under the names
 from typing import Any
 
 from diga_hpc.run.directory import checkpoint_name
-from diga_hpc.stages.plan import trained
+from diga_hpc.stages.plan import Planned, trained
 from diga_hpc.training import checkpoint
 from diga_hpc.training.resume import trained_weights
 from diga_hpc.training.stage import Context
 
 Inputs = dict[str, Any]
 DIGEST_LENGTH = 16
+FILES = "files"  # key for digests of what was made, which are no inputs
 
 
 def inputs_of(context: Context, stage: str, network: str, *data: str) -> Inputs:
@@ -21,12 +22,12 @@ def inputs_of(context: Context, stage: str, network: str, *data: str) -> Inputs:
 
     All ranks call it together; rank 0 reads. Raises UserError if the stage is not finished.
     """
-    training = next(p.training for p in trained(context.config) if p.name == stage)
-    assert training is not None
-    weights = context.world.on_rank0(lambda: _weights(context, stage, network, training.steps))
+    planned = next(p for p in trained(context.config) if p.name == stage)
+    weights = context.world.on_rank0(lambda: weights_digest(context, planned, network))
     if weights is None:
         # Raises for a stage that is not finished.
-        trained_weights(context, stage, training.steps, network)
+        assert planned.training is not None
+        trained_weights(context, stage, planned.training.steps, network)
     return {"weights": weights} | inputs_of_data(context, *data)
 
 
@@ -36,10 +37,11 @@ def inputs_of_data(context: Context, *data: str) -> Inputs:
     return {name: summaries[name] for name in data if name in summaries}
 
 
-def _weights(context: Context, stage: str, network: str, steps: int) -> str | None:
+def weights_digest(context: Context, stage: Planned, network: str) -> str | None:
     """Digest of the last checkpoint's weights, from its manifest; None without one."""
+    assert stage.training is not None
     # The checkpoint itself is verified where its weights are loaded.
-    folder = context.run.checkpoints(stage) / checkpoint_name(steps)
+    folder = context.run.checkpoints(stage.name) / checkpoint_name(stage.training.steps)
     try:
         _, digest = checkpoint.read_manifest(folder)[f"{network}.safetensors"]
     except checkpoint.MALFORMED:
@@ -56,6 +58,7 @@ def _compared(inputs: Inputs) -> Inputs:
     return {
         name: value.get("fingerprint") if isinstance(value, dict) else value
         for name, value in inputs.items()
+        if name != FILES
     }
 
 
@@ -65,7 +68,7 @@ def describe(inputs: Any) -> str:
         return "inputs that were not recorded"
     parts = [f"weights {inputs['weights']}"] if "weights" in inputs else []
     for name, value in inputs.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and name != FILES:
             place = value["root"] or f"kind {value['kind']}"
             parts.append(
                 f"{name} {place} ({value['images']} images, fingerprint {value['fingerprint']})"

@@ -9,8 +9,9 @@ register(...)                    adds a stage from outside the package
 source_only -> warm_up -> for each round: pseudo_labels -> self_training -> evaluation
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from diga_hpc.config import Config, TrainingSection
 from diga_hpc.config.schema import STAGE_SECTIONS
@@ -172,6 +173,11 @@ def last_trained(stages: Sequence[Planned]) -> str | None:
     """Name of the last stage that trains a segmentation network; None without one."""
     students = (stage.name for stage in reversed(stages) if stage.training and stage.student)
     return next(students, None)
+
+
+def stage_name(row: Mapping[str, Any]) -> str:
+    """Name of the stage of a row of results.json: `self_training_2`."""
+    return f"{row['stage']}_{row['round']}" if row["round"] else str(row["stage"])
 
 
 def commands() -> list[str]:

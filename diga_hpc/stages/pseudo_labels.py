@@ -10,8 +10,10 @@ complete ones; memory does not grow with the number of images.
 """
 
 import copy
+import itertools
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -21,6 +23,8 @@ from safetensors.torch import save_file
 from diga_hpc import kernels
 from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.errors import UserError
+from diga_hpc.inspection.facts import file_digest
+from diga_hpc.inspection.identity import listed
 from diga_hpc.inspection.opening import TARGET, VALIDATION
 from diga_hpc.loading.dataset import Dataset
 from diga_hpc.loading.loader import labelled_images
@@ -32,7 +36,7 @@ from diga_hpc.method.views import unit_range
 from diga_hpc.models.base import SegmentationModel
 from diga_hpc.run.files import atomic_write, read_json, write_json
 from diga_hpc.stages.adaptation import adapt_to_target
-from diga_hpc.stages.inputs import describe, inputs_of, inputs_of_data, same
+from diga_hpc.stages.inputs import FILES, describe, inputs_of, inputs_of_data, same
 from diga_hpc.stages.networks import trained_network
 from diga_hpc.stages.plan import Planned
 from diga_hpc.training.checkpoint import read_tensors
@@ -84,9 +88,16 @@ class PseudoLabels(DataPass):
             rows = [row for row in read_json(run.consensus, []) if row["round"] != self.round]
             of = inputs_of_data(context, VALIDATION)
             write_json(run.consensus, [*rows, {"round": self.round, "inputs": of} | quality])
+            write_json(run.made_from(self.round), inputs | {FILES: self._digests()})
             # Last, since this file says that the round is done.
             save_centroids(centroids, run.centroids(self.round))
         context.world.barrier()
+
+    def _digests(self) -> dict[str, str]:
+        """Name of each label -> digest of its file; corrupt images have none."""
+        names = (self.target.name(index) for index in range(len(self.target)))
+        paths = {name: self.folder / f"{name}.png" for name in names}
+        return {name: file_digest(path) for name, path in paths.items() if path.is_file()}
 
     def _watch(self, items: Iterator[T], what: str, count: int) -> Iterator[T]:
         stage = f"pseudo_labels_{self.folder.name}"
@@ -111,17 +122,43 @@ def require_current(context: Context, round_number: int, network: str) -> None:
         folder = run.pseudo_labels(round_number)
         if not folder.is_dir() and not run.centroids(round_number).is_file():
             return
-        if made_from is None and run.centroids(round_number).is_file():
+        is_done = run.centroids(round_number).is_file()
+        remedy = (
+            f"remove the folder and {run.centroids(round_number)} to make them again, or choose "
+            "another run_dir"
+        )
+        if made_from is None and is_done:
             # All of a version that kept no record.
             log.warning("%s: not recorded what these labels were made from", folder)
-        elif not same(made_from, inputs) and any(folder.glob("*.png")):
+        elif not same(made_from, inputs) and (is_done or any(folder.glob("*.png"))):
             raise UserError(
                 f"{folder}: made from {describe(made_from)}, but this run now has "
-                f"{describe(inputs)}; remove the folder and {run.centroids(round_number)} to make "
-                "them again, or choose another run_dir"
+                f"{describe(inputs)}; {remedy}"
             )
+        elif is_done:
+            changed = _changed_files(folder, made_from.get(FILES, {}))
+            if changed:
+                raise UserError(
+                    f"{folder}: {len(changed)} labels are missing or were changed since they were "
+                    f"made: {listed(changed)}; {remedy}"
+                )
 
     context.world.on_rank0(check)
+
+
+def _changed_files(folder: Path, digests: dict[str, str]) -> list[str]:
+    """Names of the labels whose files are not those that were written."""
+
+    def is_changed(name: str) -> bool:
+        try:
+            return file_digest(folder / f"{name}.png") != digests[name]
+        except OSError:
+            return True
+
+    names = list(digests)
+    with ThreadPoolExecutor() as pool:
+        changed = list(pool.map(is_changed, names))
+    return list(itertools.compress(names, changed))
 
 
 def write_pseudo_labels(

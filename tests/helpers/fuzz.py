@@ -38,7 +38,7 @@ data:
   root: {root}
   source: {{kind: folder, labels: labels{keys}}}
   validation: {{kind: folder, labels: labels{keys}}}
-warm_up: {{steps: 1, crop: [2, 2], batch: {{full: 1}}, second_view: color}}
+warm_up: {{steps: 1, crop: [3, 3], batch: {{full: 1}}, second_view: color}}
 """
 
 

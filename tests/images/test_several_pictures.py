@@ -56,7 +56,7 @@ def test_smaller_copies_in_a_tiff(tmp_path, compression, kind, accepted, value):
         return
     upright = PIXELS if value == 1 else np.rot90(PIXELS, -1)
     assert np.array_equal(read_pixels(path), upright)
-    assert read_header(path) == (*upright.shape[:2], value)
+    assert read_header(path)[:3] == (*upright.shape[:2], value)
 
 
 def test_the_views_of_a_camera(tmp_path):

@@ -123,7 +123,7 @@ def test_labels_beside_the_images_of_a_target(own):
     own.pairs(2, (0, 1, 2))
     for i in range(3):
         own.image(f"t/x_{i}.png", seed=20 + i)
-        own.label(f"t/x_{i}_L.png", (0, 1))
+        own.image(f"t/x_{i}_L.png", seed=30 + i)
     config = own.config(target="{kind: folder, images: t}")
     assert any("set `label_suffix: _L`" in warning for warning in found(config, "warning"))
     config = own.config(target="{kind: folder, images: t, label_suffix: _L}")

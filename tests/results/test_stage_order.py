@@ -6,7 +6,8 @@ import pytest
 
 from diga_hpc import config as configuration
 from diga_hpc.config import Config
-from diga_hpc.results.stage_order import StageOrder, stage_name, title
+from diga_hpc.results.stage_order import StageOrder, title
+from diga_hpc.stages.plan import stage_name
 from helpers.finished_run import NAMES, TOY, write_config
 
 POLISH = "polish: {steps: 5, crop: [32, 32]}\n"

@@ -4,8 +4,9 @@ import pytest
 
 from diga_hpc import config as configuration
 from diga_hpc.errors import UserError
-from diga_hpc.results.stage_order import StageOrder, stage_name
+from diga_hpc.results.stage_order import StageOrder
 from diga_hpc.results.tables import Results, read_rows
+from diga_hpc.stages.plan import stage_name
 from helpers.finished_run import NAMES, SCORES, result_rows, write_config
 
 CLASSES = ("road", "sky")

@@ -186,3 +186,53 @@ def test_data_that_change_while_a_run_goes_on(own):
     with pytest.raises(UserError, match="`data.target` was changed while the run went on"):
         pipeline.run("evaluate")
     pipeline.context.run.close()
+
+
+def test_results_of_networks_that_are_gone_are_removed(own, caplog):
+    """One table must not mix two trainings."""
+    shutil.rmtree(own.folder / "run/checkpoints/self_training_1")
+    before = numbers(own)
+    after = run(own, "evaluate")
+    assert after == {"warm_up": before["warm_up"]}
+    assert "results of networks that are gone are removed: self_training_1" in caplog.text
+    panels = {path.name for path in (own.folder / "run/panels/0").iterdir()}
+    assert "warm_up.png" in panels and "self_training_1.png" not in panels
+
+
+def test_panels_of_images_that_are_not_shown_any_more_are_removed(own):
+    stale = own.folder / "run/panels/7"
+    shutil.copytree(own.folder / "run/panels/0", stale)
+    run(own, "evaluate")
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize("change", ["swap", "edit", "remove"])
+@pytest.mark.parametrize("command", ["self-train", "pseudo-labels"])
+def test_label_files_that_were_changed_are_refused(own, change, command):
+    shutil.rmtree(own.folder / "run/checkpoints/self_training_1")
+    one, two = (own.folder / f"run/pseudo_labels/round_1/{i}.png" for i in (0, 1))
+    if change == "swap":
+        content = one.read_bytes(), two.read_bytes()
+        two.write_bytes(content[0])
+        one.write_bytes(content[1])
+    elif change == "edit":
+        own.label("run/pseudo_labels/round_1/0.png", (0, 1, 2, 0))
+    else:
+        one.unlink()
+    with pytest.raises(UserError, match=r"round_1: \d labels are missing or were changed .*: 0"):
+        run(own, command)
+
+
+def test_centroids_of_other_inputs_without_labels_are_refused(own):
+    shutil.rmtree(own.folder / "run/pseudo_labels/round_1")
+    own.image("t/images/1.jpg", seed=77)
+    (own.folder / "run/data.json").unlink()
+    with pytest.raises(UserError, match=r"round_1: made from weights .*, but this run now has"):
+        run(own, "pseudo-labels")
+
+
+@pytest.mark.parametrize("text", ["null", "[1]", "{}", "7"])
+def test_results_of_another_form(own, text):
+    (own.folder / "run/results.json").write_text(text)
+    with pytest.raises(UserError, match=r"results.json: not readable as JSON .*; remove it"):
+        run(own, "evaluate")
