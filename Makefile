@@ -23,10 +23,10 @@ $(INSTALLED): setup.py
 demo: install  ## every stage on built-in street scenes, without files: 4 minutes on two cores
 	$(BIN)/diga-hpc demo
 
-test-fast: install  ## the daily tests, without `slow` and `gpu`: less than 2 minutes on two cores
+test-fast: install  ## the daily tests, without `slow` and `gpu`: about 2 minutes on two cores
 	$(PYTEST) $(FAST) tests
 
-test: install  ## every test, as in continuous integration: less than 14 minutes on two cores
+test: install  ## every test, as in continuous integration: about 15 minutes on two cores
 	# A third process works while others wait for ranks and clusters.
 	$(PYTEST) --numprocesses 3 tests
 
