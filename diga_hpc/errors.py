@@ -3,6 +3,7 @@
 import errno
 import re
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 # Exit codes of the command line. A bug ends with Python's own 1 and a traceback.
@@ -103,6 +104,17 @@ def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
     # Python decodes a byte b of a file name as U+DC00 + b.
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+def listed(texts: Sequence[str], most: int = 3) -> str:
+    """The first texts, and how many more there are: `a, b, c and 4 more`."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
+
+
+def first_of(problems: Sequence[str], hint: str = "") -> str:
+    """The first problem, and how many others there are; hint: what to do to see them."""
+    return problems[0] + (f" (and {len(problems) - 1} more{hint})" if len(problems) > 1 else "")
 
 
 def one_line(error: BaseException) -> str:

@@ -37,7 +37,7 @@ from diga_hpc.datasets.label_tables import (
     identity_table,
     may_be_train_ids,
 )
-from diga_hpc.errors import UserError
+from diga_hpc.errors import UserError, listed
 from diga_hpc.images.labels import read_first_channel, read_indexed
 from diga_hpc.section import ByteValue
 
@@ -386,8 +386,6 @@ def _require_class(name: str, space: LabelSpace, problem: str) -> None:
         )
 
 
-def _listed(values: list[int] | list[str], most: int = 6) -> str:
-    """Values as text, the first ones of many."""
-    shown = [f"`{v}`" if isinstance(v, str) else str(v) for v in values[:most]]
-    more = f" and {len(values) - most} more" if len(values) > most else ""
-    return ", ".join(shown) + more
+def _listed(values: list[int] | list[str]) -> str:
+    """Ids or names of classes as text, the first ones of many."""
+    return listed([f"`{v}`" if isinstance(v, str) else str(v) for v in values], most=6)

@@ -11,7 +11,7 @@ from diga_hpc.datasets.base import DatasetSection, FileDataset
 from diga_hpc.datasets.files import FileFinder, Files, dead_link, is_utf8
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.label_tables import identity_table, map_ids
-from diga_hpc.errors import UserError
+from diga_hpc.errors import UserError, first_of
 from diga_hpc.images.opening import orientation
 
 
@@ -100,7 +100,7 @@ def list_files(
     if problems is not None:
         problems += found
     elif found:
-        raise UserError(found[0] + (f" (and {len(found) - 1} more)" if found[1:] else ""))
+        raise UserError(first_of(found))
     # Without labels, the data set need not know the classes of the label space.
     table = _table(section, key, space) if labels else identity_table(space.num_classes)
     return Listing(key, section, root, files, space, table)

@@ -6,7 +6,7 @@ Letters: H, W height and width.
 import os
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -175,8 +175,12 @@ def orientation_of(picture: Image.Image) -> int:
 
     A PNG must be decoded before, or it is now: its metadata may stand at its end.
     """
+    return _orientation_in(picture.getexif)
+
+
+def _orientation_in(getexif: Callable[[], Image.Exif]) -> int:
     try:
-        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        value = getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
         # Viewers show such a file as it is stored.
         return 1
@@ -225,12 +229,7 @@ def _header_orientation(path: Path, picture: ImageFile.ImageFile) -> int:
     # Pillow would decode the pixels to look for metadata after them.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            exif = Image.Image.getexif(picture)
-        except Exception:
-            return 1
-    value = exif.get(ExifTags.Base.Orientation, 1)
-    return int(value) if value in range(1, 9) else 1
+        return _orientation_in(lambda: Image.Image.getexif(picture))
 
 
 def _metadata_at_end(path: Path) -> bool:

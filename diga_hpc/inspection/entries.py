@@ -8,7 +8,6 @@ ReaderEntries       images of a reader (datasets.base.ReaderDataset)
 import functools
 import hashlib
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +25,6 @@ from diga_hpc.errors import MachineError, UserError
 from diga_hpc.images.opening import read_header
 from diga_hpc.images.pixels import read_pixels
 from diga_hpc.inspection.facts import (
-    DIGEST_BYTES,
     Facts,
     ImageFacts,
     LabelFacts,
@@ -34,7 +32,9 @@ from diga_hpc.inspection.facts import (
     count_ids,
     file_digest,
     image_digest,
+    text_digest,
 )
+from diga_hpc.run.files import stamp
 
 # Keys of a section that do not change what its files hold.
 UNRELATED_KEYS = {"root", "size", "half_size"}
@@ -93,12 +93,6 @@ def _label_identity(label: LabelFacts) -> str:
     return f"{label.digest}.{text_digest(sorted(label.ids.items()))}"
 
 
-def text_digest(value: Any) -> str:
-    """Digest of a JSON value."""
-    text = json.dumps(value, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
-
-
 def section_identity(section: DatasetSection, *more: Any) -> str:
     """Digest of what decides, apart from the files, what is read: settings and code."""
     settings = section.model_dump(mode="json", exclude=UNRELATED_KEYS)
@@ -135,7 +129,7 @@ class FileEntries(Entries):
 
     def stamp(self, index: int) -> list[int] | None:
         try:
-            return [value for path in self.paths(index) for value in _stamp(path)]
+            return [value for path in self.paths(index) for value in stamp(path)]
         except OSError:
             return None
 
@@ -201,12 +195,6 @@ def _digest(function: Callable[[Path], str], path: Path) -> str:
     except OSError:
         # Decoding it reports why.
         return ""
-
-
-def _stamp(path: Path) -> tuple[int, int, int, int]:
-    """Changes with the file: a copy that keeps the time of modification has another inode."""
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 class IndexEntries(Entries):

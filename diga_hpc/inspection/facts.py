@@ -1,6 +1,7 @@
 """Facts of one image and its label: what a check, a fingerprint and a class count need."""
 
 import hashlib
+import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -109,6 +110,12 @@ def file_digest(path: Path, sampled: bool = False) -> str:
         stream.seek(size - DIGESTED_ENDS)
         digest.update(stream.read())
     return digest.hexdigest()
+
+
+def text_digest(value: Any) -> str:
+    """Digest of a JSON value."""
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
 
 
 def array_digest(array: np.ndarray) -> str:

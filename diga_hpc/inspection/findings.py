@@ -15,8 +15,8 @@ import numpy as np
 from diga_hpc.config import Config, TrainingSection
 from diga_hpc.datasets.base import FileDataset
 from diga_hpc.datasets.files import paired_suffix
+from diga_hpc.errors import listed
 from diga_hpc.images.sizes import half_working_size, working_size
-from diga_hpc.inspection.identity import listed
 from diga_hpc.inspection.opening import SOURCE, TARGET, VALIDATION
 from diga_hpc.inspection.scan import Scan
 

@@ -8,16 +8,15 @@ times.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diga_hpc.inspection.entries import text_digest
+from diga_hpc.errors import listed
+from diga_hpc.inspection.facts import text_digest
 from diga_hpc.inspection.scan import Scan
 
 FINGERPRINT_LENGTH = 16
-# Images that differ, named in an error.
-NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ class DataIdentity:
 
     def describe(self) -> str:
         """In a message: `/data/A (3 images, fingerprint 1f3a...)`."""
-        place = self.root or f"kind {self.kind}"
-        return f"{place} ({len(self.files)} images, fingerprint {self.fingerprint})"
+        return describe(self.summary())
 
     def summary(self) -> dict[str, Any]:
         """For a row of results.json."""
@@ -98,8 +96,7 @@ def difference(old: DataIdentity, new: DataIdentity, names: list[str]) -> str | 
     return None
 
 
-def listed(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
-    names = list(names)
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+def describe(summary: Mapping[str, Any]) -> str:
+    """A `DataIdentity.summary` in a message: `/data/A (3 images, fingerprint 1f3a...)`."""
+    place = summary["root"] or f"kind {summary['kind']}"
+    return f"{place} ({summary['images']} images, fingerprint {summary['fingerprint']})"

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from diga_hpc.config import Config
-from diga_hpc.errors import UserError
-from diga_hpc.inspection.entries import Entries, text_digest
-from diga_hpc.inspection.facts import file_digest
+from diga_hpc.errors import UserError, first_of
+from diga_hpc.inspection.entries import Entries
+from diga_hpc.inspection.facts import file_digest, text_digest
 from diga_hpc.inspection.findings import findings
 from diga_hpc.inspection.identity import DataIdentity, difference, differing, identify
 from diga_hpc.inspection.opening import SOURCE, TARGET
@@ -94,9 +94,7 @@ def _report(config: Config, scans: Mapping[str, Scan], *, quiet: bool) -> None:
         if finding.level == "warning" and not quiet:
             log.warning("%s", finding.text)
     if errors:
-        more = len(errors) - 1
-        others = f" (and {more} more: `diga-hpc check` lists all)" if more else ""
-        raise UserError(f"{errors[0]}{others}")
+        raise UserError(first_of(errors, ": `diga-hpc check` lists all"))
 
 
 def _require_same_files(entries: Mapping[str, Entries], world: "World") -> None:
@@ -184,8 +182,9 @@ class Binding:
 
     def _require_same(self, name: str, old: DataIdentity) -> None:
         new = self.data[name]
-        names = [each for each in differing(old, new) if each not in self._skipped(name)]
-        what = difference(old, new, names)
+        differ = differing(old, new)
+        skipped = self._skipped(name) if differ else set()
+        what = difference(old, new, [each for each in differ if each not in skipped])
         if what:
             raise UserError(
                 f"{self.run.path}: begun with the `{new.key}` of {old.describe()}, which is now "

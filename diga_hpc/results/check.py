@@ -3,11 +3,9 @@
 Loads no torch, unless the memory of a configuration has not been estimated before.
 """
 
-import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +19,7 @@ from diga_hpc import config as configuration
 from diga_hpc import models
 from diga_hpc.config import Config
 from diga_hpc.datasets.base import FileDataset
-from diga_hpc.errors import UserError
+from diga_hpc.errors import UserError, first_of
 from diga_hpc.inspection import cache
 from diga_hpc.inspection.entries import Entries, FileEntries
 from diga_hpc.inspection.findings import Finding, findings
@@ -87,9 +85,8 @@ def check(config: Config, *, limit: int | None = None, as_json: bool = False) ->
         _print(config, checked)
     errors = checked.at("error")
     if errors:
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         problems = f"{len(errors)} problem{'s' if len(errors) > 1 else ''}"
-        raise UserError(f"{problems} in the data: {errors[0]}{more}")
+        raise UserError(f"{problems} in the data: {first_of(errors)}")
 
 
 def look(config: Config, limit: int | None = None) -> Checked:
@@ -120,13 +117,10 @@ def look(config: Config, limit: int | None = None) -> Checked:
     return Checked(sets, problems + findings(config, scans, complete=limit is None))
 
 
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
+def _progress() -> Progress:
     text = TextColumn("checking {task.description}", markup=False)
-    columns = (text, BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        yield progress
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _checked_set(config: Config, name: str, scan: Scan) -> CheckedSet:

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from diga_hpc.datasets.files import IMAGE_SUFFIXES, scan
 from diga_hpc.errors import UserError
-from diga_hpc.run.files import read_jsonl
+from diga_hpc.run.files import read_jsonl, stamp
 
 log = logging.getLogger(__name__)
 
@@ -146,13 +146,12 @@ class Record:
     def entry(self, picture: Picture) -> dict[str, Any]:
         """The line of an image as it is now. Raises OSError for a missing image."""
         # Taken before the image is read: a later change of the file is noticed by the next call.
-        status = picture.file.stat()
+        size, *changed = stamp(picture.file)
         return {
             "output": picture.name,
             "image": str(picture.file.absolute()),
-            "bytes": status.st_size,
-            # A copy that keeps the time of modification has another inode, or time of change.
-            "changed": [status.st_mtime_ns, status.st_ctime_ns, status.st_ino],
+            "bytes": size,
+            "changed": changed,
             "made_by": self._digest,
         }
 

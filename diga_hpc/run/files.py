@@ -51,6 +51,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def stamp(path: Path) -> list[int]:
+    """Size, times and inode of a file, which change with it; raises OSError without one.
+
+    A copy that keeps the time of modification has another time of change, or inode.
+    """
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
 def read_json(path: Path, default: Any) -> Any:
     """Read a JSON file; `default` if it does not exist.
 

@@ -6,6 +6,7 @@ A dictionary, as JSON: `weights` is a digest of the network, and under the names
 
 from typing import Any
 
+from diga_hpc.inspection import identity
 from diga_hpc.run.directory import checkpoint_name
 from diga_hpc.stages.plan import Planned, trained
 from diga_hpc.training import checkpoint
@@ -69,8 +70,5 @@ def describe(inputs: Any) -> str:
     parts = [f"weights {inputs['weights']}"] if "weights" in inputs else []
     for name, value in inputs.items():
         if isinstance(value, dict) and name != FILES:
-            place = value["root"] or f"kind {value['kind']}"
-            parts.append(
-                f"{name} {place} ({value['images']} images, fingerprint {value['fingerprint']})"
-            )
+            parts.append(f"{name} {identity.describe(value)}")
     return ", ".join(parts)

@@ -22,9 +22,8 @@ from safetensors.torch import save_file
 
 from diga_hpc import kernels
 from diga_hpc.datasets.label_spaces import IGNORE
-from diga_hpc.errors import UserError
+from diga_hpc.errors import UserError, listed
 from diga_hpc.inspection.facts import file_digest
-from diga_hpc.inspection.identity import listed
 from diga_hpc.inspection.opening import TARGET, VALIDATION
 from diga_hpc.loading.dataset import Dataset
 from diga_hpc.loading.loader import labelled_images
