@@ -22,6 +22,14 @@ class Prediction(NamedTuple):
 
     logits: Tensor  # [B, K, h, w], contiguous
     features: Tensor  # [B, D, h, w], the classifier's input, after dropout, in any memory format
+    auxiliary: Tensor | None = (
+        None  # [B, K, h, w], logits of a second classifier, where there is one
+    )
+
+    def images(self, first: int, last: int) -> "Prediction":
+        """The outputs for some images of the batch."""
+        second = None if self.auxiliary is None else self.auxiliary[first:last]
+        return Prediction(self.logits[first:last], self.features[first:last], second)
 
 
 class ChannelStatistics(NamedTuple):
@@ -99,7 +107,8 @@ class SegmentationModel(nn.Module):
     `__init__(self, num_classes, *, dropout, batch_norm, normalization)`, passes two modules on:
 
         backbone    normalised images [B, 3, H, W] -> feature maps, in any form that the head takes
-        head        feature maps -> (logits [B, K, h, w], features [B, D, h, w])
+        head        feature maps -> (logits [B, K, h, w], features [B, D, h, w]), and logits of an
+                    auxiliary classifier where the network has one
 
     `head.classifier` is the last layer, an nn.Conv2d from D to K channels, and `features` its
     input. Backbone and head own all parameters; the optimiser has a learning rate for each. Dropout
@@ -189,10 +198,11 @@ class SegmentationModel(nn.Module):
         # Convolutions follow their input's layout; this one saves `lite` a third of its CPU time.
         inputs_B3HW = inputs_B3HW.contiguous(memory_format=torch.channels_last)
         with sample_keys(self, keys):
-            logits_BKhw, features_BDhw = self.head(self.backbone(inputs_B3HW))
+            logits_BKhw, features_BDhw, *auxiliary = self.head(self.backbone(inputs_B3HW))
         # The kernels give the same bits for any strides, but F.interpolate (sliding windows) on a
         # CPU does not: its channels_last version differs in the last bit.
-        return Prediction(logits_BKhw.contiguous(), features_BDhw)
+        contiguous = [logits.contiguous() for logits in auxiliary]
+        return Prediction(logits_BKhw.contiguous(), features_BDhw, *contiguous)
 
     def train(self, mode: bool = True) -> "SegmentationModel":
         """Switch mode; frozen batch normalisation stays in evaluation mode."""

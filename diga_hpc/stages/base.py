@@ -13,7 +13,7 @@ from diga_hpc.method.losses import Segmentation, StepTotals
 from diga_hpc.method.teacher import Teacher
 from diga_hpc.method.translators import build_translator
 from diga_hpc.method.views import SecondView
-from diga_hpc.models.base import SegmentationModel
+from diga_hpc.models.base import Prediction, SegmentationModel
 from diga_hpc.stages.networks import segmentation, starting_network
 from diga_hpc.stages.plan import Planned
 from diga_hpc.training.stage import Context, TrainingStage
@@ -43,13 +43,15 @@ class StudentStage(TrainingStage):
         return cls(context, planned, starting_network(context, planned), segmentation(context))
 
     def cross_entropy(
-        self, logits: torch.Tensor, name: str, labels: torch.Tensor, totals: StepTotals
+        self, prediction: Prediction, name: str, labels: torch.Tensor, totals: StepTotals
     ) -> torch.Tensor:
         """Cross-entropy with the configured weights and normaliser.
 
-        logits [B,K,h,w]; labels uint8 [B,H,W], which `prepare` counted under `name`.
+        prediction: of B images; labels uint8 [B,H,W], which `prepare` counted under `name`.
         """
-        mean = self.segmentation.cross_entropy(logits, labels, self.student.align_corners)
+        mean = self.segmentation.cross_entropy(
+            prediction.logits, labels, self.student.align_corners
+        )
         return mean * self.segmentation.scale(name, totals, labels)
 
 
@@ -84,17 +86,18 @@ class DistillationStage(StudentStage):
         return self.second_view.draw(rng, domain, image, label)
 
     def source_losses(
-        self, logits: torch.Tensor, taught: torch.Tensor, labels: torch.Tensor, totals: StepTotals
+        self, prediction: Prediction, taught: Prediction, labels: torch.Tensor, totals: StepTotals
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy on the clean view, and the distillation between the views.
 
         The teacher on each view teaches the student on the other.
 
-        logits [2B,K,h,w] of the student on both views; taught: the teacher's; labels uint8 [B,H,W].
+        prediction: of the student on both views, 2B images; taught: of the teacher; labels uint8
+        [B,H,W].
         """
         cross_entropy, distillation = kernels.warm_up_loss(
-            logits,
-            taught,
+            prediction.logits,
+            taught.logits,
             labels,
             reverse_weight=self.section.reverse_weight,
             temperature=self.section.temperature,

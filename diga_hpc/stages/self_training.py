@@ -29,7 +29,7 @@ class ThreeViews(Prepared):
 
     views: torch.Tensor  # [3B,3,H,W] in [0,1]: source, its second view, target mix
     keys: torch.Tensor  # int64 [3B]
-    taught: torch.Tensor  # logits [2B,K,h,w] of the views of the source; features are not kept
+    taught: Prediction  # of the views of the source
     labels: torch.Tensor  # uint8 [B,H,W] of the source
     mixed_labels: torch.Tensor  # uint8 [B,H,W] of the target mix
     kept: torch.Tensor  # share of the target's pixels whose label was kept
@@ -99,7 +99,7 @@ class SelfTraining(DistillationStage):
             self.segmentation.counts(source=labels, mixed=mixed_labels),
             torch.cat([source, second, mixed]),
             view_keys(draws[KEY], 3),
-            taught.logits,
+            taught,
             labels,
             mixed_labels,
             kept.sum() / consensus.numel(),
@@ -112,8 +112,10 @@ class SelfTraining(DistillationStage):
         """loss = CE(source) + CE(target mix) + weight * distillation between the source views."""
         labels = prepared.labels
         # Student: views of both domains in one pass
-        logits = networks[STUDENT](prepared.views, prepared.keys).logits
-        on_source, on_mixed = logits[: 2 * len(labels)], logits[2 * len(labels) :]
+        prediction = networks[STUDENT](prepared.views, prepared.keys)
+        images = len(labels)
+        on_source = prediction.images(0, 2 * images)
+        on_mixed = prediction.images(2 * images, 3 * images)
         # Losses
         source_loss, distillation = self.source_losses(on_source, prepared.taught, labels, totals)
         mixed_loss = self.cross_entropy(on_mixed, "mixed", prepared.mixed_labels, totals)
@@ -136,7 +138,7 @@ class SelfTraining(DistillationStage):
     ) -> ClassMeans:
         """Teacher features where label and prediction agree: of the target, of the second view."""
         images = len(labels)
-        second = Prediction(on_source.logits[images:], on_source.features[images:])
+        second = on_source.images(images, 2 * images)
         return self._agreed_means(on_target, consensus) + self._agreed_means(second, labels)
 
     def _agreed_means(self, prediction: Prediction, labels: torch.Tensor) -> ClassMeans:

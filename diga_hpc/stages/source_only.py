@@ -35,6 +35,6 @@ class SourceOnly(StudentStage):
         self, prepared: SourceImages, networks: Mapping[str, Engine], totals: StepTotals
     ) -> StepOutput:
         """loss = cross-entropy of the student on the clean source."""
-        logits = networks[STUDENT](prepared.images, prepared.keys).logits
-        loss = self.cross_entropy(logits, "source", prepared.labels, totals)
+        prediction = networks[STUDENT](prepared.images, prepared.keys)
+        loss = self.cross_entropy(prediction, "source", prepared.labels, totals)
         return StepOutput({STUDENT: loss}, {"loss/total": loss})

@@ -10,6 +10,7 @@ from diga_hpc.loading.dataset import Dataset
 from diga_hpc.loading.loader import KEY, Batch
 from diga_hpc.method.losses import StepTotals
 from diga_hpc.method.views import unit_range, view_keys
+from diga_hpc.models.base import Prediction
 from diga_hpc.stages.base import DistillationStage
 from diga_hpc.training.engine import Engine
 from diga_hpc.training.stage import STUDENT, Prepared, StepOutput
@@ -20,7 +21,7 @@ class TwoViews(Prepared):
     """Both views of the source, the teacher's predictions for them, and the labels."""
 
     views: torch.Tensor  # [2B,3,H,W] in [0,1]: source, its second view
-    taught: torch.Tensor  # logits [2B,K,h,w] of these views; features are not kept
+    taught: Prediction  # of these views
     labels: torch.Tensor  # uint8 [B,H,W] of the source
     keys: torch.Tensor  # int64 [2B]
 
@@ -42,7 +43,7 @@ class WarmUp(DistillationStage):
         target = None if batch.target is None else unit_range(batch.target)
         views = torch.cat([source, self.second_view(source, labels, target, batch.draws)])
         # Teacher
-        taught = self.teacher(views).logits
+        taught = self.teacher(views)
         counts = self.segmentation.counts(source=labels)
         return TwoViews(counts, views, taught, labels, view_keys(batch.draws[KEY], 2))
 
@@ -51,10 +52,10 @@ class WarmUp(DistillationStage):
     ) -> StepOutput:
         """loss = cross-entropy on the clean view + weight * distillation between the views."""
         # Student
-        logits = networks[STUDENT](prepared.views, prepared.keys).logits
+        prediction = networks[STUDENT](prepared.views, prepared.keys)
         # Losses
         cross_entropy, distillation = self.source_losses(
-            logits, prepared.taught, prepared.labels, totals
+            prediction, prepared.taught, prepared.labels, totals
         )
         loss = cross_entropy + self.section.distillation_weight * distillation
         metrics = {
