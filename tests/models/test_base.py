@@ -55,7 +55,7 @@ def test_a_network_keeps_the_contract(name):
 
 def test_a_minimal_network_predicts_and_trains():
     model = Toy()
-    logits, features = model(torch.rand(2, 3, 16, 24), torch.tensor([1, 2]))
+    logits, features, _ = model(torch.rand(2, 3, 16, 24), torch.tensor([1, 2]))
     assert logits.shape == (2, 3, 4, 6) and features.shape == (2, 8, 4, 6)
     torch.testing.assert_close(logits, model.classifier(features))
     logits.sum().backward()

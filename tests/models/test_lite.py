@@ -30,14 +30,14 @@ def test_output_shapes(images_HW, output_hw):
 
 def test_logits_are_the_classifier_of_the_features():
     model = build_model("lite", 19)
-    logits, features = model(torch.rand(1, 3, 65, 49))
+    logits, features, _ = model(torch.rand(1, 3, 65, 49))
     torch.testing.assert_close(logits, model.classifier(features), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("images_HW", [(9, 9), (45, 61), (64, 64)])
 def test_trains_at_batch_one(images_HW):
     model = build_model("lite", 5)
-    logits, _ = model(torch.rand(1, 3, *images_HW))
+    logits = model(torch.rand(1, 3, *images_HW)).logits
     logits.square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
