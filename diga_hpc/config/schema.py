@@ -104,6 +104,9 @@ class LossSection(Section):
     mean of 1 over these pixels. `none`: every class weighs 1."""
     class_weight_limit: PositiveFactor = 4.0
     """Upper bound of the class weights; larger ones are clipped to it."""
+    auxiliary_weight: Factor = 0.1
+    """Weight of the losses of a network's auxiliary classifier, where it has one: its cross-entropy
+    and its distillation are added to those of the main one (HRNet-OCR's own training uses 0.4)."""
 
 
 class OptimizerSection(Section):

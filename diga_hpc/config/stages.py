@@ -109,6 +109,11 @@ class SelfTrainingSection(DistillationSection):
 
     rounds: Annotated[int, Field(ge=1, le=100)] = 1
     """Number of rounds; each makes pseudo labels and centroids, and then trains."""
+    passes: Literal["separate", "joint"] = "separate"
+    """Forward passes of the student. `separate` (as published): one for the views of the source,
+    one for the target mix, so that batch normalisation takes the statistics of one domain at a
+    time. `joint`: one pass with the statistics of all three; one large batch in place of two keeps
+    a GPU busier where a rank has few images, and takes as long on a CPU. Gradients differ."""
     distillation_weight: Factor = 0.25
     """Factor on the distillation loss, the sum of both directions; 0 turns it off."""
     color_blend: Fraction = 0.3

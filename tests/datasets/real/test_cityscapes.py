@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from diga_hpc.datasets.cityscapes import Cityscapes
 from diga_hpc.datasets.label_spaces import IGNORE, SPACES
 from diga_hpc.datasets.listing import list_files
+from diga_hpc.datasets.real.cityscapes import Cityscapes
 from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
 from helpers.image_files import ALL_IDS, config_with, write_ids, write_image
