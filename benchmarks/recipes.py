@@ -7,7 +7,8 @@ python benchmarks/recipes.py gta5_to_cityscapes --run --record KEY=VALUE ...
 
 FLOP are those of convolutions and matrix products of one optimiser step over all ranks, two per
 multiplication with addition, counted on the meta device: the student forward and backward on all
-of its views, and the teacher forward. Memory is the estimate of `diga-hpc check`, of one rank in
+of its views (forward alone on the target for `warm_up.target_statistics`), and the teacher forward.
+Translators, views and losses are not counted. Memory is the estimate of `diga-hpc check`, of one rank in
 the number of ranks that the recipe's command starts.
 
 `--run` writes a few files of the true sizes in the data sets' layouts, and runs every job of the
@@ -110,8 +111,10 @@ def step_flop(config: Config, stage: Planned, network: SegmentationModel) -> int
     assert stage.training is not None
     total, crop = stage.training.batch.total, stage.training.crop
     flop = _pass_flop(network, total * stage.views, crop, backward=True)
-    teacher = total * TEACHER_VIEWS[stage.kind]
-    return flop + (_pass_flop(network, teacher, crop, backward=False) if teacher else 0)
+    # Without gradient: the teacher, and the student on the target for its running statistics.
+    without = total * TEACHER_VIEWS[stage.kind]
+    without += total * getattr(stage.training, "target_statistics", False)
+    return flop + (_pass_flop(network, without, crop, backward=False) if without else 0)
 
 
 def _pass_flop(
