@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the line `Step:` of the header")
     parser.add_argument("--run", action="store_true", help="two steps of every stage, full size")
     parser.add_argument("--record", action="store_true", help=f"append the rows to {RECORDS}")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     overrides = [word for word in asked.recipes if "=" in word]
     names = [word for word in asked.recipes if "=" not in word]
     found = [r for r in recipes.read_all() if r.name in names or not names]
