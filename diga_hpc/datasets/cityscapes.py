@@ -3,7 +3,6 @@
 `CityscapesLabels` is the base class of data sets with its ids, GTA5 among them.
 """
 
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -31,6 +30,7 @@ from diga_hpc.datasets.label_tables import (
     may_be_train_ids,
 )
 from diga_hpc.errors import UserError
+from diga_hpc.images import archives
 from diga_hpc.images.labels import read_indexed
 
 IMAGE_ENDING = "_leftImg8bit"
@@ -151,7 +151,7 @@ class Cityscapes(CityscapesLabels):
 
     def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
         folder, labels = root / "leftImg8bit" / self.split, root / "gtFine" / self.split
-        found = scan(folder, recursive=True) if os.path.isdir(folder) else Scan()
+        found = scan(folder, recursive=True) if archives.is_dir(folder) else Scan()
         frames = [image for image in found.images if image.stem.endswith(IMAGE_ENDING)]
         others = len(found.images) - len(frames)
         found.left_out[f"images without {IMAGE_ENDING} in their name"] = others
