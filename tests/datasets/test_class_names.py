@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 
 from diga_hpc.datasets import DATASETS
-from diga_hpc.datasets.camvid import Camvid
-from diga_hpc.datasets.cityscapes import Cityscapes
 from diga_hpc.datasets.class_names import closest
-from diga_hpc.datasets.gta5 import Gta5
 from diga_hpc.datasets.label_spaces import (
     CAMVID_CLASSES,
     CITYSCAPES_CLASSES,
@@ -16,7 +13,10 @@ from diga_hpc.datasets.label_spaces import (
     SPACES,
     LabelSpace,
 )
-from diga_hpc.datasets.synthia import Synthia
+from diga_hpc.datasets.real.camvid import Camvid
+from diga_hpc.datasets.real.cityscapes import Cityscapes
+from diga_hpc.datasets.synthetic.gta5 import Gta5
+from diga_hpc.datasets.synthetic.synthia import Synthia
 from diga_hpc.errors import UserError
 
 NAMED = {"gta5": Gta5, "cityscapes": Cityscapes, "camvid": Camvid, "synthia": Synthia}

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from diga_hpc.datasets.gta5 import Gta5
 from diga_hpc.datasets.label_spaces import (
     CITYSCAPES_IDS,
     CITYSCAPES_VOID,
@@ -11,6 +10,7 @@ from diga_hpc.datasets.label_spaces import (
     SPACES,
 )
 from diga_hpc.datasets.label_tables import UNKNOWN, id_table, identity_table
+from diga_hpc.datasets.synthetic.gta5 import Gta5
 
 
 @pytest.mark.parametrize("name", SPACES)
