@@ -6,7 +6,6 @@
 Licence of its own: non-commercial, after registration.
 """
 
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -34,6 +33,7 @@ from diga_hpc.datasets.label_tables import (
     may_be_train_ids,
 )
 from diga_hpc.errors import UserError
+from diga_hpc.images import archives
 from diga_hpc.images.labels import read_indexed
 
 IMAGE_ENDING = "_leftImg8bit"
@@ -172,7 +172,7 @@ class CityscapesFrames(CityscapesLabels):
 
     def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
         folder, labels = root / self.image_folder / self.split, root / "gtFine" / self.split
-        found = scan(folder, recursive=True) if os.path.isdir(folder) else Scan()
+        found = scan(folder, recursive=True) if archives.is_dir(folder) else Scan()
         frames = [image for image in found.images if image.stem.endswith(self.image_ending)]
         others = len(found.images) - len(frames)
         found.left_out[f"images without {self.image_ending} in their name"] = others
