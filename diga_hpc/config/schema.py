@@ -121,8 +121,10 @@ class OptimizerSection(Section):
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """Momentum of `sgd`; first beta of `adamw`, whose second is 0.999."""
     weight_decay: Factor = 5e-4
-    """Weight decay of parameters with two or more dimensions; biases and normalisation have
-    none."""
+    """Weight decay of parameters with two or more dimensions, and with `decay_norms` of all."""
+    decay_norms: bool = False
+    """Decay biases and the scales and shifts of normalisation too, as published. `false`: they have
+    no weight decay, as is usual since."""
     poly_power: Annotated[float, Field(ge=0.0, le=100.0)] = 0.9
     """Exponent of the decay: the learning rate at step i of n is initial * (1 - i/n)^poly_power."""
     clip_norm: Factor = 0.0
@@ -285,12 +287,28 @@ class Config(Section):
                 "warm_up.second_view 'crdomix' needs data.target; set warm_up.second_view=color or "
                 "name a target"
             )
+        if self.warm_up.target_statistics:
+            self._check_target_statistics()
         if self.warm_up.start == "source_only" and self.source_only is None:
             raise ValueError(
                 "warm_up.start is 'source_only', but there is no section source_only; add it or "
                 "set warm_up.start=model"
             )
         return self
+
+    def _check_target_statistics(self) -> None:
+        """Raise ValueError where `warm_up.target_statistics` could not do anything."""
+        if self.data.target is None:
+            raise ValueError(
+                "warm_up.target_statistics needs data.target; set warm_up.target_statistics=false "
+                "or name a target"
+            )
+        if self.model.batch_norm == "frozen":
+            raise ValueError(
+                "warm_up.target_statistics updates running statistics, which model.batch_norm "
+                "'frozen' never does; set one of warm_up.target_statistics=false and "
+                "model.batch_norm=train"
+            )
 
     @property
     def space(self) -> LabelSpace:

@@ -5,14 +5,7 @@ import torch
 
 from diga_hpc import config as configuration
 from diga_hpc.models.batch_norm import batch_norms
-from helpers.steps import batch_of, build_stage, step_losses
-
-
-def first_layer(model):
-    """The first batch normalisation of a network, and the inputs that it is going to see."""
-    layer, seen = batch_norms(model)[0], []
-    layer.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].detach()))
-    return layer, seen
+from helpers.steps import batch_of, build_stage, first_statistics, step_losses
 
 
 @pytest.mark.parametrize(("passes", "images"), [("separate", [8, 4]), ("joint", [12])])
@@ -21,7 +14,7 @@ def test_every_pass_of_the_student_has_statistics_of_its_own(tiny_yaml, passes, 
     stage = build_stage(
         "self_training", configuration.load(tiny_yaml, [f"self_training.passes={passes}"])
     )
-    layer, seen = first_layer(stage.student)
+    layer, seen = first_statistics(stage.student)
     expected = layer.running_mean.double().clone()
     step_losses(stage, batch_of(stage))
     assert [len(inputs) for inputs in seen] == images
