@@ -55,8 +55,9 @@ def show_sweep(folder: Path) -> None:
     table.add_column("run", overflow="fold")
     table.add_column("state")
     for column in scores:
-        stage, _, normalization = column.split("/")
-        table.add_column(f"{stage}\n{normalization}", justify="right")
+        # Validation set and protocol, where there are several.
+        stage, _, *parts = column.split("/")
+        table.add_column("\n".join([stage, *parts]), justify="right")
     for row in rows:
         texts = ["–" if row.get(column) is None else f"{row[column]:.2f}" for column in scores]
         table.add_row(row["run"], row["state"], *texts)
