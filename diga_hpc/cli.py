@@ -277,6 +277,7 @@ def launch(
     dependency: options.Dependency = None,
     sbatch: options.Sbatch = None,
     sweep: options.Sweep = None,
+    parallel: options.Parallel = None,
     executor: options.Executor = "slurm",
     round_number: Round = 1,
     dry_run: options.DryRun = False,
@@ -300,6 +301,7 @@ def launch(
         qos=qos,
         time=time,
         signal_delay=signal_delay,
+        parallel=parallel,
         dependency=dependency,
         sbatch=sbatch_options(sbatch or []),
     )
@@ -323,11 +325,20 @@ def status(
     lines: Annotated[
         int, typer.Option(min=1, help="Lines to show of the log of each failed rank.")
     ] = 10,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table of a sweep as Markdown.")
+    ] = False,
 ) -> None:
-    """Show the jobs, stages and failures of a run, or the table of a sweep."""
-    from diga_hpc.launch.show import show
+    """Show the jobs, stages and failures of a run, or the table of a sweep, with means over seeds.
 
-    show(directory, lines)
+    The means are over runs that differ in their seed alone, with the sample deviation.
+    """
+    from diga_hpc.launch.show import markdown, show
+
+    if as_markdown:
+        print(markdown(directory), end="")
+    else:
+        show(directory, lines)
 
 
 def _require_run(run_dir: Path) -> None:

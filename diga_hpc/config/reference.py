@@ -41,6 +41,10 @@ file with all of its defaults.
 diga-hpc pipeline configs/demo.yaml seed=1 warm_up.batch.full=8 'evaluation.scales=[1.0, 0.5]'
 ```
 
+**Variants.** `variants: {{name: [key=value, ...]}}` in a file names lists of overrides;
+`variant=name` applies one after the file and before the command line. See
+[sweeps](cluster.md#sweeps).
+
 **Empty values.** `empty` is YAML's `null`: `self_training=null` removes a section.
 
 **One run, one configuration.** The resolved configuration is saved in the run directory, which

@@ -11,8 +11,10 @@ this package imports torch.
 
 from diga_hpc.datasets.base import DatasetSection
 from diga_hpc.datasets.folder import Folder
+from diga_hpc.datasets.real.bdd100k import Bdd100k
 from diga_hpc.datasets.real.camvid import Camvid
 from diga_hpc.datasets.real.cityscapes import Cityscapes
+from diga_hpc.datasets.real.mapillary import Mapillary
 from diga_hpc.datasets.streets import Streets
 from diga_hpc.datasets.synthetic.gta5 import Gta5
 from diga_hpc.datasets.synthetic.synthia import Synthia
@@ -24,4 +26,6 @@ DATASETS: dict[str, type[DatasetSection]] = {
     "cityscapes": Cityscapes,
     "folder": Folder,
     "synthia": Synthia,
+    "bdd100k": Bdd100k,
+    "mapillary": Mapillary,
 }

@@ -51,6 +51,13 @@ class NamedClasses(FileDataset):
         """Ids that the protocol ignores, with their names; `class_map` may use them."""
         return {}
 
+    def merged(self) -> Mapping[str, str]:
+        """Class of the data set -> class of Cityscapes that its protocol counts it as.
+
+        Only where the label space has no class of the first name; `class_map` comes first.
+        """
+        return {}
+
     def table(self, space: LabelSpace) -> np.ndarray:
         """Table of the ids, by the class names of `space`.
 
@@ -72,13 +79,19 @@ class NamedClasses(FileDataset):
         return {n: to for n, to in found.items() if n != to and n not in self.class_map}
 
     def _match(self, space: LabelSpace) -> dict[str, int]:
+        names = list(dict.fromkeys(self.class_ids().values()))
+        merged: dict[str, str | None] = {
+            name: found
+            for name, to in self.merged().items()
+            if name not in space.classes and (found := _same_class(to, names, space))
+        }
         return match(
-            list(self.class_ids().values()),
+            names,
             space,
             void=list(dict.fromkeys(self.void_ids().values())),
             kind=self.kind,
             own_space=self.own_space,
-            class_map=self.class_map,
+            class_map=merged | self.class_map,
             absent=self.absent_classes,
         )
 

@@ -2,6 +2,7 @@
 
 SWEEP_DIR/sweep.json                        the runs: the values of each, and its job
 SWEEP_DIR/results.csv, results.json         the table, as it was last collected
+SWEEP_DIR/means.csv, means.json             means and deviations over seeds, see seeds.py
 SWEEP_DIR/logs/                             of the job array, see submit.py
 SWEEP_DIR/seed=0,warm_up.steps=500/         a run directory per combination, see run/directory.py
 """
@@ -15,12 +16,13 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diga_hpc.config.data import MEAN
 from diga_hpc.errors import UserError
-from diga_hpc.launch import status
+from diga_hpc.launch import seeds, status
 from diga_hpc.results.tables import PRESENT, read_rows
 from diga_hpc.run.directory import RunPaths
 from diga_hpc.run.files import atomic_write, read_json, write_json
@@ -104,31 +106,59 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     return read_json(RunPaths(folder).sweep, {"runs": {}})["runs"]
 
 
-def collect(folder: Path) -> list[dict[str, Any]]:
-    """Collect a row per run: run, state, the keys it sets, and its mIoU in %.
+@dataclass(frozen=True)
+class SweepTable:
+    """The results of a sweep."""
+
+    rows: list[dict[str, Any]]
+    """A row per run: run, state, the keys it sets, and mIoU in %.
 
     STAGE/NETWORK/NORMALIZATION holds the mIoU; with several validation sets that of one is at
-    .../SET, and their mean at .../mean. Means over some classes follow it: .../miou_13.
-    Also written to results.csv and results.json, where the folder is writable.
-    """
-    runs = read(folder)
-    found = status.read_all({name: folder / name for name in runs if (folder / name).is_dir()})
-    # A user may have removed the directory of a run.
-    states = dict.fromkeys(runs, "removed") | {name: run.summary for name, run in found.items()}
-    rows = [
-        {"run": name, "state": states[name], **entry["set"], **_scores(folder / name)}
-        for name, entry in runs.items()
-    ]
+    .../SET, and their mean at .../mean. Means over some classes follow it: .../miou_13."""
+    groups: list[seeds.Group]
+    """Means over the runs that differ in their seed alone; empty where the seed is not swept."""
+
+
+def collect(folder: Path) -> SweepTable:
+    """Collect the results of a sweep; also written to its folder, where that is writable."""
+    runs = _runs(folder)
+    rows = [{"run": run.name, "state": run.state, **run.chosen, **run.scores} for run in runs]
+    table = SweepTable(rows, seeds.group(runs))
     # Everybody may read the table of somebody else's sweep.
     if os.access(folder, os.W_OK):
         try:
-            write_json(RunPaths(folder).results, rows)
-            _write_csv(RunPaths(folder).results_csv, rows)
+            _write(folder, table)
         except OSError as error:
             # The disk is full, or another `diga-hpc status` has renamed the temporary file that
             # both write to: the table is shown all the same.
             log.warning("%s: table not written (%s)", folder, error.strerror)
-    return rows
+    return table
+
+
+def _runs(folder: Path) -> list[seeds.SweptRun]:
+    entries = read(folder)
+    found = status.read_all({name: folder / name for name in entries if (folder / name).is_dir()})
+    return [
+        seeds.SweptRun(
+            name,
+            # A user may have removed the directory of a run.
+            found[name].summary if name in found else "removed",
+            entry["set"],
+            _scores(folder / name),
+            found[name].config if name in found else None,
+        )
+        for name, entry in entries.items()
+    ]
+
+
+def _write(folder: Path, table: SweepTable) -> None:
+    paths = RunPaths(folder)
+    write_json(paths.results, table.rows)
+    _write_csv(paths.results_csv, table.rows)
+    if table.groups:
+        means = [group.row() for group in table.groups]
+        write_json(paths.means, means)
+        _write_csv(paths.means_csv, means)
 
 
 def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -142,7 +142,7 @@ class TrainingSamples(torch.utils.data.Dataset[Batch]):
             rng=rng,
             size=size_of(self.datasets[domain], sample.image),
             crop=self.section.crop,
-            scale=data.scale,
+            scale=data.scale if self.section.scales(domain) else (1.0, 1.0),
             flip=data.flip,
             redraw=domain == "source",
         )

@@ -19,7 +19,8 @@ RUN_DIR/
     requeues.json                  requeues by Slurm, and the progress at each, see requeue.py
     logs/                          output of jobs: slurm/*.sh, and launch/ (see launch/submit.py)
     report.html
-A sweep's folder has one run directory per run, and sweep.json, results.json, results.csv and logs/.
+A sweep's folder has one run directory per run, sweep.json and logs/, and its tables results.json,
+results.csv, means.json and means.csv.
 Loads no torch.
 """
 
@@ -118,6 +119,15 @@ class RunPaths:
     def results_csv(self) -> Path:
         """The table of a sweep."""
         return self.path / "results.csv"
+
+    @property
+    def means(self) -> Path:
+        """Means over the seeds of a sweep."""
+        return self.path / "means.json"
+
+    @property
+    def means_csv(self) -> Path:
+        return self.path / "means.csv"
 
     def partial_evaluation(self, name: str) -> Path:
         """Class counts of an interrupted evaluation; `name` of its row."""

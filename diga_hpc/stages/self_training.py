@@ -27,8 +27,9 @@ from diga_hpc.training.stage import STUDENT, Context, Prepared, StepOutput
 class ThreeViews(Prepared):
     """Two views of the source and the target mix, the teacher's predictions, and the labels."""
 
-    views: torch.Tensor  # [3B,3,H,W] in [0,1]: source, its second view, target mix
-    keys: torch.Tensor  # int64 [3B]
+    views: torch.Tensor  # [2B,3,H,W] in [0,1]: source, its second view
+    mixed: torch.Tensor  # [B,3,H,W] in [0,1]: target mix
+    keys: torch.Tensor  # int64 [3B], of the views and the target mix
     taught: Prediction  # of the views of the source
     labels: torch.Tensor  # uint8 [B,H,W] of the source
     mixed_labels: torch.Tensor  # uint8 [B,H,W] of the target mix
@@ -82,7 +83,8 @@ class SelfTraining(DistillationStage):
         source, target = unit_range(batch.source), unit_range(batch.target)
         second = self.second_view(source, labels, target, draws)
         # Teacher: the views of the source to distil from, the clean target for its features
-        taught = self.teacher(torch.cat([source, second]))
+        views = torch.cat([source, second])
+        taught = self.teacher(views)
         taught_target = self.teacher(target)
         # Labels of the target: kept where the offline label is also that of the nearest centroid
         consensus, kept = kernels.consensus_labels(
@@ -97,7 +99,8 @@ class SelfTraining(DistillationStage):
         mixed, mixed_labels = target_mix(source, labels, color, consensus, draws["paste_table"])
         return ThreeViews(
             self.segmentation.counts(source=labels, mixed=mixed_labels),
-            torch.cat([source, second, mixed]),
+            views,
+            mixed,
             view_keys(draws[KEY], 3),
             taught,
             labels,
@@ -111,11 +114,8 @@ class SelfTraining(DistillationStage):
     ) -> StepOutput:
         """loss = CE(source) + CE(target mix) + weight * distillation between the source views."""
         labels = prepared.labels
-        # Student: views of both domains in one pass
-        prediction = networks[STUDENT](prepared.views, prepared.keys)
-        images = len(labels)
-        on_source = prediction.images(0, 2 * images)
-        on_mixed = prediction.images(2 * images, 3 * images)
+        # Student
+        on_source, on_mixed = self._predictions(prepared, networks[STUDENT])
         # Losses
         source_loss, distillation = self.source_losses(on_source, prepared.taught, labels, totals)
         mixed_loss = self.cross_entropy(on_mixed, "mixed", prepared.mixed_labels, totals)
@@ -128,6 +128,17 @@ class SelfTraining(DistillationStage):
             "consensus/kept": prepared.kept,
         }
         return StepOutput({STUDENT: loss}, metrics, prepared.means)
+
+    def _predictions(self, prepared: ThreeViews, student: Engine) -> tuple[Prediction, Prediction]:
+        """The student on the views of the source (2B images) and on the target mix (B)."""
+        views, mixed, keys = prepared.views, prepared.mixed, prepared.keys
+        on_source = len(views)
+        if self.section.passes == "separate":
+            # Batch normalisation sees one domain at a time; both passes move its running
+            # statistics, the target mix last.
+            return student(views, keys[:on_source]), student(mixed, keys[on_source:])
+        joint: Prediction = student(torch.cat([views, mixed]), keys)
+        return joint.images(0, on_source), joint.images(on_source, len(keys))
 
     def _class_means(
         self,

@@ -44,7 +44,8 @@ def test_saved_configuration_reads_back_equal(tiny_yaml, tmp_path):
         ("data.source.scene_size=[0,9]", "`data.source.scene_size.0` = 0"),
         (
             "model.name=light",
-            "`model.name` = 'light': expected one of 'deeplabv2_resnet101', 'lite'",
+            "`model.name` = 'light': expected one of 'deeplabv2_resnet101', 'hrnet_w48_ocr', "
+            "'lite'",
         ),
         ("translator.kind=colour", "`translator.kind` = 'colour': expected one of 'none', 'color'"),
         ("data.sampler=rare", "`data.sampler` = 'rare': expected one of 'shuffled'"),

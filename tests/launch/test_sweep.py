@@ -71,7 +71,7 @@ def swept(tmp_path, tiny_yaml):
 
 
 def test_the_table_has_a_row_per_run_and_a_column_per_result(swept):
-    table = sweep.collect(swept)
+    table = sweep.collect(swept).rows
     assert [(row["run"], row["seed"], row["state"]) for row in table] == [
         ("seed=0", "0", "done"),
         ("seed=1", "1", "source_only 2/3 steps"),
@@ -95,13 +95,13 @@ def test_a_table_that_cannot_be_written_is_shown_all_the_same(swept, monkeypatch
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
 
     monkeypatch.setattr(sweep, "write_json", fail)
-    assert len(sweep.collect(swept)) == 3
+    assert len(sweep.collect(swept).rows) == 3
     assert "table not written (No such file or directory)" in caplog.text
 
 
 def test_a_run_that_was_removed_is_listed_as_removed(swept):
     shutil.rmtree(swept / "seed=1")
-    assert [row["state"] for row in sweep.collect(swept)] == ["done", "removed", "not started"]
+    assert [row["state"] for row in sweep.collect(swept).rows] == ["done", "removed", "not started"]
 
 
 def test_a_later_launch_into_the_same_folder_adds_its_runs(swept):

@@ -36,7 +36,8 @@ from diga_hpc.images.labels import read_indexed
 IMAGE_ENDING = "_leftImg8bit"
 # Of the images, and of the labels that cityscapesScripts makes and lists of others name.
 ENDING = re.compile(
-    r"(_leftImg8bit|_gt(Fine|Coarse)_(labelIds|labelTrainIds|instanceIds|color|polygons))?"
+    r"(_leftImg8bit(_foggy(DBF)?_beta_0\.[0-9]+)?)?"
+    r"(_gt(Fine|Coarse)(_(labelIds|labelTrainIds|instanceIds|color|polygons))?)?"
     r"(\.(png|jpe?g|webp|bmp|tiff?|json))?$",
     re.IGNORECASE,
 )
