@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from diga_hpc.config import Config
+from diga_hpc.errors import UserError
 
 IMAGES = 4  # of each data set
 BLOCK = 64  # pixels; side of the squares of one label
@@ -22,23 +23,30 @@ SYNTHIA_IDS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 17, 19, 21]
 def write(config: Config, folder: Path) -> list[str]:
     """Write the data sets of a configuration below a folder; overrides that name them.
 
-    Raises KeyError for a kind of data set that cannot be written.
+    Of several validation sets, those that cannot be written are left out. Raises UserError for
+    another data set that cannot.
     """
+    known = ", ".join(WRITERS)
     overrides = []
     for name in ("source", "target", "validation"):
         section = getattr(config.data, name)
         if section is None:
             continue
         sets = section if isinstance(section, dict) else {"": section}
-        for key, each in sets.items():
-            kind, place = each.kind, f"data.{name}{'.' if key else ''}{key}"
+        for key, one in sets.items():
+            kind, place = one.kind, f"data.{name}{'.' if key else ''}{key}"
             if kind == "streets":
                 continue
-            WRITERS[kind](folder / kind, getattr(each, "split", "train"))
+            if kind not in WRITERS and key:
+                overrides.append(f"{place}=null")
+                continue
+            if kind not in WRITERS:
+                raise UserError(f"{place}: files of {kind} cannot be written, only of {known}")
+            WRITERS[kind](folder / kind, getattr(one, "split", "train"))
             overrides.append(f"{place}.root={folder / kind}")
-            # A list of the images that a recipe trains on.
-            if getattr(each, "index", None):
-                overrides.append(f"{place}.index=null")
+            # Lists of the images that a recipe trains on.
+            lists = [each for each in ("index", "not_in") if getattr(one, each, None)]
+            overrides += [f"{place}.{each}=null" for each in lists]
     return overrides
 
 
