@@ -126,15 +126,11 @@ def match(
             _require_known(chosen, space.classes, "`class_map`: the label space has no class")
     for name in absent:
         _require_known(name, space.classes, "`absent_classes`: the label space has no class")
-    found = {}
-    for name in every:
-        if name in class_map:
-            chosen = class_map[name]
-        else:
-            to = merged.get(name, name) if name not in space.classes else name
-            chosen = _same_class(to, every, space)
-        if chosen is not None:
-            found[name] = space.classes.index(chosen)
+    found = {
+        name: space.classes.index(chosen)
+        for name in every
+        if (chosen := _chosen(name, every, space, class_map, merged)) is not None
+    }
     filled = {space.classes[i] for i in found.values()}
     for name in absent:
         if name in filled:
@@ -154,6 +150,19 @@ def match(
         known = list(dict.fromkeys(merged.get(name, name) for name in names))
         raise UserError(_unknown_classes(missing, known, space, kind, own_space, remedy))
     return found
+
+
+def _chosen(
+    name: str,
+    every: Collection[str],
+    space: LabelSpace,
+    class_map: Mapping[str, str | None],
+    merged: Mapping[str, str],
+) -> str | None:
+    """The class of `space` that the class `name` of a data set becomes; None without one."""
+    if name in class_map:
+        return class_map[name]
+    return _same_class(name if name in space.classes else merged.get(name, name), every, space)
 
 
 def _same_class(name: str, names: Collection[str], space: LabelSpace) -> str | None:
