@@ -4,7 +4,7 @@
                         files(root), table(space), optionally decode(path) and what follows it
     GeneratedDataset    images computed on demand
                         __len__, name(index), render(index, seed)
-    ReaderDataset       anything else (archives, shards, a data base)
+    ReaderDataset       anything else (shards, a data base)
                         open(root, space, seed)
 
 Letters: H, W height and width of an image.

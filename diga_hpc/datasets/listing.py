@@ -1,9 +1,9 @@
 """Listing: the files of a data set and the table of its label ids, checked without decoding."""
 
-import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +12,10 @@ from diga_hpc.datasets.files import FileFinder, Files, dead_link, is_utf8
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.label_tables import identity_table, map_ids
 from diga_hpc.errors import UserError, first_of
+from diga_hpc.images import archives
 from diga_hpc.images.opening import orientation
+
+_ABOVE_ARCHIVE = "; of an archive name the folder in which it lies"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class Listing:
     space: LabelSpace
     table: np.ndarray
     """uint8 [256], see label_tables.py"""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle, in a process that was not forked from the one that listed the files."""
+        self.__dict__.update(state)
+        archives.mount(self.root)
 
     def read_ids(self, path: Path) -> np.ndarray:
         """Ids uint8 [H,W] of a label file. Raises UserError naming the file and an unknown id."""
@@ -116,7 +124,10 @@ def _table(section: FileDataset, key: str, space: LabelSpace) -> np.ndarray:
 
 
 def find_root(section: DatasetSection, key: str, data_root: Path | None) -> Path:
-    """Folder of the data set at `key`. Raises UserError if none is set or it does not exist."""
+    """Folder of the data set at `key`, on disk or in archives, which are read from here on.
+
+    Raises UserError if none is set or it does not exist.
+    """
     root = section.root or data_root
     if root is None:
         raise UserError(
@@ -125,10 +136,11 @@ def find_root(section: DatasetSection, key: str, data_root: Path | None) -> Path
         )
     # No shell has expanded a `~` in a YAML file.
     root = root.expanduser()
-    if not root.is_dir():
+    archives.mount(root)
+    if not archives.is_dir(root):
         raise UserError(
             f"{root}: no such folder (`{key}.root` or `data.root`); expected the {section.kind} "
-            "data set"
+            f"data set{_ABOVE_ARCHIVE if root.suffix.lower() == '.zip' else ''}"
         )
     return root
 
@@ -193,7 +205,7 @@ def _where(entry: Files, finder: FileFinder) -> str:
 
 
 def _alike(path: Path, finder: FileFinder) -> str:
-    if not os.path.isdir(path.parent):
+    if not archives.is_dir(path.parent):
         return " (no such folder)"
     names = finder.alike(path)
     return f" (the folder has {', '.join(names)})" if names else ""
