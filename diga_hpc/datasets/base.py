@@ -75,6 +75,10 @@ class FileDataset(DatasetSection):
         """
         raise NotImplementedError
 
+    def without_label(self) -> str:
+        """What a user can do about images without a label; the end of an error, may be empty."""
+        return ""
+
     def left_out(self, root: Path) -> dict[str, int]:
         """Count what `files` leaves out below `root`, by reason: for `diga-hpc check`."""
         return {}

@@ -103,7 +103,8 @@ def list_files(
         # A label file may be there: it must not be opened, not even to find that it is broken.
         files = [replace(entry, label=None) for entry in files]
     found: list[str] = []
-    files = _existing(files, key, labels, found)
+    remedy = section.without_label() if labels else ""
+    files = _existing(files, key, labels, found, remedy and f": {remedy}")
     files = _without_duplicates(files, key, found)
     if problems is not None:
         problems += found
@@ -150,8 +151,13 @@ def _summary(section: FileDataset, root: Path) -> str:
     return f", left out: {left_out}" if left_out else ""
 
 
-def _existing(files: list[Files], key: str, labels: bool, problems: list[str]) -> list[Files]:
-    """Files that exist, an extension in another case corrected; the others become problems."""
+def _existing(
+    files: list[Files], key: str, labels: bool, problems: list[str], remedy: str
+) -> list[Files]:
+    """Files that exist, an extension in another case corrected; the others become problems.
+
+    remedy: the end of the problem of an image without a label.
+    """
     finder = FileFinder()
     kept = []
     for entry in files:
@@ -162,6 +168,7 @@ def _existing(files: list[Files], key: str, labels: bool, problems: list[str]) -
         elif labels and label is None:
             problems.append(
                 f"{image}: has no label {_where(entry, finder)}; `{key}` needs one for every image"
+                f"{remedy}"
             )
         elif labels and label == image:
             problems.append(
