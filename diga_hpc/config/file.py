@@ -11,6 +11,7 @@ resolved configuration is written into the run directory, which refuses any othe
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ from diga_hpc.config.overrides import VARIANTS, apply, is_about_variants, take_v
 from diga_hpc.config.schema import Config
 from diga_hpc.config.validation import explain, shown
 from diga_hpc.config.yaml_text import YamlProblem, decode, dump, parse
+from diga_hpc.datasets import DATASETS
 from diga_hpc.errors import UserError
 
 # Keys and sections that say where and how a run is executed, not what it computes: they may change
@@ -37,7 +39,7 @@ EXECUTION_KEYS = (
     "logging",
     "evaluation.panels",
 )
-DATA_ROOTS = ("data.root", *(f"data.{name}.root" for name in ("source", "target", "validation")))
+DATA_ROOT = re.compile(r"data\.((source|target|validation(\.(?P<name>[^.]+))?)\.)?root")
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
@@ -126,11 +128,13 @@ def as_yaml(config: Config) -> str:
 def differences(old: Config, new: Config) -> list[str]:
     """Lines `key: old value there, new value now` for the keys that change what is computed.
 
-    Validation images may be added to a run that had none: nothing was measured yet.
+    Validation sets may be added, by name or to a run that had none: nothing was measured on them.
     """
-    if old.data.validation is None:
-        data = old.data.model_copy(update={"validation": new.data.validation})
-        old = old.model_copy(update={"data": data})
+    was, now = old.data.validation, new.data.validation
+    if isinstance(was, dict) and isinstance(now, dict):
+        was = {name: was.get(name, section) for name, section in now.items()} | was
+    data = old.data.model_copy(update={"validation": now if was is None else was})
+    old = old.model_copy(update={"data": data})
     before, after = flat(old), flat(new)
     return [
         f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"
@@ -151,7 +155,10 @@ def identity(config: Config) -> dict[str, Any]:
 
 def is_data_root(key: str) -> bool:
     """Whether a key of `flat` is the folder of a data set, not a class named `root`, say."""
-    return key in DATA_ROOTS
+    found = DATA_ROOT.fullmatch(key)
+    # A mapping of a data set, as `color_map`, may have a class of this name.
+    keys = {name for section in DATASETS.values() for name in section.known_keys()}
+    return found is not None and found["name"] not in keys
 
 
 def _is_execution_key(key: str) -> bool:

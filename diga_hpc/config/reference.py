@@ -131,7 +131,8 @@ def _data_sets() -> list[str]:
     """Keys of every data set, then those of each kind."""
     text = (
         "Keys of `data.source`, `data.target` and `data.validation`, for example "
-        "`data.source.root`. `kind` decides which of the tables below applies."
+        "`data.source.root`; of several validation sets, `data.validation.NAME.root`. `kind` "
+        "decides which of the tables below applies."
     )
     kind_row = (
         "`kind`",

@@ -62,7 +62,8 @@ def show_sweep(folder: Path) -> None:
     means.add_column("runs", justify="right")
     for column in scores:
         for each in (single, means):
-            each.add_column(column.replace("/student/", "\n"), justify="right")
+            # Below the stage: normalisation, validation set, protocol.
+            each.add_column(column.replace("/student/", "/").replace("/", "\n"), justify="right")
     for row in table.rows:
         single.add_row(row["run"], row["state"], *(_score(row.get(c)) for c in scores))
     for group in table.groups:

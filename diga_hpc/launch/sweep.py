@@ -14,16 +14,19 @@ import json
 import logging
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diga_hpc.config.data import MEAN
 from diga_hpc.errors import UserError
 from diga_hpc.launch import seeds, status
-from diga_hpc.results.tables import read_rows
+from diga_hpc.results.tables import PRESENT, read_rows
 from diga_hpc.run.directory import RunPaths
 from diga_hpc.run.files import atomic_write, read_json, write_json
+from diga_hpc.run.result_rows import MIOU, SET, is_score
 from diga_hpc.stages.plan import stage_name
 
 log = logging.getLogger(__name__)
@@ -108,7 +111,10 @@ class SweepTable:
     """The results of a sweep."""
 
     rows: list[dict[str, Any]]
-    """A row per run: run, state, the keys it sets, STAGE/NETWORK/NORMALIZATION: mIoU in %."""
+    """A row per run: run, state, the keys it sets, and mIoU in %.
+
+    STAGE/NETWORK/NORMALIZATION holds the mIoU; with several validation sets that of one is at
+    .../SET, and their mean at .../mean. Means over some classes follow it: .../miou_13."""
     groups: list[seeds.Group]
     """Means over the runs that differ in their seed alone; empty where the seed is not swept."""
 
@@ -160,10 +166,29 @@ def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row))
 
 
-def _scores(run_dir: Path) -> dict[str, float]:
-    found = {}
-    for row in read_rows(run_dir):
-        found[f"{stage_name(row)}/{row['network']}/{row['normalization']}"] = row["miou"]
+def _scores(run_dir: Path) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    # Column -> its values on each of several validation sets.
+    sets: dict[str, dict[str, float | None]] = defaultdict(dict)
+    rows = read_rows(run_dir)
+    for row in rows:
+        network = f"{stage_name(row)}/{row['network']}/{row['normalization']}"
+        # The mean over the classes present in the truth is for the report alone.
+        for key in [k for k in row if k == MIOU or (is_score(k) and k.startswith(f"{MIOU}_"))]:
+            if key == PRESENT:
+                continue
+            suffix = "" if key == MIOU else f"/{key}"
+            if SET not in row:
+                found[f"{network}{suffix}"] = row[key]
+                continue
+            found[f"{network}/{row[SET]}{suffix}"] = row[key]
+            sets[f"{network}/{MEAN}{suffix}"][row[SET]] = row[key]
+    number = len({row.get(SET) for row in rows})
+    for column, values in sets.items():
+        numbers = [value for value in values.values() if value is not None]
+        # Of some sets alone, it would be taken for that of all.
+        if number > 1 and len(numbers) == number:
+            found[column] = round(sum(numbers) / number, 3)
     return found
 
 

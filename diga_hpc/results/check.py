@@ -23,7 +23,7 @@ from diga_hpc.errors import UserError, first_of
 from diga_hpc.inspection import cache
 from diga_hpc.inspection.entries import Entries, FileEntries
 from diga_hpc.inspection.findings import Finding, findings
-from diga_hpc.inspection.opening import SOURCE, TARGET, VALIDATION, open_entries
+from diga_hpc.inspection.opening import SOURCE, TARGET, open_entries
 from diga_hpc.inspection.scan import Scan, scan
 from diga_hpc.models import MODELS
 from diga_hpc.stages.plan import trained
@@ -93,7 +93,7 @@ def look(config: Config, limit: int | None = None) -> Checked:
     """Look at all data sets, with a progress bar on the terminal."""
     opened: dict[str, Entries] = {}
     problems: list[Finding] = []
-    for name in (SOURCE, TARGET, VALIDATION):
+    for name in config.data.sets:
         unusable: list[str] = []
         try:
             entries = open_entries(config, name, unusable)

@@ -21,6 +21,11 @@ def table(config, rows):
     return Results(rows, StageOrder(config, map(stage_name, rows)))
 
 
+def texts(results):
+    """Stage -> texts of its line, with a single validation set."""
+    return {line.stage: line.texts for line in results.lines}
+
+
 def test_one_line_a_stage(config):
     results = table(config, result_rows(CLASSES, miou_13=55.5)[::-1])
     assert results.stages == list(NAMES) and results.last == "self_training_2"
@@ -34,8 +39,8 @@ def test_one_line_a_stage(config):
         "pixel\nacc.",
         "vs source\nonly",
     ]
-    assert results.lines["source_only"][0] == "31.25" and results.lines["source_only"][-1] == "–"
-    assert results.lines["self_training_2"] == [
+    assert texts(results)["source_only"][0] == "31.25" and texts(results)["source_only"][-1] == "–"
+    assert texts(results)["self_training_2"] == [
         "51.75",
         "52.75",
         "53.75",
@@ -57,13 +62,13 @@ def test_columns_without_a_value_are_left_out(config):
 def test_the_gain_is_the_difference_of_the_numbers_shown(config):
     scores = (("source_only", 0, 10.004), ("warm_up", 0, 20.005001))
     results = table(config, result_rows(CLASSES, scores))
-    assert results.lines["warm_up"][0] == "20.01" and results.lines["warm_up"][-1] == "+10.01"
+    assert texts(results)["warm_up"][0] == "20.01" and texts(results)["warm_up"][-1] == "+10.01"
 
 
 def test_a_stage_outside_the_plan_is_shown_last_and_is_not_the_result(config):
     results = table(config, result_rows(CLASSES, (("old", 3, 99.0), *SCORES[:2])))
     assert results.stages == ["source_only", "warm_up", "old_3"]
-    assert results.lines["old_3"][0] == "99.00" and results.last == "warm_up"
+    assert texts(results)["old_3"][0] == "99.00" and results.last == "warm_up"
 
 
 def test_no_rows(config, tmp_path):
@@ -89,5 +94,5 @@ def test_what_is_not_measured_is_a_dash_and_no_result(config):
     rows = result_rows(CLASSES, SCORES[:2], miou_13=55.5)
     rows = [row | null if row["stage"] == "warm_up" else row for row in rows]
     results = table(config, rows)
-    assert set(results.lines["warm_up"]) == {"–"}
+    assert set(texts(results)["warm_up"]) == {"–"}
     assert results.last == "source_only" and results.gain("warm_up") is None

@@ -151,6 +151,9 @@ class CityscapesFrames(CityscapesLabels):
     index: Path | None = None
     """Text file with one frame per line, a subset for semi-supervised training:
     `aachen_000000_000019`, or a path of its image or its label. Empty: all images of the split."""
+    not_in: Path | None = None
+    """Text file as for `index` with frames to leave out: where the source has the list of the
+    labelled frames as its `index`, the target with the same list here is the unlabelled rest."""
 
     @property
     def image_folder(self) -> str:
@@ -178,9 +181,14 @@ class CityscapesFrames(CityscapesLabels):
         found.left_out[f"images without {self.image_ending} in their name"] = others
         lines = read_index(self.index, root) if self.index is not None else []
         named = _named(lines)
+        without = {} if self.not_in is None else _named(read_index(self.not_in, root))
+        _require_frames(without, {_frame(image) for image in frames}, folder)
         files = []
         for image in frames:
             name = _frame(image)
+            if name in without:
+                found.left_out[f"images that {self.not_in} names"] += 1
+                continue
             if self.index is not None and name not in named:
                 found.left_out[f"images that {self.index} does not name"] += 1
                 continue
@@ -191,7 +199,7 @@ class CityscapesFrames(CityscapesLabels):
         # What is left names nothing: `list_files` reports that these images do not exist.
         found_names = {entry.name for entry in files}
         for name, origin in named.items():
-            if name in found_names:
+            if name in found_names or name in without:
                 continue
             image = folder / name.split("_")[0] / f"{name}{self.image_ending}.png"
             files.append(Files(name, image, None, origin))
@@ -241,6 +249,17 @@ def _named(lines: list[IndexLine]) -> dict[str, str]:
             )
         named[name] = line.origin
     return named
+
+
+def _require_frames(named: dict[str, str], found: set[str], folder: Path) -> None:
+    """Raise UserError unless all frames to leave out exist: else it is a list of something else."""
+    absent = [origin for name, origin in named.items() if name not in found]
+    if absent:
+        others = f", and {len(absent) - 1} lines more" if absent[1:] else ""
+        raise UserError(
+            f"{absent[0]}: no such image below {folder}{others}; set `not_in` to a list of images "
+            "of this split"
+        )
 
 
 def _frame(file: Path) -> str:
