@@ -233,6 +233,28 @@ def report(
     print(write_report(run_dir))
 
 
+@app.command()
+def recipes(
+    names: Annotated[
+        Optional[list[str]], typer.Argument(metavar="[NAME]...", help="Only these recipes.")
+    ] = None,
+) -> None:
+    """List the configurations that come with the package: what, command, published result, state.
+
+    A step is given as FLOP over all ranks and as memory of one rank; `diga-hpc show` prints a
+    recipe with all keys.
+    """
+    from diga_hpc.launch.recipes import read_all
+
+    found = {recipe.name: recipe for recipe in read_all()}
+    for name in names or found:
+        if name not in found:
+            near = nearest(name, found)
+            hint = f"did you mean {near!r}? " if near else ""
+            raise UserError(f"no recipe {name!r}; {hint}`diga-hpc recipes` lists all")
+    print("\n\n".join(str(found[name]) for name in names or found))
+
+
 @app.command("plan")
 def print_plan(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the jobs that run the pipeline as a chain, one per line: NAME COMMAND ROUND.

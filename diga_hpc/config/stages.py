@@ -130,6 +130,14 @@ class SelfTrainingSection(DistillationSection):
     one for the target mix, so that batch normalisation takes the statistics of one domain at a
     time. `joint`: one pass with the statistics of all three; one large batch in place of two keeps
     a GPU busier where a rank has few images, and takes as long on a CPU. Gradients differ."""
+    selection: Literal["consensus", "confidence", "none"] = "consensus"
+    """Pseudo labels that are trained on. `consensus`: those that are also the class of the nearest
+    centroid (as published). `confidence`: those to which the teacher gives a probability of at
+    least `confidence_threshold`, as methods before. `none`: all. The last two are for
+    comparison."""
+    confidence_threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.968
+    """`selection: confidence` only: lowest probability of a pseudo label, by the teacher on the
+    clean target image."""
     distillation_weight: Factor = 0.25
     """Factor on the distillation loss, the sum of both directions; 0 turns it off."""
     color_blend: Fraction = 0.3

@@ -4,7 +4,7 @@
                         files(root), table(space), optionally decode(path) and what follows it
     GeneratedDataset    images computed on demand
                         __len__, name(index), render(index, seed)
-    ReaderDataset       anything else (archives, shards, a data base)
+    ReaderDataset       anything else (shards, a data base)
                         open(root, space, seed)
 
 Letters: H, W height and width of an image.
@@ -74,6 +74,10 @@ class FileDataset(DatasetSection):
         Raises UserError for an id map that does not fit the label space.
         """
         raise NotImplementedError
+
+    def without_label(self) -> str:
+        """What a user can do about images without a label; the end of an error, may be empty."""
+        return ""
 
     def left_out(self, root: Path) -> dict[str, int]:
         """Count what `files` leaves out below `root`, by reason: for `diga-hpc check`."""

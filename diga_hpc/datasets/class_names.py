@@ -79,20 +79,15 @@ class NamedClasses(FileDataset):
         return {n: to for n, to in found.items() if n != to and n not in self.class_map}
 
     def _match(self, space: LabelSpace) -> dict[str, int]:
-        names = list(dict.fromkeys(self.class_ids().values()))
-        merged: dict[str, str | None] = {
-            name: found
-            for name, to in self.merged().items()
-            if name not in space.classes and (found := _same_class(to, names, space))
-        }
         return match(
-            names,
+            list(self.class_ids().values()),
             space,
             void=list(dict.fromkeys(self.void_ids().values())),
             kind=self.kind,
             own_space=self.own_space,
-            class_map=merged | self.class_map,
+            class_map=self.class_map,
             absent=self.absent_classes,
+            merged=self.merged(),
         )
 
 
@@ -105,6 +100,7 @@ def match(
     void: Collection[str] = (),
     class_map: Mapping[str, str | None] | None = None,
     absent: Collection[str] = (),
+    merged: Mapping[str, str] | None = None,
     remedy: str | None = None,
 ) -> dict[str, int]:
     """Class index of `space` for each class name of a data set that has one there.
@@ -115,13 +111,14 @@ def match(
         void: names of what its protocol ignores.
         class_map: name -> class of `space`, or None to ignore the class.
         absent: classes of `space` that the data set does not label.
+        merged: name -> class that its protocol counts it as, see `NamedClasses.merged`.
         remedy: for classes of `space` that it does not know, where `class_map` and `absent_classes`
             cannot be set.
 
     Raises UserError for a class of `space` that no name leads to and that is not in `absent`, and
     for unknown names.
     """
-    class_map = class_map or {}
+    class_map, merged = class_map or {}, merged or {}
     every = (*names, *void)
     for name, chosen in class_map.items():
         _require_known(name, every, f"`class_map`: {kind} has no class")
@@ -131,7 +128,11 @@ def match(
         _require_known(name, space.classes, "`absent_classes`: the label space has no class")
     found = {}
     for name in every:
-        chosen = class_map[name] if name in class_map else _same_class(name, every, space)
+        if name in class_map:
+            chosen = class_map[name]
+        else:
+            to = merged.get(name, name) if name not in space.classes else name
+            chosen = _same_class(to, every, space)
         if chosen is not None:
             found[name] = space.classes.index(chosen)
     filled = {space.classes[i] for i in found.values()}
@@ -150,7 +151,8 @@ def match(
             "list the classes that it does not label: `absent_classes: "
             f"[{', '.join(missing)}]`, or say what becomes of its classes in `class_map`"
         )
-        raise UserError(_unknown_classes(missing, names, space, kind, own_space, remedy))
+        known = list(dict.fromkeys(merged.get(name, name) for name in names))
+        raise UserError(_unknown_classes(missing, known, space, kind, own_space, remedy))
     return found
 
 

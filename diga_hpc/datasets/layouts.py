@@ -1,10 +1,13 @@
 """Layouts of data sets on disk: folders in one of several places, labels parallel to images."""
 
+import json
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from diga_hpc.datasets.files import Files, scan, unique_names
+from diga_hpc.errors import UserError
 
 
 def first_folder(root: Path, *places: str) -> Path:
@@ -46,3 +49,16 @@ def parallel_trees(
         label = labels / image.relative_to(images).parent / f"{stem}{label_ending}.png"
         files.append(Files(name.removesuffix(image_ending), image, label))
     return files, found.left_out
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file that comes with a data set; None if there is no such file.
+
+    Raises UserError for a file that is no JSON.
+    """
+    if not os.path.isfile(path):
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: no JSON ({error}); restore the original file") from error

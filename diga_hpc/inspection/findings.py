@@ -16,6 +16,7 @@ from diga_hpc.config import Config, TrainingSection
 from diga_hpc.datasets.base import DatasetSection, FileDataset
 from diga_hpc.datasets.files import paired_suffix
 from diga_hpc.errors import listed
+from diga_hpc.images.archives import archive_of
 from diga_hpc.images.sizes import half_working_size, working_size
 from diga_hpc.inspection.identity import lists_of
 from diga_hpc.inspection.opening import SOURCE, TARGET, is_validation
@@ -74,6 +75,28 @@ def _files(scan: Scan, allowed: int) -> Iterator[Finding]:
     for problem in problems:
         yield Finding(level, key, problem)
     yield from _turned(scan)
+    yield from _archived(scan)
+
+
+def _archived(scan: Scan) -> Iterator[Finding]:
+    """Files that are read from archives, and folders of which only a part is unpacked."""
+    key, entries = scan.entries.key, scan.entries
+    paths = [path for index in range(len(scan.facts)) for path in entries.paths(index)]
+    archives = {path: archive_of(path) for path in paths}
+    counts = Counter(str(archive) for archive in archives.values() if archive)
+    if not counts:
+        return
+    read = ", ".join(f"{count} from {archive}" for archive, count in counts.items())
+    yield Finding("note", key, f"`{key}`: images and labels read from archives: {read}")
+    archived = Counter(path.parent for path, archive in archives.items() if archive)
+    unpacked = Counter(path.parent for path, archive in archives.items() if not archive)
+    for folder in archived.keys() & unpacked.keys():
+        yield Finding(
+            "warning",
+            key,
+            f"{folder}: {unpacked[folder]} files are unpacked, and {archived[folder]} are read "
+            "from an archive; if these were removed on purpose, move the archive to another folder",
+        )
 
 
 def _turned(scan: Scan) -> Iterator[Finding]:

@@ -20,7 +20,6 @@ from typing import Any, Self, TypeVar
 import torch
 from safetensors.torch import save_file
 
-from diga_hpc import kernels
 from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.errors import UserError, listed
 from diga_hpc.inspection.facts import file_digest
@@ -30,6 +29,7 @@ from diga_hpc.loading.loader import labelled_images
 from diga_hpc.loading.pictures import write_labels
 from diga_hpc.method.centroids import Centroids, ClassMeans, image_class_means
 from diga_hpc.method.labeler import Labeler, features_and_labels, rescale
+from diga_hpc.method.selection import select_labels
 from diga_hpc.method.teacher import Teacher
 from diga_hpc.method.views import unit_range
 from diga_hpc.models.base import SegmentationModel
@@ -276,7 +276,8 @@ def consensus_quality(
 ) -> dict[str, float | None]:
     """Measure the consensus on the validation set `name`: what it keeps, how much of it is right.
 
-    For diagnosis only: nothing in training depends on it.
+    With another `self_training.selection`, the same of that. For diagnosis only: nothing in
+    training depends on it.
 
     network: makes labels as the pseudo labels were made. student: self-training starts from it, and
     its first teacher makes the features. panel: kind of the pictures of the consensus. Returns
@@ -296,12 +297,9 @@ def consensus_quality(
         image, truth = sample.image, sample.label
         height, width = truth.shape
         offline = label(image, (height, width))
-        consensus, _ = kernels.consensus_labels(
-            teacher(unit_range(image[None])).features,
-            centroids.values,
-            offline[None],
-            seen=centroids.seen,
-            align_corners=student.align_corners,
+        taught = teacher(unit_range(image[None]))
+        consensus = select_labels(
+            config.self_training, taught, offline[None], centroids, student.align_corners
         )
         labelled, kept = truth != IGNORE, consensus[0] != IGNORE
         right = (offline == truth) & labelled

@@ -6,13 +6,13 @@ from typing import Self
 
 import torch
 
-from diga_hpc import kernels
 from diga_hpc.config import SelfTrainingSection
 from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.loading.dataset import Dataset, WithPseudoLabels
 from diga_hpc.loading.loader import KEY, Batch
 from diga_hpc.method.centroids import Centroids, ClassMeans, image_class_means, labels_at_nodes
 from diga_hpc.method.losses import Segmentation, StepTotals
+from diga_hpc.method.selection import select_labels
 from diga_hpc.method.views import color_view, target_mix, unit_range, view_keys
 from diga_hpc.models.base import Prediction, SegmentationModel
 from diga_hpc.stages import networks as run_networks
@@ -33,7 +33,7 @@ class ThreeViews(Prepared):
     taught: Prediction  # of the views of the source
     labels: torch.Tensor  # uint8 [B,H,W] of the source
     mixed_labels: torch.Tensor  # uint8 [B,H,W] of the target mix
-    kept: torch.Tensor  # share of the target's pixels whose label was kept
+    kept: torch.Tensor  # share of the target's pixels whose pseudo label was kept
     means: ClassMeans  # features of the teacher, for the centroids
 
 
@@ -86,17 +86,13 @@ class SelfTraining(DistillationStage):
         views = torch.cat([source, second])
         taught = self.teacher(views)
         taught_target = self.teacher(target)
-        # Labels of the target: kept where the offline label is also that of the nearest centroid
-        consensus, kept = kernels.consensus_labels(
-            taught_target.features,
-            self.centroids.values,
-            batch.target_labels,
-            seen=self.centroids.seen,
-            align_corners=align_corners,
+        # Labels of the target: by default kept where that of the nearest centroid agrees
+        selected = select_labels(
+            self.section, taught_target, batch.target_labels, self.centroids, align_corners
         )
         # Target mix: classes of the source pasted onto the colour view of the target
         color = color_view(target, draws["target_color"], self.section.color_blend)
-        mixed, mixed_labels = target_mix(source, labels, color, consensus, draws["paste_table"])
+        mixed, mixed_labels = target_mix(source, labels, color, selected, draws["paste_table"])
         return ThreeViews(
             self.segmentation.counts(source=labels, mixed=mixed_labels),
             views,
@@ -105,8 +101,8 @@ class SelfTraining(DistillationStage):
             taught,
             labels,
             mixed_labels,
-            kept.sum() / consensus.numel(),
-            self._class_means(taught_target, consensus, taught, labels),
+            (selected != IGNORE).float().mean(),
+            self._class_means(taught_target, selected, taught, labels),
         )
 
     def step(
@@ -125,8 +121,10 @@ class SelfTraining(DistillationStage):
             "loss/segmentation": source_loss,
             "loss/target_mix": mixed_loss,
             "loss/distillation": distillation,
-            "consensus/kept": prepared.kept,
         }
+        # Without a selection the share is 1 by definition, which is no sign of a bad consensus.
+        if self.section.selection != "none":
+            metrics["consensus/kept"] = prepared.kept
         return StepOutput({STUDENT: loss}, metrics, prepared.means)
 
     def _predictions(self, prepared: ThreeViews, student: Engine) -> tuple[Prediction, Prediction]:
@@ -143,14 +141,14 @@ class SelfTraining(DistillationStage):
     def _class_means(
         self,
         on_target: Prediction,
-        consensus: torch.Tensor,
+        selected: torch.Tensor,
         on_source: Prediction,
         labels: torch.Tensor,
     ) -> ClassMeans:
         """Teacher features where label and prediction agree: of the target, of the second view."""
         images = len(labels)
         second = on_source.images(images, 2 * images)
-        return self._agreed_means(on_target, consensus) + self._agreed_means(second, labels)
+        return self._agreed_means(on_target, selected) + self._agreed_means(second, labels)
 
     def _agreed_means(self, prediction: Prediction, labels: torch.Tensor) -> ClassMeans:
         predicted = prediction.logits.argmax(1)

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from helpers import miniatures_night as night
 from helpers import miniatures_real as real
 from helpers import miniatures_synthetic as synthetic
+from helpers import miniatures_world as world
 from helpers.miniature_parts import Truth
 
 
@@ -67,6 +69,53 @@ MINIATURES = {
     "mapillary": Miniature(partial(real.mapillary, version="v1.2"), **_splits("mapillary")),
     "mapillary_v2": Miniature(
         partial(real.mapillary, version="v2.0"), **_splits("mapillary", ", version: v2.0")
+    ),
+    "acdc": Miniature(night.acdc, **_splits("acdc")),
+    "acdc_flat": Miniature(
+        partial(night.acdc, flat=True), **_splits("acdc", ", label_ids: train_ids")
+    ),
+    "dark_zurich": Miniature(
+        night.dark_zurich,
+        {"val": "{kind: dark_zurich, split: val}"},
+        {
+            "train": "{kind: dark_zurich, times: [night, twilight, day]}",
+            "test": "{kind: dark_zurich, split: test}",
+        },
+    ),
+    "foggy_cityscapes": Miniature(
+        night.foggy_cityscapes,
+        {
+            "train": "{kind: foggy_cityscapes}",
+            "val": "{kind: foggy_cityscapes, split: val, beta: 0.005, label_ids: train_ids}",
+        },
+    ),
+    "idd": Miniature(world.idd, **_splits("idd")),
+    "idd_train_ids": Miniature(world.idd, **_splits("idd", ", label_ids: csTrainIds")),
+    "urbansyn": Miniature(synthetic.urbansyn, {"train": "{kind: urbansyn}"}),
+    "synscapes": Miniature(
+        partial(synthetic.synscapes, images="rgb"), {"train": "{kind: synscapes}"}
+    ),
+    "synscapes_2k": Miniature(
+        partial(synthetic.synscapes, images="rgb-2k"),
+        {"train": "{kind: synscapes, images: rgb-2k}"},
+    ),
+    "wilddash": Miniature(world.wilddash, {"train": "{kind: wilddash}"}),
+    "wilddash_plain": Miniature(
+        partial(world.wilddash, extended=False, exported=True),
+        {"train": "{kind: wilddash, map: cityscapes}"},
+    ),
+    "camvid": Miniature(
+        world.camvid_ids,
+        {s: f"{{kind: camvid, splits: [{s}]}}" for s in ("train", "val", "test")},
+        space="camvid",
+    ),
+    "camvid_colors": Miniature(
+        world.camvid_colors, {"train": "{kind: camvid, splits: [all]}"}, space="camvid"
+    ),
+    "voc": Miniature(
+        world.voc,
+        {"train": "{kind: voc}", "val": "{kind: voc, split: val}"},
+        space="voc",
     ),
 }
 

@@ -166,7 +166,7 @@ class FirstImages:
 
 
 def first_statistics(student: SegmentationModel) -> tuple[BatchNorm, list[torch.Tensor]]:
-    """The first batch normalisation of a network, and the list of inputs that it is going to see."""
+    """The first batch normalisation of a network, and the inputs that it is going to see."""
     layer = batch_norms(student)[0]
     seen: list[torch.Tensor] = []
     layer.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].detach()))

@@ -5,7 +5,17 @@ import torch
 
 from diga_hpc import config as configuration
 from diga_hpc.models.batch_norm import batch_norms
-from helpers.steps import batch_of, build_stage, first_statistics, step_losses
+from helpers.steps import (
+    ALONE,
+    batch_of,
+    build_stage,
+    first_statistics,
+    full_size_floats,
+    large_images,
+    one_step,
+    step_losses,
+    watched,
+)
 
 
 @pytest.mark.parametrize(("passes", "images"), [("separate", [8, 4]), ("joint", [12])])
@@ -35,3 +45,32 @@ def test_without_batch_statistics_both_ways_give_one_loss(tiny_yaml):
         (output,) = step_losses(stage, batch_of(stage))
         losses.append(output.losses["student"].detach())
     torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("selection", ["consensus", "confidence", "none"])
+def test_the_kept_share_is_that_of_the_pixels_trained_on(tiny_yaml, selection):
+    """Without a selection nothing is logged: a share of 1 would look like a degenerate one."""
+    threshold = "self_training.confidence_threshold=0.12"  # 9 classes, an untrained network
+    options = [f"self_training.selection={selection}", threshold]
+    stage = build_stage("self_training", configuration.load(tiny_yaml, options))
+    batch = batch_of(stage)
+    # Nothing is pasted: the labels of the target mix are those that were selected.
+    batch.draws["paste_table"].zero_()
+    mixed_labels = stage.prepare(batch).mixed_labels
+    kept = (mixed_labels != 255).double().mean()
+    (output,) = step_losses(stage, batch)
+    assert torch.equal(mixed_labels[mixed_labels != 255], batch.target_labels[mixed_labels != 255])
+    if selection == "none":
+        assert kept == 1 and "consensus/kept" not in output.metrics
+    else:
+        assert 0 < kept < 1 and output.metrics["consensus/kept"].double() == pytest.approx(kept)
+
+
+def test_a_confidence_threshold_needs_no_full_size_logits_and_never_waits(tmp_path):
+    config = large_images(tmp_path, "self_training.selection=confidence")
+    stage, step = one_step("self_training", config, ALONE)
+    # Kornia makes tensors from numbers when it is imported.
+    step()
+    watch = watched(step)
+    assert full_size_floats(watch, stage.section.crop, config.space.num_classes) == []
+    assert watch.waiting == watch.from_numbers == []

@@ -4,8 +4,6 @@ Licence: CC BY-NC-SA, research. Sizes differ, up to 22 megapixels; images may ha
 orientation.
 """
 
-import json
-import os
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -16,7 +14,7 @@ from diga_hpc.datasets.color_maps import check_palette
 from diga_hpc.datasets.files import Files
 from diga_hpc.datasets.label_spaces import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, LabelSpace
 from diga_hpc.datasets.label_tables import id_table
-from diga_hpc.datasets.layouts import first_folder, parallel_trees
+from diga_hpc.datasets.layouts import first_folder, parallel_trees, read_json
 from diga_hpc.datasets.real.mapillary_classes import NAMES, TO_CITYSCAPES
 from diga_hpc.errors import UserError
 from diga_hpc.images.labels import read_indexed
@@ -74,13 +72,14 @@ class Mapillary(NamedClasses):
     def _require_same_ids(self, root: Path) -> None:
         """Compare the names by id with those that the configuration of the package gives."""
         paths = [root / name for name in CONFIGS[self.version]]
-        path = next((path for path in paths if os.path.isfile(path)), None)
-        # Without it, the names of the published version hold.
-        if path is None:
+        read = ((path, read_json(path)) for path in paths)
+        path, content = next(((p, c) for p, c in read if c is not None), (root, None))
+        # Without the file, the names of the published version hold.
+        if content is None:
             return
         try:
-            found = [label["name"] for label in json.loads(path.read_bytes())["labels"]]
-        except (ValueError, KeyError, TypeError) as error:
+            found = [label["name"] for label in content["labels"]]
+        except (KeyError, TypeError) as error:
             raise UserError(
                 f"{path}: no list of `labels`, each with a `name` ({error!r}); restore the file of "
                 "the package, or remove it if the labels are the published ones"
