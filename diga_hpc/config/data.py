@@ -126,8 +126,8 @@ class DataSection(Section):
     validation: Validation | None = None
     """Labelled images to measure results on; never trained on. One data set, or several by name:
     `{cityscapes: {kind: cityscapes, ...}, bdd100k: {...}}`, of which each is measured alone, and
-    their mean; `NAME: null` leaves one out. Empty: networks are trained and label images all the same, and nothing is
-    measured."""
+    their mean; `NAME: null` leaves one out. Empty: networks are trained and label images all the
+    same, and nothing is measured."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """Data loader processes per rank; 0 loads in the training process. Any number gives the same
     batches."""
