@@ -37,8 +37,7 @@ def test_check_training_and_evaluation(name, tmp_path):
     (tmp_path / "run.yaml").write_text(text)
     config = configuration.load(tmp_path / "run.yaml")
     checked = check.look(config)
-    # One data set alone is its own validation.
-    assert len(sections) == 1 or checked.at("error") == []
+    assert checked.at("error") == []
     assert {s.name for s in checked.sets} == {"source", "validation"}
     assert all(s.read == s.images for s in checked.sets)
     if len(sections) == 2:

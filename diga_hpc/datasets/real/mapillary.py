@@ -108,8 +108,10 @@ class Mapillary(NamedClasses):
     def decode(self, path: Path) -> np.ndarray:
         """Class ids uint8 [H,W]. Raises UserError for a palette that was numbered anew."""
         found = read_indexed(path)
-        table = _TABLES[self.version]
-        check_palette(path, found, table, _COLORS, CITYSCAPES_CLASSES, "use the original file")
+        # Labels of v2.0 among those of v1.2 are reported by their unknown ids.
+        if found.ids.max() < len(NAMES[self.version]):
+            table, remedy = _TABLES[self.version], "use the original file, or set `version`"
+            check_palette(path, found, table, _COLORS, CITYSCAPES_CLASSES, remedy)
         return found.ids
 
     def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:

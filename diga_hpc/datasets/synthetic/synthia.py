@@ -71,7 +71,8 @@ class Synthia(NamedClasses):
         return self._select(root)[1]
 
     def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
-        return equal_names(unwrapped(root, WRAPPER, "RGB"), "RGB", "GT/LABELS", self.index)
+        below = unwrapped(root, WRAPPER, "RGB").relative_to(root)
+        return equal_names(root, str(below / "RGB"), str(below / "GT/LABELS"), self.index)
 
     def class_ids(self) -> dict[int, str]:
         return CLASS_IDS
