@@ -144,6 +144,7 @@ class TrainingSamples(torch.utils.data.Dataset[Batch]):
             crop=self.section.crop,
             scale=data.scale if self.section.scales(domain) else (1.0, 1.0),
             flip=data.flip,
+            too_small=data.too_small,
             redraw=domain == "source",
         )
 
