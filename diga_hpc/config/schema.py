@@ -53,7 +53,8 @@ class ModelSection(Section):
     """The segmentation network."""
 
     name: Annotated[str, key_of(MODELS)] = "lite"
-    """Architecture: `lite` for CPUs and small GPUs, `deeplabv2_resnet101` as published."""
+    """Architecture: `lite` for CPUs and small GPUs; as published, `deeplabv2_resnet101` and for
+    semi-supervision `hrnet_w48_ocr`."""
     weights: Text = "imagenet"
     """Starting weights: `imagenet` (backbone only), `random`, or a file (.safetensors, .pth,
     .pt)."""
@@ -63,7 +64,7 @@ class ModelSection(Section):
     batch_norm: Literal["train", "frozen"] = "train"
     """`train`: normalise by the batch and update the running statistics. `frozen`: normalise by the
     running statistics and never update them, so losses do not depend on the number of ranks."""
-    normalization: Literal["imagenet", "caffe", "inception"] | None = None
+    normalization: Literal["imagenet", "caffe", "caffe_rgb", "inception"] | None = None
     """How pixel values are normalised before the network. Empty takes what the weights were trained
     with, as far as their file tells, else the network's default."""
 
@@ -103,6 +104,9 @@ class LossSection(Section):
     mean of 1 over these pixels. `none`: every class weighs 1."""
     class_weight_limit: PositiveFactor = 4.0
     """Upper bound of the class weights; larger ones are clipped to it."""
+    auxiliary_weight: Factor = 0.1
+    """Weight of the losses of a network's auxiliary classifier, where it has one: its cross-entropy
+    and its distillation are added to those of the main one (HRNet-OCR's own training uses 0.4)."""
 
 
 class OptimizerSection(Section):

@@ -51,6 +51,13 @@ class NamedClasses(FileDataset):
         """Ids that the protocol ignores, with their names; `class_map` may use them."""
         return {}
 
+    def merged(self) -> Mapping[str, str]:
+        """Class of the data set -> class of Cityscapes that its protocol counts it as.
+
+        Only where the label space has no class of the first name; `class_map` comes first.
+        """
+        return {}
+
     def table(self, space: LabelSpace) -> np.ndarray:
         """Table of the ids, by the class names of `space`.
 
@@ -80,6 +87,7 @@ class NamedClasses(FileDataset):
             own_space=self.own_space,
             class_map=self.class_map,
             absent=self.absent_classes,
+            merged=self.merged(),
         )
 
 
@@ -92,6 +100,7 @@ def match(
     void: Collection[str] = (),
     class_map: Mapping[str, str | None] | None = None,
     absent: Collection[str] = (),
+    merged: Mapping[str, str] | None = None,
     remedy: str | None = None,
 ) -> dict[str, int]:
     """Class index of `space` for each class name of a data set that has one there.
@@ -102,13 +111,14 @@ def match(
         void: names of what its protocol ignores.
         class_map: name -> class of `space`, or None to ignore the class.
         absent: classes of `space` that the data set does not label.
+        merged: name -> class that its protocol counts it as, see `NamedClasses.merged`.
         remedy: for classes of `space` that it does not know, where `class_map` and `absent_classes`
             cannot be set.
 
     Raises UserError for a class of `space` that no name leads to and that is not in `absent`, and
     for unknown names.
     """
-    class_map = class_map or {}
+    class_map, merged = class_map or {}, merged or {}
     every = (*names, *void)
     for name, chosen in class_map.items():
         _require_known(name, every, f"`class_map`: {kind} has no class")
@@ -116,11 +126,11 @@ def match(
             _require_known(chosen, space.classes, "`class_map`: the label space has no class")
     for name in absent:
         _require_known(name, space.classes, "`absent_classes`: the label space has no class")
-    found = {}
-    for name in every:
-        chosen = class_map[name] if name in class_map else _same_class(name, every, space)
-        if chosen is not None:
-            found[name] = space.classes.index(chosen)
+    found = {
+        name: space.classes.index(chosen)
+        for name in every
+        if (chosen := _chosen(name, every, space, class_map, merged)) is not None
+    }
     filled = {space.classes[i] for i in found.values()}
     for name in absent:
         if name in filled:
@@ -137,8 +147,22 @@ def match(
             "list the classes that it does not label: `absent_classes: "
             f"[{', '.join(missing)}]`, or say what becomes of its classes in `class_map`"
         )
-        raise UserError(_unknown_classes(missing, names, space, kind, own_space, remedy))
+        known = list(dict.fromkeys(merged.get(name, name) for name in names))
+        raise UserError(_unknown_classes(missing, known, space, kind, own_space, remedy))
     return found
+
+
+def _chosen(
+    name: str,
+    every: Collection[str],
+    space: LabelSpace,
+    class_map: Mapping[str, str | None],
+    merged: Mapping[str, str],
+) -> str | None:
+    """The class of `space` that the class `name` of a data set becomes; None without one."""
+    if name in class_map:
+        return class_map[name]
+    return _same_class(name if name in space.classes else merged.get(name, name), every, space)
 
 
 def _same_class(name: str, names: Collection[str], space: LabelSpace) -> str | None:

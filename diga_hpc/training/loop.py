@@ -4,8 +4,10 @@ One step of a rank:
 
     batch -> micro batches -> stage.prepare            views, teacher, labels; no gradients
     counts of labels, summed over micro batches and ranks                     one all-reduce
-    stage.step, engine.backward                        once a micro batch
-    engine.step, stage.absorb                          once
+    for each phase of the stage; there is one, unless networks are to be updated in turn (GAN):
+        stage.step, engine.backward                    once a micro batch
+        engine.step                                    once
+    stage.absorb                                       once
 
 Between two log points the host waits for the device only to read the gradient's norm (engine.py):
 metrics stay on the device.
@@ -15,7 +17,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -31,11 +33,11 @@ from diga_hpc.run.provenance import source_commit
 from diga_hpc.training import checkpoint
 from diga_hpc.training.checkpoint import Groups
 from diga_hpc.training.checkpoint_writer import CheckpointWriter
-from diga_hpc.training.engine import Engine
+from diga_hpc.training.engine import Engine, StepResult
 from diga_hpc.training.guards import Guards
 from diga_hpc.training.metrics import Journal, Meter, peak_memory_gib
 from diga_hpc.training.resume import EXTRA, optimizer_group, restore_networks, resume_point
-from diga_hpc.training.stage import STUDENT, Prepared, TrainingStage
+from diga_hpc.training.stage import STUDENT, Prepared, StepOutput, TrainingStage
 
 log = logging.getLogger(__name__)
 
@@ -156,22 +158,23 @@ class _Loop:
         micro_batch = next(iter(self.engines.values())).micro_batch
         micros = batch.split(micro_batch)
         # All of them before the first loss, which is divided by counts over the complete step.
-        prepared = [self.stage.prepare(micro) for micro in micros]
+        prepared: list[Any] = [self.stage.prepare(micro) for micro in micros]
         totals = self._totals(prepared, len(batch))
-        statistics = []
-        for micro in micros:
-            # Popped, so that the views of a micro batch are freed after it.
-            output = self.stage.step(prepared.pop(0), self.engines, totals)
-            # A loss that is not finite skips the step of every network: what one computed may have
-            # reached the others. A gradient that is not finite skips that of its own network.
-            finite = (
-                torch.stack([loss.detach() for loss in output.losses.values()]).isfinite().all()
-            )
-            for name, loss in output.losses.items():
-                self.engines[name].backward(loss, len(micro), finite)
-            self.meter.add(output.metrics, len(micro) / len(batch))
-            statistics.append(output.statistics)
-        results = [engine.step(self.done) for engine in self.engines.values()]
+        statistics: list[Any] = []
+        results: list[StepResult] = []
+        phases = self.stage.phases()
+        for phase in phases:
+            losses: Collection[str] = ()
+            for i, micro in enumerate(micros):
+                output = phase(prepared[i], self.engines, totals)
+                if phase is phases[-1]:
+                    # Frees the views of a micro batch that has been seen for the last time.
+                    prepared[i] = None
+                losses = self._backward(output, len(micro))
+                self.meter.add(output.metrics, len(micro) / len(batch))
+                statistics.append(output.statistics)
+            results += [self.engines[name].step(self.done) for name in losses]
+        assert len(results) == len(self.engines), "every network is updated once in a step"
         # NaN counts as the largest, which a plain `max` does not promise.
         norms = [result.gradient_norm for result in results]
         self.gradient_norm = max(norms, key=lambda norm: math.inf if math.isnan(norm) else norm)
@@ -183,6 +186,15 @@ class _Loop:
         else:
             self.skipped += 1
             self.bad_in_a_row += 1
+
+    def _backward(self, output: StepOutput, images: int) -> Collection[str]:
+        """Backward pass of a micro batch; returns the names of the networks that have a loss."""
+        # A loss that is not finite skips the step of every network of the phase: what one computed
+        # may have reached the others. A gradient that is not finite skips that of its own network.
+        finite = torch.stack([loss.detach() for loss in output.losses.values()]).isfinite().all()
+        for name, loss in output.losses.items():
+            self.engines[name].backward(loss, images, finite)
+        return output.losses.keys()
 
     def _seed(self) -> None:
         # Whatever draws from torch depends on (seed, stage, step, rank) alone: no random state

@@ -8,7 +8,7 @@ Watch            how a DataPass iterates, so that a stop request ends it
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, TypeVar
 
@@ -44,7 +44,8 @@ class Context:
     stop: StopFlag
     source: Dataset
     target: Dataset | None
-    validation: Dataset | None
+    validation: Mapping[str, Dataset]
+    """To measure on, by name (DataSection.validation_sets); empty without any."""
     inspected: Inspected
 
     @property
@@ -122,6 +123,10 @@ class StepOutput:
     """Handed to `absorb` if the step is applied."""
 
 
+# As TrainingStage.step.
+Phase = Callable[[Any, Mapping[str, Engine], StepTotals], StepOutput]
+
+
 class TrainingStage(Stage):
     """A stage that trains. The defaults are those of a student with an optional teacher."""
 
@@ -183,6 +188,15 @@ class TrainingStage(Stage):
         A loss must reach the parameters of its own network alone: a stage with several networks
         detaches what one hands to the other.
         """
+
+    def phases(self) -> Sequence[Phase]:
+        """What is called in place of `step` where networks are updated one after the other.
+
+        Each phase is a method like `step`. All micro batches go through it, and the networks that
+        it returns losses for are updated, before the next phase begins. A phase that is not finite
+        does not undo those before it.
+        """
+        return [self.step]
 
     def absorb(self, statistics: list[Any]) -> None:
         """Take in the statistics of all micro batches of a step that was applied."""

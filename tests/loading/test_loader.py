@@ -100,7 +100,7 @@ def test_seed_changes_the_stream(tiny_yaml):
 
 def test_labelled_images_are_resized_and_their_labels_are_not(tiny_yaml):
     config = configuration.load(tiny_yaml, ["data.validation.size=[24, 48]"])
-    validation = datasets.open_validation(config)
+    (validation,) = datasets.open_validation(config).values()
     found = list(labelled_images(validation, [2, 0], workers=0, device=torch.device("cpu")))
     assert [each.index for each in found] == [2, 0]
     for each in found:
@@ -128,7 +128,7 @@ def photos_yaml(tiny_yaml, tmp_path):
 
 
 def test_photos_of_other_shapes_are_looked_at_undistorted(photos_yaml):
-    validation = datasets.open_validation(photos_yaml())
+    (validation,) = datasets.open_validation(photos_yaml()).values()
     found = list(labelled_images(validation, [0, 1, 2, 3], 0, torch.device("cpu")))
     sizes = {each.name: tuple(each.image.shape[1:]) for each in found}
     # The area of 24x48 each.

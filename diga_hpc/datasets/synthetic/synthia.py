@@ -1,4 +1,7 @@
-"""SYNTHIA RAND_CITYSCAPES (Ros et al., CVPR 2016): rendered street scenes, 16-bit labels."""
+"""SYNTHIA RAND_CITYSCAPES (Ros et al., CVPR 2016): 9400 rendered street scenes, 16-bit labels.
+
+Licence: non-commercial.
+"""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -12,8 +15,10 @@ from diga_hpc.datasets.files import Files
 from diga_hpc.datasets.index_files import equal_names
 from diga_hpc.datasets.label_spaces import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, LabelSpace
 from diga_hpc.datasets.label_tables import id_table
+from diga_hpc.datasets.layouts import unwrapped
 from diga_hpc.images.labels import read_first_channel
 
+WRAPPER = "RAND_CITYSCAPES"  # the folder in the archive
 CLASS_IDS = {
     1: "sky",
     2: "building",
@@ -49,7 +54,7 @@ VOID_IDS = {
 
 class Synthia(NamedClasses):
     """SYNTHIA: images `RGB/*.png`, labels `GT/LABELS/*.png` with the class in the first channel
-    (16-bit RGB, as published) or in the only one."""
+    (16-bit RGB, as published) or in the only one; `RAND_CITYSCAPES/` may be around them."""
 
     kind: Literal["synthia"]
     index: Path | None = None
@@ -59,11 +64,15 @@ class Synthia(NamedClasses):
 
     def files(self, root: Path) -> list[Files]:
         """Images of the folder or the index; a label has the name of its image."""
-        return equal_names(root, "RGB", "GT/LABELS", self.index)[0]
+        return self._select(root)[0]
 
     def left_out(self, root: Path) -> dict[str, int]:
         """Other files in the folder of images, and the images that the index does not name."""
-        return equal_names(root, "RGB", "GT/LABELS", self.index)[1]
+        return self._select(root)[1]
+
+    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
+        below = unwrapped(root, WRAPPER, "RGB").relative_to(root)
+        return equal_names(root, str(below / "RGB"), str(below / "GT/LABELS"), self.index)
 
     def class_ids(self) -> dict[int, str]:
         return CLASS_IDS
