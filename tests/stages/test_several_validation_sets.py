@@ -9,7 +9,7 @@ from PIL import Image
 
 from diga_hpc import config as configuration
 from diga_hpc import job
-from diga_hpc.errors import UserError
+from diga_hpc.errors import Stopped, UserError
 from diga_hpc.launch.progress import progress
 from diga_hpc.results import check
 from diga_hpc.results.figure import figure
@@ -196,6 +196,36 @@ def test_statistics_of_the_networks_are_as_before_their_evaluation(copied, file,
     monkeypatch.setattr(evaluation, "measure", watched)
     run(load(file, copied), "evaluate")
     assert len(seen) == 20 and all(seen)
+
+
+@pytest.mark.parametrize("images", [2, 4])
+def test_a_stopped_evaluation_goes_on_with_the_set_that_it_was_stopped_in(
+    copied, file, images, monkeypatch
+):
+    """Stopped in the first set, or in the second, which has images of the same names."""
+    from diga_hpc.method.scores import ConfusionMatrix
+
+    before = read_json(copied / "results.json", [])
+    (copied / "results.json").unlink()
+    pipeline = Pipeline(load(file, copied))
+    counted, add = [], ConfusionMatrix.add
+
+    def stop_after(matrix, truth, predicted):
+        counted.append(truth.shape)
+        pipeline.context.stop.requested = len(counted) == images
+        add(matrix, truth, predicted)
+
+    monkeypatch.setattr(ConfusionMatrix, "add", stop_after)
+    with pytest.raises(Stopped) as stopped:
+        pipeline.run("evaluate")
+    pipeline.context.run.close()
+    assert stopped.value.done == images
+    (partial,) = (copied / "partial").iterdir()
+    assert partial.stem == f"source_only_student_running_{'dusk' if images < 3 else 'day'}"
+    images = -1
+    assert run(load(file, copied), "evaluate") == before
+    # Each image of each row once.
+    assert len(counted) == 10 * (3 + 2) and not list((copied / "partial").iterdir())
 
 
 @pytest.mark.parametrize(
