@@ -88,6 +88,7 @@ def test_gta5_to_cityscapes(data, tmp_path):
 def test_synthia_to_cityscapes_is_measured_on_16_and_13_classes(data, tmp_path, capsys):
     synthia = ("label_space=synthia", "data.source={kind: synthia}")
     config = load(data, "gta5_to_cityscapes", tmp_path / "run", *synthia)
+    assert check.look(config).as_json()["means"] == {"miou": 16, "miou_13": 13}
     rows = run(config)
     assert stages_of(rows) == ["warm_up", "self_training"]
     few = set(config.space.classes) - {"wall", "fence", "pole"}

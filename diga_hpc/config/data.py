@@ -1,7 +1,7 @@
 """Sections of the data: source, target and validation images, and the classes of a label space."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, SerializeAsAny, field_validator
 from pydantic_core import PydanticCustomError
@@ -70,19 +70,17 @@ def _refuse_keys_of_others(value: dict[Any, Any], kind: str, chosen: type[Datase
             raise problem_at(chosen, key, "value_error", msg=message, input=value[key])
 
 
-def _validation(value: Any) -> DatasetSection | dict[str, DatasetSection]:
+def _validation(value: Any) -> DatasetSection | dict[str, DatasetSection | None]:
     """Validate one data set, or several by name: a mapping without `kind` of mappings."""
     if isinstance(value, dict) and "kind" not in value:
         # Mappings may also be values of a data set whose `kind` was forgotten, as `color_map`.
         sections = (v for v in value.values() if isinstance(v, dict | DatasetSection))
         if any(isinstance(section, DatasetSection) or "kind" in section for section in sections):
-            # Of a file, a set may be left out by `data.validation.NAME=null`.
-            given = {name: section for name, section in value.items() if section is not None}
-            return {name: _named_dataset(name, section) for name, section in given.items()}
+            return {name: _named_dataset(name, section) for name, section in value.items()}
     return _dataset(value)
 
 
-def _named_dataset(name: Any, value: Any) -> DatasetSection:
+def _named_dataset(name: Any, value: Any) -> DatasetSection | None:
     # A name is a part of keys in overrides, and of the names of files.
     keys = {key for section in DATASETS.values() for key in section.known_keys()}
     message = None
@@ -97,6 +95,8 @@ def _named_dataset(name: Any, value: Any) -> DatasetSection:
         message = "expected another name: tables have a line for the mean over the sets"
     if message:
         raise problem_at(DatasetSection, str(name), "value_error", msg=message, input=value)
+    if value is None:
+        return None
     try:
         return _dataset(value)
     except PydanticCustomError as error:
@@ -108,7 +108,7 @@ def _named_dataset(name: Any, value: Any) -> DatasetSection:
 
 Dataset = Annotated[SerializeAsAny[DatasetSection], PlainValidator(_dataset)]
 Validation = Annotated[
-    SerializeAsAny[DatasetSection] | dict[str, SerializeAsAny[DatasetSection]],
+    SerializeAsAny[DatasetSection] | dict[str, SerializeAsAny[DatasetSection] | None],
     PlainValidator(_validation),
 ]
 
@@ -126,8 +126,8 @@ class DataSection(Section):
     validation: Validation | None = None
     """Labelled images to measure results on; never trained on. One data set, or several by name:
     `{cityscapes: {kind: cityscapes, ...}, bdd100k: {...}}`, of which each is measured alone, and
-    their mean. Empty: networks are trained and label images all the same, and nothing is
-    measured."""
+    their mean; `NAME: null` leaves one out. Empty: networks are trained and label images all the
+    same, and nothing is measured."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """Data loader processes per rank; 0 loads in the training process. Any number gives the same
     batches."""
@@ -139,6 +139,10 @@ class DataSection(Section):
     scale: Annotated[tuple[Scale, Scale], LowHigh] = (0.7, 1.0)
     """Lowest and highest random factor by which the height and the width of a training image are
     resized, each drawn on its own. The result is never smaller than the crop."""
+    too_small: Literal["side", "whole"] = "side"
+    """What becomes of an image that is smaller than the crop once it is scaled. `side`: the height
+    or width that is too small is enlarged to the crop's. `whole` (as published): the image is
+    resized to the crop, both sides, so that all of it is seen."""
     sampler: Annotated[str, key_of(SAMPLERS)] = "shuffled"
     """Order of the training images. `shuffled`: a new random permutation every epoch."""
 
@@ -152,7 +156,9 @@ class DataSection(Section):
     def validation_sets(self) -> dict[str, DatasetSection]:
         """The data sets to measure on by name, in their order; empty without any."""
         if isinstance(self.validation, dict):
-            return {f"{VALIDATION}.{name}": each for name, each in self.validation.items()}
+            # Of those in a file, one may be left out by `data.validation.NAME=null`.
+            given = {name: each for name, each in self.validation.items() if each is not None}
+            return {f"{VALIDATION}.{name}": each for name, each in given.items()}
         return {} if self.validation is None else {VALIDATION: self.validation}
 
 

@@ -235,7 +235,9 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
     if origin is tuple:
         return f"[{', '.join(_values(arg, []) for arg in args)}]"
     if origin is dict:
-        return f"mapping of {_values(args[0], [])} to {_values(args[1], [])}"
+        value = _values(args[1], [])
+        value = f"({value})" if ", or" in value else value
+        return f"mapping of {_values(args[0], [])} to {value}"
     if issubclass(annotation, DatasetSection):
         return "data set"
     return f"{TYPES[annotation]} {_range(metadata)}".strip()

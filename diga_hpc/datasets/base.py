@@ -63,8 +63,9 @@ class FileDataset(DatasetSection):
     def files(self, root: Path) -> list[Files]:
         """List the images below `root`, sorted, each with the path where its label would be.
 
-        Neither needs to exist: `list_files` looks for them and reports what is missing. Raises
-        UserError where a folder or an index file is missing.
+        Neither needs to exist: `list_files` looks for them and reports what is missing. Where a
+        look at the disk is needed, `datasets.files` and `images.archives` see through archives.
+        Raises UserError where a folder or an index file is missing.
         """
         raise NotImplementedError
 

@@ -1,13 +1,13 @@
 """Layouts of data sets on disk: folders in one of several places, labels parallel to images."""
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from diga_hpc.datasets.files import Files, scan, unique_names
 from diga_hpc.errors import UserError
+from diga_hpc.images import archives
 
 
 def first_folder(root: Path, *places: str) -> Path:
@@ -17,7 +17,7 @@ def first_folder(root: Path, *places: str) -> Path:
     for example, or with the parts of a path in another order.
     """
     folders = [root / place for place in places]
-    return next((folder for folder in folders if os.path.isdir(folder)), folders[0])
+    return next((folder for folder in folders if archives.is_dir(folder)), folders[0])
 
 
 def unwrapped(root: Path, wrapper: str, inside: str) -> Path:
@@ -56,9 +56,10 @@ def read_json(path: Path) -> Any:
 
     Raises UserError for a file that is no JSON.
     """
-    if not os.path.isfile(path):
+    if not archives.is_file(path):
         return None
+    content = archives.read_bytes(path)
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(content)
     except ValueError as error:
         raise UserError(f"{path}: no JSON ({error}); restore the original file") from error

@@ -16,6 +16,7 @@ Nothing is written beside an archive.
 
 import errno
 import os
+import stat
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -151,9 +152,17 @@ class _Table:
         with zipfile.ZipFile(file) as opened:
             infos = opened.infolist()
         self.names = [_name(info) for info in infos]
-        for name in self.names:
+        for name, info in zip(self.names, infos, strict=True):
             if name.startswith("/") or (".." in name and ".." in name.split("/")):
-                raise zipfile.BadZipFile(f"the member {name!r} would be unpacked elsewhere")
+                raise UserError(
+                    f"{path}: the member {name!r} would be unpacked elsewhere; move the archive to "
+                    "another folder"
+                )
+            if stat.S_ISLNK(info.external_attr >> 16):
+                raise UserError(
+                    f"{path}: the member {name!r} is a link; unpack the archive and move it to "
+                    "another folder"
+                )
         self.members = [
             Member(
                 self.archive,

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diga_hpc.config.data import MEAN
+from diga_hpc.config import Config
+from diga_hpc.config.data import MEAN, validation_name
 from diga_hpc.errors import UserError
 from diga_hpc.launch import seeds, status
 from diga_hpc.results.tables import PRESENT, read_rows
@@ -144,7 +145,7 @@ def _runs(folder: Path) -> list[seeds.SweptRun]:
             # A user may have removed the directory of a run.
             found[name].summary if name in found else "removed",
             entry["set"],
-            _scores(folder / name),
+            _scores(folder / name, found[name].config if name in found else None),
             found[name].config if name in found else None,
         )
         for name, entry in entries.items()
@@ -166,7 +167,7 @@ def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row))
 
 
-def _scores(run_dir: Path) -> dict[str, float | None]:
+def _scores(run_dir: Path, config: Config | None) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     # Column -> its values on each of several validation sets.
     sets: dict[str, dict[str, float | None]] = defaultdict(dict)
@@ -183,7 +184,8 @@ def _scores(run_dir: Path) -> dict[str, float | None]:
                 continue
             found[f"{network}/{row[SET]}{suffix}"] = row[key]
             sets[f"{network}/{MEAN}{suffix}"][row[SET]] = row[key]
-    number = len({row.get(SET) for row in rows})
+    configured = map(validation_name, config.data.validation_sets) if config else ()
+    number = len({row[SET] for row in rows if SET in row} | set(filter(None, configured)))
     for column, values in sets.items():
         numbers = [value for value in values.values() if value is not None]
         # Of some sets alone, it would be taken for that of all.

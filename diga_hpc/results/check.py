@@ -57,6 +57,8 @@ class Checked:
 
     sets: list[CheckedSet]
     findings: list[Finding]
+    means: dict[str, int] = field(default_factory=dict)
+    """Mean of a result -> classes that it is over: `miou`, and synthia's `miou_13`."""
 
     def at(self, level: str) -> list[str]:
         """Texts of the findings of a level."""
@@ -66,6 +68,7 @@ class Checked:
         """For scripts."""
         return {
             "sets": [asdict(checked) for checked in self.sets],
+            "means": self.means,
             "errors": self.at("error"),
             "warnings": self.at("warning"),
             "notes": self.at("note"),
@@ -114,7 +117,9 @@ def look(config: Config, limit: int | None = None) -> Checked:
                 progress=lambda done, task=task: progress.advance(task, done),  # type: ignore[misc]
             )
     sets = [_checked_set(config, name, each) for name, each in scans.items()]
-    return Checked(sets, problems + findings(config, scans, complete=limit is None))
+    protocols = {key: len(members) for key, members in config.space.protocols.items()}
+    means = {"miou": config.space.num_classes} | protocols
+    return Checked(sets, problems + findings(config, scans, complete=limit is None), means)
 
 
 def _progress() -> Progress:

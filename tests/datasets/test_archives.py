@@ -5,12 +5,18 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 
-from diga_hpc.datasets.label_spaces import IGNORE
+from diga_hpc.config.validation import validate_as
+from diga_hpc.datasets import DATASETS
+from diga_hpc.datasets.label_spaces import IGNORE, SPACES
+from diga_hpc.datasets.listing import list_files
 from diga_hpc.errors import UserError
 from diga_hpc.images import archives
+from diga_hpc.images.pixels import read_pixels
 from diga_hpc.inspection import entries as entries_module
 from diga_hpc.inspection import scan as scan_module
+from diga_hpc.inspection.entries import FileEntries
 from diga_hpc.inspection.findings import findings
 from diga_hpc.inspection.identity import identify
 from diga_hpc.inspection.opening import SOURCE, open_entries
@@ -19,6 +25,8 @@ from diga_hpc.loading import dataset as datasets
 from diga_hpc.loading.loader import inference_images
 from helpers import zips
 from helpers.image_files import ALL_IDS, config_with, write_ids, write_image
+from helpers.miniatures import MINIATURES
+from helpers.miniatures import write as write_miniature
 
 GTA5, CITYSCAPES = "{kind: gta5}", "{kind: cityscapes}"
 IMAGES = 5
@@ -83,6 +91,39 @@ def assert_equal(tiny_yaml, section, root, packed):
 def test_as_the_unpacked_files(tiny_yaml, tmp_path, request, name, section, pack):
     root = request.getfixturevalue(name)
     assert_equal(tiny_yaml, section, root, pack(root, tmp_path / "packed"))
+
+
+@pytest.mark.parametrize("pack", [zips.zipped, zips.split, zips.nested])
+@pytest.mark.parametrize("name", MINIATURES)
+def test_every_data_set_as_unpacked(tmp_path, name, pack):
+    """All pixels, ids and names of each split; of splits without labels, the images."""
+    miniature, root = MINIATURES[name], tmp_path / "unpacked"
+    write_miniature(name, root)
+    packed = pack(root, tmp_path / "packed")
+    for labels, sections in ((True, miniature.labelled), (False, miniature.unlabelled)):
+        for text in sections.values():
+            keys = yaml.safe_load(text)
+            section, space = validate_as(DATASETS[keys["kind"]], keys), SPACES[miniature.space]
+            truth, found = (
+                FileEntries(list_files(section, "data.source", place, space, labels=labels))
+                for place in (root, packed)
+            )
+            left_out = (str(section.left_out(place)) for place in (root, packed))
+            assert next(left_out).replace(str(root), str(packed)) == next(left_out)
+            truth, found = scan(truth, decode=True), scan(found, decode=True)
+            assert identify(truth, ()).fingerprint == identify(found, ()).fingerprint
+            assert truth.facts == found.facts and not found.problems
+            assert all(archives.archive_of(path) for path in found.entries.paths(0))
+            for one, two in zip(
+                truth.entries.listing.files, found.entries.listing.files, strict=True
+            ):
+                assert one.image.relative_to(root) == two.image.relative_to(packed)
+                assert np.array_equal(read_pixels(one.image), read_pixels(two.image))
+                if labels:
+                    assert np.array_equal(
+                        truth.entries.listing.read_label(one.label),
+                        found.entries.listing.read_label(two.label),
+                    )
 
 
 def test_an_index_that_lies_outside(tiny_yaml, tmp_path, gta5):

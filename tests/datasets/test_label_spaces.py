@@ -28,6 +28,7 @@ def test_sizes_and_protocols():
         "camvid": 11,
         "cityscapes": 19,
         "synthia": 16,
+        "voc": 21,
     }
     synthia = SPACES["synthia"]
     left_out = set(range(16)) - set(synthia.protocols["miou_13"])

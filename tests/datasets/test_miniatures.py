@@ -2,25 +2,10 @@
 
 import numpy as np
 import pytest
-import yaml
 
-from diga_hpc.config.validation import validate_as
-from diga_hpc.datasets import DATASETS
-from diga_hpc.datasets.label_spaces import SPACES
-from diga_hpc.datasets.listing import list_files
 from diga_hpc.errors import UserError
 from helpers.miniature_parts import mapped
-from helpers.miniatures import MINIATURES, write
-
-
-def section_of(text):
-    keys = yaml.safe_load(text)
-    return validate_as(DATASETS[keys["kind"]], keys)
-
-
-def listed(text, root, space, labels=True):
-    section = section_of(text)
-    return list_files(section, "data.source", root, SPACES[space], labels=labels)
+from helpers.miniatures import MINIATURES, listed, write
 
 
 @pytest.mark.parametrize("name", MINIATURES)

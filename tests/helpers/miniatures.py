@@ -2,6 +2,7 @@
 
     MINIATURES          name -> what it is and the sections of a configuration that read it
     write(name, root)   write the files below a folder; returns the truth
+    listed(text, root)  list the files as a section of a configuration names them
 
 Beside the files of a data set lie those that may be mistaken for them: derived labels, colours,
 instances, images without labels. The truth is computed here, from tables of its own.
@@ -12,6 +13,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import yaml
+
+from diga_hpc.config.validation import validate_as
+from diga_hpc.datasets import DATASETS
+from diga_hpc.datasets.label_spaces import SPACES
+from diga_hpc.datasets.listing import Listing, list_files
 from helpers import miniatures_night as night
 from helpers import miniatures_real as real
 from helpers import miniatures_synthetic as synthetic
@@ -123,3 +130,10 @@ MINIATURES = {
 def write(name: str, root: Path) -> Truth:
     """Write a miniature below `root`; returns the classes uint8 [H,W] of each labelled image."""
     return MINIATURES[name].write(root)
+
+
+def listed(text: str, root: Path, space: str = "cityscapes", *, labels: bool = True) -> Listing:
+    """Files below `root` of a section of the configuration, as YAML."""
+    keys = yaml.safe_load(text)
+    section = validate_as(DATASETS[keys["kind"]], keys)
+    return list_files(section, "data.source", root, SPACES[space], labels=labels)

@@ -80,7 +80,7 @@ def large_images(folder: Path, *overrides: str) -> configuration.Config:
 def build_stage(kind: str, config: configuration.Config, world: World = ALONE) -> TrainingStage:
     """A training stage with an untrained network, without a run directory."""
     space = config.space
-    student = build_model("lite", space.num_classes).to(world.device)
+    student = build_model("lite", space.num_classes, dropout=config.model.dropout).to(world.device)
     segmentation = Segmentation(config.loss, torch.rand(space.num_classes), world.device)
     context = SimpleNamespace(
         config=config,

@@ -1,5 +1,6 @@
 """Archives: files in zip archives are read as though they were unpacked, or refused in one line."""
 
+import io
 import multiprocessing
 import os
 import random
@@ -118,6 +119,37 @@ def test_any_reads_and_seeks_give_the_bytes_of_the_file(tmp_path, method, part, 
     assert archives.read_bytes(tmp_path / "2") == b""
 
 
+class Pipe(io.BytesIO):
+    """A stream that cannot be rewound: sizes come after a member, not before it."""
+
+    def seekable(self):
+        return False
+
+    def tell(self):
+        raise OSError
+
+    def seek(self, *_):
+        raise OSError
+
+
+def test_archives_of_other_makers(tmp_path):
+    """Zip64, written to a pipe, and behind a program that unpacks it."""
+    content = RANDOM.randbytes(400) + bytes(500)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zips.DEFLATED) as opened:
+        for name in ("0", "1"):
+            with opened.open(name, "w", force_zip64=True) as stream:
+                stream.write(content)
+    pipe = Pipe()
+    with zipfile.ZipFile(pipe, "w", zips.DEFLATED) as opened:
+        for name in ("2", "3"):
+            opened.writestr(name, content)
+    (tmp_path / "b.zip").write_bytes(pipe.getvalue())
+    write(tmp_path / "c.zip", {"4": content})
+    (tmp_path / "c.zip").write_bytes(b"#!/bin/sh" * 9 + (tmp_path / "c.zip").read_bytes())
+    archives.mount(tmp_path)
+    assert {archives.read_bytes(tmp_path / name) for name in "01234"} == {content}
+
+
 def test_a_header_is_read_without_inflating_the_rest(tmp_path, monkeypatch):
     monkeypatch.setattr(members, "PART", 4096)
     pixels = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
@@ -206,6 +238,14 @@ def test_members_that_lie_elsewhere_are_refused(tmp_path, name):
     write(tmp_path / "x.zip", {"1": b"x", name: b"x"})
     with pytest.raises(UserError, match=r"x.zip: .*the member .* would be unpacked elsewhere"):
         archives.entries(tmp_path)
+
+
+def test_links_are_refused(tmp_path):
+    link = zipfile.ZipInfo("folder")
+    link.external_attr = 0o120777 << 16
+    write(tmp_path / "x.zip", {"1": b"x", link: b"/elsewhere"})
+    with pytest.raises(UserError, match=r"x.zip: the member 'folder' is a link; unpack"):
+        archives.is_dir(tmp_path / "folder")
 
 
 def test_encrypted_and_otherwise_compressed_members_are_refused(tmp_path):

@@ -5,6 +5,9 @@ import torch
 
 from diga_hpc import config as configuration
 from diga_hpc.models.batch_norm import batch_norms
+from diga_hpc.stages.pipeline import Pipeline
+from diga_hpc.training import checkpoint
+from helpers.runs import load, losses
 from helpers.steps import (
     ALONE,
     batch_of,
@@ -74,3 +77,29 @@ def test_a_confidence_threshold_needs_no_full_size_logits_and_never_waits(tmp_pa
     watch = watched(step)
     assert full_size_floats(watch, stage.section.crop, config.space.num_classes) == []
     assert watch.waiting == watch.from_numbers == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["engine.micro_batch=2"], []], ids=["accumulated", "at once"])
+def test_several_forward_passes_of_a_step_under_every_zero_stage(tiny_yaml, tmp_path, options):
+    """Two passes with gradients, and one without in the warm-up: losses and running statistics."""
+    common = ["source_only=null", "warm_up.start=model", "warm_up.target_statistics=true"]
+    common += ["data.validation=null", *options]
+    found = {}
+    for zero in range(4):
+        run = tmp_path / f"zero_{zero}"
+        Pipeline(load(tiny_yaml, run, *common, f"engine.zero_stage={zero}")).run()
+        files = {}
+        for stage in ("warm_up", "self_training_1"):
+            last = checkpoint.newest(run / "checkpoints" / stage)
+            files |= {stage: checkpoint.read_tensors(last / "student.safetensors")}
+        found[zero] = (losses(run, "warm_up") + losses(run, "self_training_1"), files)
+    expected, networks = found[0]
+    assert len(expected) == 8
+    for zero, (values, files) in found.items():
+        assert values == pytest.approx(expected, rel=1e-5), zero
+        for stage, tensors in networks.items():
+            for name, tensor in tensors.items():
+                torch.testing.assert_close(
+                    files[stage][name], tensor, rtol=1e-4, atol=1e-5, msg=f"{zero} {stage} {name}"
+                )

@@ -9,7 +9,7 @@ from PIL import Image
 
 from diga_hpc import config as configuration
 from diga_hpc import job
-from diga_hpc.errors import UserError
+from diga_hpc.errors import Stopped, UserError
 from diga_hpc.launch.progress import progress
 from diga_hpc.results import check
 from diga_hpc.results.figure import figure
@@ -152,11 +152,10 @@ def test_one_table_of_all_sets_and_their_mean(finished, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80 and "…" not in "".join(lines)
     rows = {place(row): row["miou"] for row in read_json(finished / "results.json", [])}
-    start = next(i for i, line in enumerate(lines) if line.startswith("warm-up"))
+    start = next(i for i, line in enumerate(lines) if line.split() == ["warm-up"])
     shown = [line.split() for line in lines[start + 1 : start + 4]]
     key = ("warm_up", 0, "student", "running")
     both = [rows[*key, of] for of in SETS]
-    assert lines[start].split() == ["warm-up"]
     assert shown[0][:2] == ["dusk", f"{both[0]:.2f}"]
     assert shown[1][:2] == ["day", f"{both[1]:.2f}"]
     assert shown[2][:2] == ["mean", f"{sum(both) / 2:.2f}"]
@@ -197,6 +196,36 @@ def test_statistics_of_the_networks_are_as_before_their_evaluation(copied, file,
     monkeypatch.setattr(evaluation, "measure", watched)
     run(load(file, copied), "evaluate")
     assert len(seen) == 20 and all(seen)
+
+
+@pytest.mark.parametrize("images", [2, 4])
+def test_a_stopped_evaluation_goes_on_with_the_set_that_it_was_stopped_in(
+    copied, file, images, monkeypatch
+):
+    """Stopped in the first set, or in the second, which has images of the same names."""
+    from diga_hpc.method.scores import ConfusionMatrix
+
+    before = read_json(copied / "results.json", [])
+    (copied / "results.json").unlink()
+    pipeline = Pipeline(load(file, copied))
+    counted, add = [], ConfusionMatrix.add
+
+    def stop_after(matrix, truth, predicted):
+        counted.append(truth.shape)
+        pipeline.context.stop.requested = len(counted) == images
+        add(matrix, truth, predicted)
+
+    monkeypatch.setattr(ConfusionMatrix, "add", stop_after)
+    with pytest.raises(Stopped) as stopped:
+        pipeline.run("evaluate")
+    pipeline.context.run.close()
+    assert stopped.value.done == images
+    (partial,) = (copied / "partial").iterdir()
+    assert partial.stem == f"source_only_student_running_{'dusk' if images < 3 else 'day'}"
+    images = -1
+    assert run(load(file, copied), "evaluate") == before
+    # Each image of each row once.
+    assert len(counted) == 10 * (3 + 2) and not list((copied / "partial").iterdir())
 
 
 @pytest.mark.parametrize(

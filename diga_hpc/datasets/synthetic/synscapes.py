@@ -38,8 +38,8 @@ class Synscapes(CityscapesLabels):
         return self._select(root)[1]
 
     def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
-        root = unwrapped(root, WRAPPER, "img")
-        return equal_names(root, f"img/{self.images}", "img/class", self.index)
+        below = unwrapped(root, WRAPPER, "img").relative_to(root) / "img"
+        return equal_names(root, str(below / self.images), str(below / "class"), self.index)
 
     def decode_for(self, path: Path, space: LabelSpace) -> np.ndarray:
         """Ids uint8 [H,W], at the size of the images; raises as for Cityscapes ids."""
