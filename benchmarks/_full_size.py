@@ -82,8 +82,8 @@ def _photograph(path: Path, size: tuple[int, int], seed: int) -> None:
 def _ids(size: tuple[int, int], ids: list[int], seed: int) -> np.ndarray:
     """Ids uint8 [H,W] in blocks, every one of them somewhere."""
     rows, columns = -(-size[0] // BLOCK), -(-size[1] // BLOCK)
-    cells = np.resize(np.array(ids, np.uint8), rows * columns)
-    cells = np.random.default_rng(seed).permutation(cells).reshape(rows, columns)
+    repeated = np.resize(np.array(ids, np.uint8), rows * columns)
+    cells = np.random.default_rng(seed).permutation(repeated).reshape(rows, columns)
     return np.kron(cells, np.ones((BLOCK, BLOCK), np.uint8))[: size[0], : size[1]]
 
 

@@ -8,8 +8,8 @@ python benchmarks/recipes.py gta5_to_cityscapes --run --record KEY=VALUE ...
 FLOP are those of convolutions and matrix products of one optimiser step over all ranks, two per
 multiplication with addition, counted on the meta device: the student forward and backward on all
 of its views (forward alone on the target for `warm_up.target_statistics`), and the teacher forward.
-Translators, views and losses are not counted. Memory is the estimate of `diga-hpc check`, of one rank in
-the number of ranks that the recipe's command starts.
+Translators, views and losses are not counted. Memory is the estimate of `diga-hpc check`, of one of
+the ranks that the recipe's command starts.
 
 `--run` writes a few files of the true sizes in the data sets' layouts, and runs every job of the
 recipe in a process of its own: wall time, CPU time and peak memory of the process (resident set).
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the line `Step:` of the header")
     parser.add_argument("--run", action="store_true", help="two steps of every stage, full size")
     parser.add_argument("--record", action="store_true", help=f"append the rows to {RECORDS}")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     overrides = [word for word in asked.recipes if "=" in word]
     names = [word for word in asked.recipes if "=" not in word]
     found = [r for r in recipes.read_all() if r.name in names or not names]
@@ -138,8 +138,8 @@ def ranks(recipe: Recipe) -> int:
 
 def step_line(needs: Mapping[str, tuple[int, float]]) -> str:
     """Text of `Step:` in a header."""
-    parts = [f"{s} {_tera(flop)} TFLOP, {memory:.1f} GiB" for s, (flop, memory) in needs.items()]
-    return "; ".join(parts) + "."
+    parts = [f"{stage} {_tera(flop)}, {gib:.1f}" for stage, (flop, gib) in needs.items()]
+    return f"{'; '.join(parts)} (TFLOP, GiB)."
 
 
 def write_step(recipe: Recipe, needs: Mapping[str, tuple[int, float]]) -> None:

@@ -1,7 +1,7 @@
 """Sections of the data: source, target and validation images, and the classes of a label space."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, SerializeAsAny, field_validator
 from pydantic_core import PydanticCustomError
@@ -139,6 +139,10 @@ class DataSection(Section):
     scale: Annotated[tuple[Scale, Scale], LowHigh] = (0.7, 1.0)
     """Lowest and highest random factor by which the height and the width of a training image are
     resized, each drawn on its own. The result is never smaller than the crop."""
+    too_small: Literal["side", "whole"] = "side"
+    """What becomes of an image that is smaller than the crop once it is scaled. `side`: the height
+    or width that is too small is enlarged to the crop's. `whole` (as published): the image is
+    resized to the crop, both sides, so that all of it is seen."""
     sampler: Annotated[str, key_of(SAMPLERS)] = "shuffled"
     """Order of the training images. `shuffled`: a new random permutation every epoch."""
 

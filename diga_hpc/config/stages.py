@@ -68,7 +68,7 @@ class TrainingSection(Section):
     lr_scale: PositiveFactor = 1.0
     """Factor on `optimizer.lr_head` and `optimizer.lr_backbone` in this stage."""
 
-    def scales(self, domain: str) -> bool:
+    def scales_crops(self, domain: str) -> bool:
         """Whether crops of `source` or `target` are scaled at random (`data.scale`)."""
         return True
 
@@ -114,7 +114,7 @@ class WarmUpSection(DistillationSection):
     """Scale the target's crops by `data.scale` too. Published: `false`, which leaves that to
     self-training."""
 
-    def scales(self, domain: str) -> bool:
+    def scales_crops(self, domain: str) -> bool:
         """Whether crops of a domain are scaled at random."""
         return domain == "source" or self.scale_target
 

@@ -8,14 +8,22 @@ would be trained on nothing and scored 0.
 """
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from diga_hpc.datasets.base import FileDataset
-from diga_hpc.datasets.label_spaces import SPACES, LabelSpace
+from diga_hpc.datasets.color_maps import check_palette
+from diga_hpc.datasets.label_spaces import (
+    CITYSCAPES_CLASSES,
+    CITYSCAPES_PALETTE,
+    SPACES,
+    LabelSpace,
+)
 from diga_hpc.datasets.label_tables import id_table
 from diga_hpc.errors import UserError
+from diga_hpc.images.labels import Indexed
 from diga_hpc.section import nearest
 
 # Names of one thing in different data sets. CamVid's bicyclist is none of them: elsewhere it is a
@@ -27,6 +35,7 @@ SYNONYMS = (
     ("person", "pedestrian"),
 )
 SHOWN = 4  # names in an error message
+_CITYSCAPES_COLORS = {color: i for i, color in enumerate(CITYSCAPES_PALETTE)}
 
 
 class NamedClasses(FileDataset):
@@ -67,6 +76,25 @@ class NamedClasses(FileDataset):
         index = self._match(space)
         ids = {**self.void_ids(), **self.class_ids()}
         return id_table({i: index[name] for i, name in ids.items() if name in index}, list(ids))
+
+    def checked_palette(
+        self, path: Path, indexed: Indexed, remedy: str = "use the original file"
+    ) -> np.ndarray:
+        """Ids uint8 [H,W] of a label file, after a look at its palette, if it has one.
+
+        Raises UserError where the colours are those of Cityscapes, and of other classes than the
+        ids: the palette was numbered anew.
+        """
+        if indexed.palette is not None:
+            merged, classes = self.merged(), self.class_ids()
+            train_ids = {name: i for i, name in enumerate(CITYSCAPES_CLASSES)}
+            found = {i: train_ids.get(merged.get(name, name)) for i, name in classes.items()}
+            table = id_table(
+                {i: train_id for i, train_id in found.items() if train_id is not None},
+                [*self.void_ids(), *classes],
+            )
+            check_palette(path, indexed, table, _CITYSCAPES_COLORS, CITYSCAPES_CLASSES, remedy)
+        return indexed.ids
 
     def unused_classes(self, space: LabelSpace) -> list[str]:
         """Classes of the data set that have no place in `space`: their pixels are ignored."""

@@ -6,12 +6,12 @@
     #
     # Published: what the paper reports, or none.
     # State: not run to its end.
-    # Step: warm_up 12.3 TFLOP, 20 GiB.
+    # Step: warm_up 23.1, 4.2; self_training 34.6, 5.8 (TFLOP, GiB).
     #
     # Anything else.
 
-`Step` is what benchmarks/recipes.py computes: FLOP of an optimiser step over all ranks, and memory
-of one rank.
+`Step` is what benchmarks/recipes.py computes and writes: FLOP of an optimiser step over all ranks,
+and memory of one rank.
 """
 
 import re

@@ -14,8 +14,8 @@ from helpers.paths import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import _full_size  # noqa: E402
-import recipes  # noqa: E402
+import _full_size
+import recipes
 
 
 class TwoConvolutions(nn.Module):

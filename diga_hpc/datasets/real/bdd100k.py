@@ -13,7 +13,7 @@ from diga_hpc.datasets.files import Files
 from diga_hpc.datasets.label_spaces import CITYSCAPES_CLASSES, IGNORE, LabelSpace
 from diga_hpc.datasets.layouts import first_folder, parallel_trees
 from diga_hpc.errors import UserError
-from diga_hpc.images.labels import read_ids
+from diga_hpc.images.labels import read_indexed
 from diga_hpc.images.opening import opened
 
 # The images with class labels are the "10k"; `images/100k` has none of them.
@@ -69,7 +69,8 @@ class Bdd100k(NamedClasses):
     def decode(self, path: Path) -> np.ndarray:
         """Train ids uint8 [H,W].
 
-        Raises UserError for the label maps of other tasks, which have several channels.
+        Raises UserError for the label maps of other tasks, which have several channels, and for a
+        palette that was numbered anew.
         """
         with opened(path, "label file") as picture:
             bands = picture.getbands()
@@ -78,7 +79,7 @@ class Bdd100k(NamedClasses):
                 f"{path}: a label of {len(bands)} channels, as the colour maps and the instance "
                 "and panoptic bitmasks of BDD100K; use those of labels/sem_seg/masks"
             )
-        return read_ids(path)
+        return self.checked_palette(path, read_indexed(path))
 
     def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:
         if max(ids) <= PANOPTIC_ID:

@@ -14,13 +14,11 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from diga_hpc.datasets.class_names import NamedClasses
-from diga_hpc.datasets.color_maps import check_palette
 from diga_hpc.datasets.files import Files, Scan, scan
 from diga_hpc.datasets.index_files import IndexLine, read_index
 from diga_hpc.datasets.label_spaces import (
     CITYSCAPES_CLASSES,
     CITYSCAPES_IDS,
-    CITYSCAPES_PALETTE,
     CITYSCAPES_VOID,
     IGNORE,
     LabelSpace,
@@ -28,8 +26,6 @@ from diga_hpc.datasets.label_spaces import (
 from diga_hpc.datasets.label_tables import (
     LAST_TRAIN_ID,
     LIKE_TRAIN_IDS,
-    id_table,
-    identity_table,
     may_be_train_ids,
 )
 from diga_hpc.errors import UserError
@@ -46,14 +42,9 @@ ENDING = re.compile(
 )
 # Ids in the label files of the split `test`, whose real ones are not published.
 DUMMY_IDS = range(5)
-_TABLES = {
-    "cityscapes": id_table(CITYSCAPES_IDS, [*CITYSCAPES_VOID, IGNORE]),
-    "train_ids": identity_table(len(CITYSCAPES_CLASSES)),
-}
 # Void ids up to 18 that are not of the car or the border; they are pole, sign, sky, rider ... in
 # train ids.
 RARE_VOID = frozenset({5, 6, 9, 10, 14, 15, 16, 18})
-_COLORS = {color: i for i, color in enumerate(CITYSCAPES_PALETTE)}
 
 
 class CityscapesLabels(NamedClasses):
@@ -94,15 +85,10 @@ class CityscapesLabels(NamedClasses):
                 f"{path}: the ids are 0..{LAST_TRAIN_ID} and 255, which look like train ids; set "
                 "`label_ids: train_ids`, or `label_ids: cityscapes` if they are none"
             )
-        check_palette(
-            path,
-            indexed,
-            _TABLES[self.label_ids or "cityscapes"],
-            _COLORS,
-            CITYSCAPES_CLASSES,
-            "use the original file, or read the colours: kind folder with `color_map: label_space`",
+        remedy = (
+            "use the original file, or read the colours: kind folder with `color_map: label_space`"
         )
-        return indexed.ids
+        return self.checked_palette(path, indexed, remedy)
 
     def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:
         if self.label_ids == "train_ids":

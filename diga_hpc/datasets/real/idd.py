@@ -14,6 +14,7 @@ from diga_hpc.datasets.class_names import NamedClasses
 from diga_hpc.datasets.files import Files
 from diga_hpc.datasets.label_spaces import CITYSCAPES_CLASSES, IGNORE, LabelSpace
 from diga_hpc.datasets.layouts import parallel_trees, unwrapped
+from diga_hpc.images.labels import read_indexed
 
 WRAPPER = "IDD_Segmentation"  # the folder in the archive
 # By id; those that are ignored in the 19 classes of Cityscapes are in VOID.
@@ -88,6 +89,10 @@ class Idd(NamedClasses):
 
     def merged(self) -> dict[str, str]:
         return {TERRAIN: "terrain"} if self.label_ids == "ids" else {}
+
+    def decode(self, path: Path) -> np.ndarray:
+        """Ids uint8 [H,W]. Raises UserError for a palette that was numbered anew."""
+        return self.checked_palette(path, read_indexed(path))
 
     def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:
         return f"not the ids of `label_ids: {self.label_ids}`; set it to the kind of the masks"

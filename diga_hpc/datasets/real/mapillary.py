@@ -10,10 +10,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from diga_hpc.datasets.class_names import NamedClasses
-from diga_hpc.datasets.color_maps import check_palette
 from diga_hpc.datasets.files import Files
-from diga_hpc.datasets.label_spaces import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, LabelSpace
-from diga_hpc.datasets.label_tables import id_table
+from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.layouts import first_folder, parallel_trees, read_json
 from diga_hpc.datasets.real.mapillary_classes import NAMES, TO_CITYSCAPES
 from diga_hpc.errors import UserError
@@ -23,18 +21,6 @@ FOLDERS = {"train": "training", "val": "validation", "test": "testing"}
 # `{split}/labels` is that of the packages before v2.0.
 LABELS = {"v1.2": ("{split}/v1.2/labels", "{split}/labels"), "v2.0": ("{split}/v2.0/labels",)}
 CONFIGS = {"v1.2": ("config_v1.2.json", "config.json"), "v2.0": ("config_v2.0.json",)}
-_COLORS = {color: i for i, color in enumerate(CITYSCAPES_PALETTE)}
-_TABLES = {
-    version: id_table(
-        {
-            i: CITYSCAPES_CLASSES.index(TO_CITYSCAPES[name])
-            for i, name in enumerate(names)
-            if name in TO_CITYSCAPES
-        },
-        range(len(names)),
-    )
-    for version, names in NAMES.items()
-}
 
 
 class Mapillary(NamedClasses):
@@ -109,10 +95,9 @@ class Mapillary(NamedClasses):
         """Class ids uint8 [H,W]. Raises UserError for a palette that was numbered anew."""
         found = read_indexed(path)
         # Labels of v2.0 among those of v1.2 are reported by their unknown ids.
-        if found.ids.max() < len(NAMES[self.version]):
-            table, remedy = _TABLES[self.version], "use the original file, or set `version`"
-            check_palette(path, found, table, _COLORS, CITYSCAPES_CLASSES, remedy)
-        return found.ids
+        if found.ids.max() >= len(NAMES[self.version]):
+            return found.ids
+        return self.checked_palette(path, found, "use the original file, or set `version`")
 
     def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:
         if self.version == "v1.2" and max(ids) < len(NAMES["v2.0"]):

@@ -20,7 +20,7 @@ from diga_hpc.datasets.label_spaces import (
 )
 from diga_hpc.datasets.layouts import first_folder, read_json
 from diga_hpc.errors import UserError
-from diga_hpc.images.labels import read_colors, read_ids
+from diga_hpc.images.labels import read_colors, read_indexed
 
 LAST_ID = 80
 # Ids beyond those of Cityscapes: their names, and the classes that the extended map counts them as.
@@ -98,7 +98,7 @@ class Wilddash(NamedClasses):
         Raises UserError for a segment that `panoptic.json` does not list.
         """
         if path.parent.name != "panoptic":
-            return read_ids(path)
+            return self.checked_palette(path, read_indexed(path))
         source = path.parent.with_suffix(".json")
         images = _categories(source)
         if path.name not in images:

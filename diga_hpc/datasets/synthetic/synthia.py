@@ -10,11 +10,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from diga_hpc.datasets.class_names import NamedClasses
-from diga_hpc.datasets.color_maps import check_palette
 from diga_hpc.datasets.files import Files
 from diga_hpc.datasets.index_files import equal_names
-from diga_hpc.datasets.label_spaces import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, LabelSpace
-from diga_hpc.datasets.label_tables import id_table
+from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.layouts import unwrapped
 from diga_hpc.images.labels import read_first_channel
 
@@ -40,8 +38,6 @@ CLASS_IDS = {
     20: "train",
     21: "wall",
 }
-_TABLE = id_table({i: CITYSCAPES_CLASSES.index(name) for i, name in CLASS_IDS.items()}, range(23))
-_COLORS = {color: i for i, color in enumerate(CITYSCAPES_PALETTE)}
 # Defined, but in no file of the data set.
 NEVER_USED = (16, 18, 20)
 VOID_IDS = {
@@ -85,9 +81,7 @@ class Synthia(NamedClasses):
 
         Raises UserError as `read_first_channel`, and for a palette that was numbered anew.
         """
-        found = read_first_channel(path)
-        check_palette(path, found, _TABLE, _COLORS, CITYSCAPES_CLASSES, "use the original file")
-        return found.ids
+        return self.checked_palette(path, read_first_channel(path))
 
     def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:
         return "SYNTHIA defines 0..22; labels with ids of their own are read with kind folder"

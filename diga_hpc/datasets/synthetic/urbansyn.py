@@ -51,7 +51,7 @@ class Urbansyn(NamedClasses):
 
     def decode(self, path: Path) -> np.ndarray:
         """Class ids uint8 [H,W]: the first channel. Raises UserError as `read_first_channel`."""
-        return read_first_channel(path).ids
+        return self.checked_palette(path, read_first_channel(path))
 
     def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:
         return f"UrbanSyn defines 0..{VOID}; labels with other ids are read with kind folder"
