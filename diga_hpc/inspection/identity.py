@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diga_hpc.datasets.base import DatasetSection
+from diga_hpc.datasets.base import DatasetSection, FileDataset
 from diga_hpc.datasets.index_files import read_index
 from diga_hpc.errors import listed
 from diga_hpc.inspection.facts import file_digest, text_digest
@@ -93,6 +93,8 @@ def identify(scan: Scan, classes: tuple[str, ...]) -> DataIdentity:
 
 def lists_of(section: DatasetSection) -> dict[str, Path]:
     """Key -> text file that decides which images of a data set are read; often empty."""
+    if not isinstance(section, FileDataset):
+        return {}
     paths = {key: getattr(section, key, None) for key in LIST_KEYS}
     return {key: path for key, path in paths.items() if isinstance(path, Path)}
 

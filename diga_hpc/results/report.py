@@ -144,15 +144,18 @@ def _steps(config: Config) -> list[str]:
 
 def _lists(paths: RunPaths, rows: list[dict[str, Any]]) -> dict[str, str]:
     """Return the lists that say which images of a data set were used, such as the labelled ones."""
-    sets: dict[str, Any] = dict(read_json(paths.data, {}))
-    for row in rows:
-        sets |= row.get("inputs", {})
-    lists = {
-        name: ", ".join(describe_list(*each) for each in summary["lists"].items())
-        for name, summary in sets.items()
-        if isinstance(summary, dict) and summary.get("lists")
-    }
-    return {f"List of {name}": text for name, text in lists.items()}
+    found: dict[str, str] = {}
+    for sets in (read_json(paths.data, {}), *(row.get("inputs", {}) for row in rows)):
+        try:
+            for name, summary in sets.items():
+                # Beside the data sets stand digests of weights.
+                lists = summary.get("lists", {}) if isinstance(summary, dict) else {}
+                text = ", ".join(describe_list(*each) for each in lists.items())
+                found |= {f"List of {name}": text} if text else {}
+        except (AttributeError, KeyError, TypeError):
+            # Edited by hand: for whoever resumes the run to say.
+            continue
+    return found
 
 
 def read_consensus(path: Path) -> list[dict[str, Any]]:
