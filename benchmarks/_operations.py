@@ -46,6 +46,8 @@ class Case:
         # How often the operation scans `images` images.
         scanned = {
             "cross_entropy_loss": 1,
+            # More where a rank decides, which the inputs here do not need.
+            "ohem_cross_entropy_loss": 1,
             "symmetric_kl_loss": 2,
             "warm_up_loss": 2,
             "self_training_step": 2.5,
@@ -84,7 +86,8 @@ def inputs(case: Case, device: str) -> Inputs:
             "offline": labels(N),
         }
     made = {"teacher": 3 * random(N, K, *nodes)}
-    made["labels"] = labels(N if case.operation == "cross_entropy_loss" else N // 2)
+    one_view = case.operation in ("cross_entropy_loss", "ohem_cross_entropy_loss")
+    made["labels"] = labels(N if one_view else N // 2)
     if case.operation == "self_training_step":
         made |= {
             "features": random(N // 2, case.D, *nodes),
@@ -112,6 +115,19 @@ def _eager_cross_entropy(case: Case, given: Inputs) -> Tensor:
     return F.cross_entropy(
         _upsampled(given["student"], case), given["labels"].long(), ignore_index=255
     )
+
+
+def _eager_ohem(case: Case, given: Inputs) -> Tensor:
+    """As published: losses and probabilities of all pixels, and a sort."""
+    logits, labels = _upsampled(given["student"], case), given["labels"].long()
+    losses = F.cross_entropy(logits, labels, ignore_index=255, reduction="none")
+    valid = labels != 255
+    p = logits.detach().softmax(1).gather(1, labels.where(valid, 0)[:, None])[:, 0]
+    # Without a boolean index, which would wait for the device: ignored pixels come last.
+    ordered = p.where(valid, 2.0).flatten().sort().values
+    rank = (valid.sum() - 1).clamp(0, 100_000)
+    hard = valid & (p < ordered.gather(0, rank[None]).clamp(min=0.7))
+    return (losses * hard).sum() / hard.sum()
 
 
 def _eager_kl(student: Tensor, teacher: Tensor) -> Tensor:
@@ -162,6 +178,7 @@ EAGER: dict[str, Contender] = {
     "warm_up_loss": _eager_warm_up,
     "symmetric_kl_loss": _eager_symmetric_kl,
     "cross_entropy_loss": _eager_cross_entropy,
+    "ohem_cross_entropy_loss": _eager_ohem,
     "argmax_labels": _eager_argmax,
     "consensus_labels": _eager_consensus,
     "self_training_step": _eager_step,
@@ -179,6 +196,8 @@ def fused(case: Case, given: Inputs, module: Any = kernels) -> Tensor:
         return module.consensus_labels(given["features"], given["centroids"], given["offline"])[0]
     if case.operation == "cross_entropy_loss":
         return module.cross_entropy_loss(given["student"], given["labels"])
+    if case.operation == "ohem_cross_entropy_loss":
+        return module.ohem_cross_entropy_loss(given["student"], given["labels"])
     if case.operation == "symmetric_kl_loss":
         return module.symmetric_kl_loss(given["student"], given["teacher"], case.large)
     if case.operation == "warm_up_loss":

@@ -28,10 +28,12 @@ from diga_hpc.kernels import _dispatch, reference
 
 RESULTS = Path(__file__).parent / "results"
 LOSSES = ("warm_up_loss", "symmetric_kl_loss", "cross_entropy_loss")
+OHEM = "ohem_cross_entropy_loss"
 TWO_SCALES = Case("argmax_labels", 1, 19, (129, 257), (1024, 2048), second=(65, 129))
 GPU_CASES = [
     *(Case(loss, 6, 19, small, (512, 896)) for small in ((65, 113), (129, 225)) for loss in LOSSES),
     *(Case(loss, 4, K, (128, 128), (512, 512)) for K in (16, 150) for loss in LOSSES),
+    Case(OHEM, 4, 16, (65, 113), (512, 896)),
     TWO_SCALES,
     *(
         Case("consensus_labels", 3, 19, small, (512, 896), D=256)
@@ -43,13 +45,13 @@ GPU_CASES = [
     ),
 ]
 CPU_CASES = [
-    *(Case(loss, 2, 19, (33, 57), (256, 448)) for loss in LOSSES),
+    *(Case(loss, 2, 19, (33, 57), (256, 448)) for loss in (*LOSSES, OHEM)),
     TWO_SCALES,
     Case("consensus_labels", 1, 19, (65, 113), (512, 896), D=256),
     Case("self_training_step", 2, 19, (33, 57), (256, 448), D=256),
 ]
 SMOKE = [
-    *(Case(loss, 2, 3, (5, 7), (17, 25)) for loss in LOSSES),
+    *(Case(loss, 2, 3, (5, 7), (17, 25)) for loss in (*LOSSES, OHEM)),
     Case("argmax_labels", 1, 3, (5, 7), (17, 25), second=(3, 4)),
     Case("consensus_labels", 1, 3, (5, 7), (17, 25), D=4),
     Case("self_training_step", 2, 3, (5, 7), (17, 25), D=4),

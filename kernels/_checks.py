@@ -50,6 +50,17 @@ def check_cross_entropy_loss(
     )
 
 
+def check_ohem_cross_entropy_loss(
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None, threshold: float, minimum: int
+) -> None:
+    """Raise ValueError unless the arguments of `ohem_cross_entropy_loss` fit each other."""
+    check_cross_entropy_loss(logits, labels, class_weights, "valid")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold!r}: expected a probability, from 0 to 1")
+    if not (isinstance(minimum, int) and 0 <= minimum < 2**31):
+        raise ValueError(f"minimum is {minimum!r}: expected a number of pixels below 2**31")
+
+
 def check_warm_up_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,

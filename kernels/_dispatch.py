@@ -144,6 +144,7 @@ def _probe(device: str = "cuda") -> None:
         labels = torch.zeros(1, 4, 4, device=device, dtype=torch.uint8)
         segmentation, distillation = _load("warm_up", "warm_up_loss")(logits, logits, labels)
         (segmentation + distillation).backward()
+        _load("ohem", "ohem_cross_entropy_loss")(logits, labels.expand(2, 4, 4)).backward()
         maps = logits.detach()
         _load("argmax", "argmax_labels")(maps, (4, 4))
         _load("consensus", "consensus_labels")(maps[:1], maps[0, :, 0], labels)

@@ -35,6 +35,7 @@ class TileSums(NamedTuple):
     label_loss: Tensor  # scalar float64: weighted cross-entropy of all pixels, in base-2 units
     label_weight: Tensor  # scalar float64: summed weight of the non-ignored pixels
     label_gradient: Tensor | None
+    counts: Tensor | None = None  # int64 [2], with `TileTarget.limit`: labelled pixels, hard ones
 
 
 class TileTarget(NamedTuple):
@@ -44,9 +45,10 @@ class TileTarget(NamedTuple):
     classes: int
     ignore_index: int
     class_weights: Tensor | None  # [K]; None: all 1
+    limit: Tensor | None = None  # scalar: pixels of lower `label_odds` count; None: all do
 
-    def on(self, tile: Tile, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(label int64, weight) [R, N, 1, C] of a tile; ignored pixels have weight 0.
+    def on(self, tile: Tile, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """(label int64, valid, weight) [R, N, 1, C] of a tile; ignored pixels have weight 0.
 
         Their label is 0, so that it can be an index.
         """
@@ -56,7 +58,19 @@ class TileTarget(NamedTuple):
         weight = valid.to(dtype)
         if self.class_weights is not None:
             weight = weight * self.class_weights.detach().to(dtype)[label]
-        return label, weight
+        return label, valid, weight
+
+
+def label_odds(e_RNKC: Tensor, label: Tensor) -> Tensor:
+    """p / (1 - p) of the label, [R, N, 1, C], from exponentials; they are restored.
+
+    In the order of p, with all digits where p is almost 0 or 1. The one expression of it: loss and
+    histograms must agree to the last bit.
+    """
+    own = e_RNKC.gather(2, label)
+    others = e_RNKC.scatter_(2, label, 0).sum(dim=2, keepdim=True)
+    e_RNKC.scatter_(2, label, own)
+    return own.div_(others)
 
 
 def scan_tiles(
@@ -82,16 +96,23 @@ def scan_tiles(
     )
     P = torch.zeros_like(nodes_hNKw) if partition and gradient else None
     label_gradient = torch.zeros_like(nodes_hNKw) if target is not None and gradient else None
+    counts = None
+    if target is not None and target.limit is not None:
+        counts = torch.zeros(2, dtype=torch.int64, device=nodes_hNKw.device)
     for tile in upsampling.tiles(N, K):
         # Softmax in place, so that a tile stays in the cache.
         z = upsampling.up(nodes_hNKw, tile)
         top = z.amax(dim=2, keepdim=True)
         z.sub_(top)
         if target is not None:
-            label, weight = target.on(tile, z.dtype)
+            label, valid, weight = target.on(tile, z.dtype)
             score = z.gather(2, label)
         total = z.exp2_().sum(dim=2, keepdim=True)
         log_total = total.log2()
+        if target is not None and target.limit is not None and counts is not None:
+            hard = valid & (label_odds(z, label) < target.limit)
+            weight = weight * hard
+            counts += torch.stack([valid.sum(), hard.sum()])
         softmax = z.div_(total) if gradient else z
         if partition:
             mask = None if mask_NHW is None else mask_NHW[tile].transpose(0, 1).unsqueeze(2)
@@ -108,7 +129,7 @@ def scan_tiles(
             if label_gradient is not None:
                 softmax.mul_(weight).scatter_add_(2, label, -weight)
                 upsampling.add_transposed(label_gradient, softmax, tile)
-    return TileSums(A_N, P, label_loss, label_weight, label_gradient)
+    return TileSums(A_N, P, label_loss, label_weight, label_gradient, counts)
 
 
 def join_views(view_1: TileSums, view_2: TileSums) -> TileSums:

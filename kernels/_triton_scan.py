@@ -8,7 +8,8 @@ Derivation. U is bilinear upsampling, W(p) >= 0 the weight of pixel p, z = U L t
            dN/dL = U^T (V softmax(U L) - V onehot(y))
 
 N is the cross-entropy against labels y, V the weight of the label; it shares every exponential with
-A. `reference.py` shows how the losses follow from them.
+A. `reference.py` shows how the losses follow from them. N may be restricted to pixels whose
+odds of the label, p_y / (1 - p_y), are below a limit on the device (`HardPixels`, `ohem.py`).
 
 One lane owns one cell, the rectangle between 2x2 nodes, and all pixels in it. Along a pixel row of
 the cell z_k is linear, z_k = left_k + fx (right_k - left_k), so a row costs two vertical
@@ -64,7 +65,10 @@ def _scan_cells(
     class_weights,  # [K] floating point, contiguous; logits if not CLASS_WEIGHTS
     planes,  # [N, K, 4, cells_y, cells_x] float32: corner sums of P; written
     label_planes,  # the same of dN/dL; written
-    partials,  # [3, all_images, programs] float32: parts of A, N and the label weight; written
+    partials,  # [3, all_images, programs] float32: parts of the sums in `CellSums`; written
+    limit,  # [] float32: N is of pixels with lower odds of the label; partials if not HARD
+    selection,  # [5] int64, see HardPixels: nothing is done where the first is 0; likewise
+    histograms,  # [copies, 2**DIGIT_BITS] int32, added to; partials if not DIGIT_BITS
     h,
     w,
     H,
@@ -81,6 +85,8 @@ def _scan_cells(
     label_stride_x,
     scale,  # log2(e) / temperature: logits to base-2 units
     ignore_index,
+    lowest_bits,  # of the float32 odds at which the histograms start
+    copies,  # of the histogram
     zero,  # 0, unknown to the compiler
     K: tl.constexpr,
     CLASS_STRIDE: tl.constexpr,  # stride of logits from one class to the next
@@ -93,6 +99,8 @@ def _scan_cells(
     MASK: tl.constexpr,
     CLASS_WEIGHTS: tl.constexpr,
     ROW_LOG: tl.constexpr,  # one logarithm per row of a cell instead of one per pixel
+    HARD: tl.constexpr,  # whether N is restricted by `limit`
+    DIGIT_BITS: tl.constexpr,  # of a histogram of odds, made in place of N; 0: none
 ):
     """Scan CELLS neighbouring cells of one image.
 
@@ -100,6 +108,17 @@ def _scan_cells(
     has the classes q, q + LANES, ... Tuples hold one [CELLS, LANES] tensor per class of a lane;
     they stay in registers.
     """
+    if HARD:
+        # Decided on the device: the host does not know whether this launch is needed.
+        if tl.load(selection) == 0:
+            return
+        odds_limit = tl.load(limit)
+        if DIGIT_BITS > 0:
+            shift = tl.load(selection + 4).to(tl.int32)
+            prefix = tl.load(selection + 1).to(tl.int32)
+            # Copies, because neighbours have similar odds and would wait for each other.
+            copy = (tl.program_id(0) + tl.program_id(1)) % copies
+            histogram = histograms + copy * (1 << DIGIT_BITS)
     # 1. The cells of this program, and the pixels of each cell.
     SHARE: tl.constexpr = (K + LANES - 1) // LANES
     # Without align_corners half a cell lies outside the border nodes: its index is -1.
@@ -223,11 +242,35 @@ def _scan_cells(
             e = ()
             for c in tl.static_range(SHARE):
                 e = e + (tl.exp2(z[c] - highest),)
-            total = e[0]
-            for c in tl.static_range(1, SHARE):
-                total += e[c]
-            total = tl.sum(total, 1)[:, None]
+            if HARD:
+                own = nothing
+                others = nothing
+                for c in tl.static_range(SHARE):
+                    is_label = label == c * LANES + lane
+                    own += tl.where(is_label, e[c], 0.0)
+                    others += tl.where(is_label, 0.0, e[c])
+                own = tl.sum(own, 1)[:, None]
+                others = tl.sum(others, 1)[:, None]
+                total = own + others
+                # The one expression of the odds: loss and histograms must have the same bits.
+                odds = own / others
+            else:
+                total = e[0]
+                for c in tl.static_range(1, SHARE):
+                    total += e[c]
+                total = tl.sum(total, 1)[:, None]
             log_total = tl.log2(total)
+
+            if HARD:
+                if DIGIT_BITS > 0:
+                    # Positive floats are in the order of their bits.
+                    digits = (odds.to(tl.int32, bitcast=True) - lowest_bits) >> shift
+                    counted = counted & (digits >= 0) & ((digits >> DIGIT_BITS) == prefix)
+                    place = histogram + (digits & ((1 << DIGIT_BITS) - 1))
+                    tl.atomic_add(place, 1, mask=counted, sem="relaxed")
+                else:
+                    counted = counted & (odds < odds_limit)
+                    v = tl.where(counted, v, 0.0)
 
             if PARTITION:
                 if ROW_LOG:
@@ -245,7 +288,7 @@ def _scan_cells(
                         next_1 = next_1 + (g1[c] + e[c] * q1,)
                     g0 = next_0
                     g1 = next_1
-            if LABELS:
+            if LABELS and DIGIT_BITS == 0:
                 score = highest + nothing
                 for c in tl.static_range(SHARE):
                     score = tl.where(label == c * LANES + lane, z[c], score)
@@ -256,7 +299,10 @@ def _scan_cells(
                     label_totals *= tl.where(counted, total, 1.0)
                 else:
                     label_loss += tl.where(lane == 0, v * log_total, 0.0)
-                label_weight += v
+                if HARD:
+                    label_weight += tl.where(counted, 1.0, 0.0)
+                else:
+                    label_weight += v
                 if GRADIENT:
                     label_q = v / total
                     next_0 = ()
@@ -292,7 +338,7 @@ def _scan_cells(
     kind = tl.zeros([], tl.int64) + all_images * programs
     if PARTITION:
         tl.store(slot, tl.sum(tl.sum(tl.where(lane == 0, partition, 0.0) + broken, 1), 0))
-    if LABELS:
+    if LABELS and DIGIT_BITS == 0:
         tl.store(slot + kind, tl.sum(tl.sum(label_loss + broken, 1), 0))
         tl.store(slot + 2 * kind, tl.sum(tl.sum(tl.where(lane == 0, label_weight, 0.0), 1), 0))
 
@@ -302,6 +348,7 @@ def _scan_cells(
 def _gather_corners(
     planes,  # [N, K, 4, cells_y, cells_x] float32, contiguous
     gradient,  # [N, K, h, w] float32, any strides; written
+    selection,  # [5] int64: nothing is done where the first is 0; planes if not HARD
     h,
     w,
     stride_n,  # of gradient
@@ -312,11 +359,15 @@ def _gather_corners(
     CLASSES: tl.constexpr,  # K rounded up to a power of two
     NODES: tl.constexpr,  # nodes of a program
     ALIGN_CORNERS: tl.constexpr,
+    HARD: tl.constexpr,
 ):
     """gradient[n, k, i, j] = sum of the four corners that meet at the node.
 
     Grid: (h w / NODES, images).
     """
+    if HARD:  # noqa: SIM102  known when this is compiled, unlike the next
+        if tl.load(selection) == 0:
+            return
     FIRST: tl.constexpr = 0 if ALIGN_CORNERS else -1
     cells_x = w - 1 - 2 * FIRST
     cells_y = h - 1 - 2 * FIRST
@@ -342,11 +393,24 @@ def _gather_corners(
 class CellSums(NamedTuple):
     """The sums of one scan, in base-2 units, still to be added over programs and normalised."""
 
-    partition: Tensor  # [N, programs] parts of A
-    label_loss: Tensor  # [N, programs] parts of the weighted cross-entropy
-    label_weight: Tensor  # [N, programs] parts of the weight of all counted labels
+    partials: Tensor  # [3, N, programs] float32, the next three
     gradient: Tensor | None  # P [N, K, h, w] float32, in the layout of the logits
     label_gradient: Tensor | None  # dN/dL, likewise
+
+    @property
+    def partition(self) -> Tensor:
+        """[N, programs]: parts of A."""
+        return self.partials[0]
+
+    @property
+    def label_loss(self) -> Tensor:
+        """[N, programs]: parts of the weighted cross-entropy."""
+        return self.partials[1]
+
+    @property
+    def label_weight(self) -> Tensor:
+        """[N, programs]: parts of the weight of counted labels; with hard pixels, their number."""
+        return self.partials[2]
 
 
 class CellTarget(NamedTuple):
@@ -355,6 +419,21 @@ class CellTarget(NamedTuple):
     labels: Tensor  # [N, H, W] uint8 or int64, any strides
     class_weights: Tensor | None  # [K] floating point, contiguous; None: all 1
     ignore_index: int
+
+
+class HardPixels(NamedTuple):
+    """Restricts the cross-entropy to pixels whose odds of the label, p / (1 - p), are low."""
+
+    limit: Tensor  # [] float32: odds are below it
+    selection: Tensor  # [5] int64: whether to do anything, digits known so far, rank among the
+    # pixels that begin with them, number of pixels below these, shift of the next digit
+
+
+class DigitHistograms(NamedTuple):
+    """Histograms of the next digit of the odds, see `_torch_ohem.py`."""
+
+    counts: Tensor  # [copies, 2**bits] int32, added to
+    lowest_bits: int  # of the float32 at which they start
 
 
 class _Tiling(NamedTuple):
@@ -388,6 +467,8 @@ def scan_cells(
     temperature: float = 1.0,
     gradient: bool = True,
     out: Tensor | None = None,
+    hard: HardPixels | None = None,
+    again: CellSums | None = None,
 ) -> CellSums:
     """A and P of `logits` (if `partition`), and the cross-entropy against `target` (if given).
 
@@ -398,17 +479,25 @@ def scan_cells(
         temperature: divides the logits, also for `target`.
         gradient: whether to compute P and dN/dL.
         out: [N, K, h, w] float32 of any strides, to hold P; None: a new tensor.
+        hard: for `target` only, without `partition`.
+        again: earlier sums of the same arguments but for the limit, to be replaced where
+            hard.selection says so.
     """
     N, K = logits.shape[:2]
     tiling = _tiling(logits, align_corners, int(partition) + (target is not None))
     programs = math.prod(tiling.grid)
-    partials = logits.new_empty(3, N, programs, dtype=torch.float32)
+    if again is None:
+        partials = logits.new_empty(3, N, programs, dtype=torch.float32)
+    else:
+        partials = again.partials
     P: Tensor | None = None
     dN_dL: Tensor | None = None
     if gradient and partition:
         P = torch.empty_like(logits, dtype=torch.float32) if out is None else out
     if gradient and target is not None:
         dN_dL = torch.empty_like(logits, dtype=torch.float32)
+        if again is not None:
+            dN_dL = again.label_gradient
     wanted = [result for result in (P, dN_dL) if result is not None]
     planes_bytes = 16 * K * tiling.cells_x * tiling.cells_y * len(wanted)
     group = max(1, min(N, PLANES_BYTES // max(1, planes_bytes)))
@@ -425,14 +514,41 @@ def scan_cells(
             None if target is None else target._replace(labels=target.labels[images]),
             temperature,
             gradient,
+            hard,
         )
         for corners, result in zip(planes, (P, dN_dL), strict=True):
             if result is not None:
-                _gather(corners, result[images], align_corners)
+                _gather(corners, result[images], align_corners, hard)
         # Freed here, so that the allocator gives the next group the same memory.
         del planes, corners
-    partition_parts, label_loss, label_weight = partials.unbind(0)
-    return CellSums(partition_parts, label_loss, label_weight, P, dN_dL)
+    return CellSums(partials, P, dN_dL)
+
+
+def add_to_histograms(
+    logits: Tensor,
+    size: Sequence[int],
+    align_corners: bool,
+    target: CellTarget,
+    hard: HardPixels,
+    histograms: DigitHistograms,
+) -> None:
+    """Count the pixels whose odds begin with the digits of `hard` by their next digit."""
+    # As in `scan_cells` of the labels alone: odds have the same bits where they are summed alike.
+    tiling = _tiling(logits, align_corners, 1)
+    _scan_images(
+        logits,
+        size,
+        align_corners,
+        tiling,
+        logits.new_empty(3, 1, 1, dtype=torch.float32),
+        False,
+        None,
+        target,
+        1.0,
+        False,
+        hard,
+        histograms,
+    )
 
 
 def _tiling(logits: Tensor, align_corners: bool, sets: int) -> _Tiling:
@@ -455,8 +571,10 @@ def _scan_images(
     target: CellTarget | None,
     temperature: float,
     gradient: bool,
+    hard: HardPixels | None = None,
+    histograms: DigitHistograms | None = None,
 ) -> list[Tensor]:
-    """One launch: fill `partials` [3, N, programs].
+    """One launch: fill `partials` [3, N, programs], or add to `histograms` if given.
 
     Returns [corner planes of P, of dN/dL]; those that are not wanted are empty.
     """
@@ -480,10 +598,15 @@ def _scan_images(
             logits if weights is None else weights,
             *planes,
             partials,
+            partials if hard is None else hard.limit,
+            partials if hard is None else hard.selection,
+            partials if histograms is None else histograms.counts,
             *sizes,
             *strides,
             _LOG2_E / temperature,
             0 if target is None else target.ignore_index,
+            0 if histograms is None else histograms.lowest_bits,
+            1 if histograms is None else len(histograms.counts),
             0,
             K=K,
             CLASS_STRIDE=logits.stride(1),
@@ -496,6 +619,8 @@ def _scan_images(
             MASK=mask is not logits,
             CLASS_WEIGHTS=weights is not None,
             ROW_LOG=_row_log(size[1], w, K, align_corners),
+            HARD=hard is not None,
+            DIGIT_BITS=0 if histograms is None else histograms.counts.shape[1].bit_length() - 1,
             num_warps=1,
         )
     return planes
@@ -512,7 +637,7 @@ def _row_log(W: int, w: int, classes: int, align_corners: bool) -> bool:
     return widest * math.log2(classes) < _MAX_ROW_EXPONENT
 
 
-def _gather(planes: Tensor, gradient: Tensor, align_corners: bool) -> None:
+def _gather(planes: Tensor, gradient: Tensor, align_corners: bool, hard: HardPixels | None) -> None:
     """Fill `gradient` [N, K, h, w] from the corner planes."""
     N, K, h, w = gradient.shape
     classes = triton.next_power_of_2(K)
@@ -521,6 +646,7 @@ def _gather(planes: Tensor, gradient: Tensor, align_corners: bool) -> None:
         _gather_corners[(triton.cdiv(h * w, nodes), N)](
             planes,
             gradient,
+            planes if hard is None else hard.selection,
             h,
             w,
             *gradient.stride(),
@@ -528,4 +654,5 @@ def _gather(planes: Tensor, gradient: Tensor, align_corners: bool) -> None:
             CLASSES=classes,
             NODES=nodes,
             ALIGN_CORNERS=align_corners,
+            HARD=hard is not None,
         )

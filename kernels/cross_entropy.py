@@ -22,7 +22,7 @@ from ._triton_scan import CellSums, CellTarget, scan_cells, scan_supported
 
 @triton.jit
 @no_type_check
-def _flat_sum(parts, count, BLOCK: tl.constexpr):
+def flat_sum(parts, count, BLOCK: tl.constexpr):
     """Sum of `count` float32 values, in float64."""
     column = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float64)
@@ -45,8 +45,8 @@ def _finish_cross_entropy(
     BLOCK: tl.constexpr,
 ):
     """The mean in nats and the factor of its gradient; one program."""
-    total = _flat_sum(label_loss, count, BLOCK)
-    weight = (_flat_sum(label_weight, count, BLOCK) if VALID else pixels).to(tl.float64)
+    total = flat_sum(label_loss, count, BLOCK)
+    weight = (flat_sum(label_weight, count, BLOCK) if VALID else pixels).to(tl.float64)
     mean = tl.where(weight > 0, 1.0 / weight, 0.0)
     LN_2: tl.constexpr = 0.6931471805599453
     tl.store(loss, (LN_2 * total * mean).to(tl.float32))

@@ -1,4 +1,4 @@
-"""The five operations of `diga_hpc.kernels` in plain PyTorch: the specification, and the CPU code.
+"""The six operations of `diga_hpc.kernels` in plain PyTorch: the specification, and the CPU code.
 
 A network predicts at 1/8 or 1/4 of the image size, but the losses and labels of the method are
 defined after bilinear upsampling. Plain code writes full-resolution logits, softmax and gradients.
@@ -18,7 +18,7 @@ and because U^T is the adjoint of U, <softmax(U T), U S> = <U^T softmax(U T), S>
 Teacher and student never meet at full resolution. A gradient is computed together with its loss and
 kept at low resolution, so that the backward pass is one multiplication.
 
-Conventions of all five:
+Conventions of all six:
 * Inputs may have any strides and be float32, float64, bfloat16 or float16. Arithmetic is in float32
   (float64 for float64 inputs), scalars are summed in float64; gradients have the dtype and layout
   of the input.
@@ -38,6 +38,7 @@ from torch import Tensor
 
 from . import _checks as checks
 from ._torch_autograd import attach_gradients, gradient_wanted
+from ._torch_ohem import SumOverRanks, alone, scan_hard_pixels
 from ._torch_scan import TileSums, TileTarget, join_views, logit_nodes, scan_tiles
 from ._torch_upsampling import Upsampling, arithmetic_dtype, exact_arithmetic, from_nodes, to_nodes
 
@@ -132,6 +133,65 @@ def cross_entropy_loss(
         loss, gradient = _segmentation(sums, labels, normalizer)
         gradients = [] if gradient is None else [from_nodes(gradient, logits)]
     return attach_gradients(logits, [loss], gradients)[0]
+
+
+def ohem_cross_entropy_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    threshold: float = 0.7,
+    minimum: int = 100_000,
+    class_weights: Tensor | None = None,
+    ignore_index: int = 255,
+    align_corners: bool = True,
+    sum_over_ranks: SumOverRanks | None = None,
+) -> Tensor:
+    """Online hard example mining (OHEM; Shrivastava et al., CVPR 2016) as HRNet and DiGA do it.
+
+        p = softmax(upsample(logits))[label]               # of the n non-ignored pixels
+        limit = max(sort(p)[min(minimum, n - 1)], threshold)
+        loss = sum over pixels with p < limit of class_weights[y] * -log p / number of these pixels
+
+    The comparison is strict. So if n <= minimum + 1, all pixels count but those as certain as the
+    most certain one (or, if that is below the threshold, all). Where p is the same everywhere and
+    at least the threshold, no pixel is below the limit: the loss is 0 then, as for n = 0.
+
+    Args:
+        logits: [B, K, h, w].
+        labels: uint8 or int64 [B, H, W]; `ignore_index` and any value outside [0, K) are ignored.
+        threshold: from 0 to 1. Pixels with a lower p always count.
+        minimum: number of the hardest pixels that count at least, ties at the limit aside.
+        class_weights: floating point [K], weights in the sum; the divisor is a number of pixels.
+        sum_over_ranks: gives an int64 tensor's sum over all ranks, in place or not. `limit`, n and
+            the divisor are then those of all ranks together, and the results of the ranks add up
+            to the loss of all images. All ranks call it equally often. None: this rank alone.
+
+    Returns:
+        Scalar in nats, float32 (float64 for float64 logits). Compared are the odds p / (1 - p) in
+        this type: they have the order of p, and tell pixels apart whose p would round to 1.
+
+    Raises:
+        ValueError: an argument has another shape, dtype or range than stated.
+    """
+    checks.check_ohem_cross_entropy_loss(logits, labels, class_weights, threshold, minimum)
+    wanted = gradient_wanted(logits)
+    with exact_arithmetic(logits.device):
+        nodes = logit_nodes(logits)
+        upsampling = Upsampling(nodes, labels.shape[1:], align_corners)
+        sums, pixels = scan_hard_pixels(
+            nodes,
+            upsampling,
+            TileTarget(labels, logits.shape[1], ignore_index, class_weights),
+            threshold=threshold,
+            minimum=minimum,
+            sum_over_ranks=sum_over_ranks or alone,
+            gradient=wanted,
+        )
+        scale = _reciprocal(pixels)
+        gradients = []
+        if sums.label_gradient is not None:
+            gradients = [from_nodes(sums.label_gradient.mul_(scale), logits)]
+    return attach_gradients(logits, [_LN_2 * sums.label_loss * scale], gradients)[0]
 
 
 def warm_up_loss(
@@ -249,9 +309,9 @@ def consensus_labels(
         kept = torch.zeros(K, dtype=torch.int64, device=labels.device)
         for tile in upsampling.tiles(features.shape[0], K):
             winner, best = _lowest_argmax(upsampling.up(nodes, tile))
-            label, valid = target.on(tile, nodes.dtype)
+            label, valid, _ = target.on(tile, nodes.dtype)
             # The maximum is above 0 wherever a class is valid.
-            agreed = (winner == label) & (best > 0) & (valid > 0)
+            agreed = (winner == label) & (best > 0) & valid
             chosen = label.where(agreed, ignore_index)
             consensus[tile] = chosen.squeeze(2).transpose(0, 1).to(torch.uint8)
             kept.index_add_(0, label.flatten(), agreed.flatten().to(torch.int64))

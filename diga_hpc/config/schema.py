@@ -93,12 +93,24 @@ class TranslatorSection(Section):
 
 
 class LossSection(Section):
-    """The cross-entropy loss of every training stage."""
+    """The segmentation loss of every training stage."""
 
+    kind: Literal["cross_entropy", "ohem"] = "cross_entropy"
+    """`cross_entropy`: of all labelled pixels. `ohem` (as published for SYNTHIA): of the hardest
+    ones, those whose probability of the label is below `ohem_threshold`, or, if these are fewer
+    than `ohem_minimum`, of that many; divided by their number. They are chosen among all images of
+    the step, on all ranks, so `engine.micro_batch` must be empty. An auxiliary classifier learns
+    from all pixels."""
+    ohem_threshold: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7
+    """`ohem` only: pixels with a lower probability of their label always count."""
+    ohem_minimum: Annotated[int, Field(ge=0, lt=2**31)] = 100_000
+    """`ohem` only: number of the hardest pixels of a step that count at least. Exactly: pixels
+    count whose probability is below that of the pixel after these, or below that of the most
+    certain one if there are not so many."""
     normalizer: Literal["valid", "all"] = "valid"
-    """What the sum over labelled pixels is divided by. `valid`: their number, each counted with its
-    class weight. `all`: the number of all pixels, ignored ones too (as published). Both are counted
-    over all images of the step, on all ranks."""
+    """What the sum over labelled pixels is divided by, without `ohem`. `valid`: their number, each
+    counted with its class weight. `all`: the number of all pixels, ignored ones too (as published).
+    Both are counted over all images of the step, on all ranks."""
     class_weights: Literal["none", "sqrt_inverse"] = "none"
     """`sqrt_inverse`: weight of a class = 1/sqrt(its share of the source's pixels), scaled to a
     mean of 1 over these pixels. `none`: every class weighs 1."""
@@ -276,6 +288,11 @@ class Config(Section):
             raise ValueError(
                 f"`classes` is set, but `label_space` is {self.label_space!r}: set "
                 "`label_space: custom`, or leave `classes` out"
+            )
+        if self.loss.kind == "ohem" and self.engine.micro_batch is not None:
+            raise ValueError(
+                "engine.micro_batch is set, but `loss.kind: ohem` chooses pixels of a whole step; "
+                "leave engine.micro_batch empty, or set loss.kind=cross_entropy"
             )
         if self.data.target is None and self.self_training is not None:
             raise ValueError(

@@ -1,6 +1,6 @@
 """Segmentation loss: class weights, normaliser over a step and all ranks (docs/method.md, 3)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,17 +25,29 @@ class StepTotals:
 
 
 class Segmentation:
-    """Cross-entropy settings of a run: class weights, and what its sum over pixels is divided by.
+    """Settings of a run's segmentation loss: class weights, which pixels, what divides their sum.
 
     `valid` divides by the labelled pixels, weighted as their classes are, of all micro batches and
     ranks of a step together: the loss does not depend on how a batch is split. So every label map
     is counted first (`counts`), the training loop sums the counts (StepTotals), and `scale` divides
     by the sum.
+
+    With OHEM (`loss.kind: ohem`) the loss of the main classifier is of the hardest pixels of all
+    images of the step, whose limit the ranks find together.
+
+    sum_over_ranks: replaces an int64 tensor by its sum over all ranks, and returns it.
     """
 
     def __init__(
-        self, section: LossSection, class_weights: torch.Tensor | None, device: torch.device
+        self,
+        section: LossSection,
+        class_weights: torch.Tensor | None,
+        device: torch.device,
+        sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
+        self.section = section
+        self.hardest = section.kind == "ohem"
+        self._sum_over_ranks = sum_over_ranks
         self.by_valid = section.normalizer == "valid"
         self.auxiliary_weight = section.auxiliary_weight
         self.class_weights = None if class_weights is None else class_weights.to(device)
@@ -61,6 +73,34 @@ class Segmentation:
         pixels = totals.images * labels[0].numel()
         # Without a labelled pixel the loss is 0, and so is 0 times any factor.
         return pixels / totals.counts[name].clamp(min=FEWEST)
+
+    def loss(
+        self,
+        logits: torch.Tensor,
+        name: str,
+        labels: torch.Tensor,
+        totals: StepTotals,
+        align_corners: bool,
+    ) -> torch.Tensor:
+        """The configured loss of the main classifier: logits [B,K,h,w], labels uint8 [B,H,W].
+
+        name: of the label map in `counts`. The mean over ranks is the loss of the step.
+        """
+        if not self.hardest:
+            mean = self.cross_entropy(logits, labels, align_corners)
+            return mean * self.scale(name, totals, labels)
+        loss = kernels.ohem_cross_entropy_loss(
+            logits,
+            labels,
+            threshold=self.section.ohem_threshold,
+            minimum=self.section.ohem_minimum,
+            class_weights=self.class_weights,
+            align_corners=align_corners,
+            sum_over_ranks=self._sum_over_ranks,
+        )
+        # Each rank has a part of the sum, and the engine averages over ranks. The configuration
+        # allows no micro batches, so the images of a step are those of the ranks.
+        return loss * (totals.images / len(labels))
 
     def cross_entropy(
         self, logits: torch.Tensor, labels: torch.Tensor, align_corners: bool

@@ -45,18 +45,19 @@ class StudentStage(TrainingStage):
     def cross_entropy(
         self, prediction: Prediction, name: str, labels: torch.Tensor, totals: StepTotals
     ) -> torch.Tensor:
-        """Cross-entropy with the configured weights and normaliser, a scalar.
+        """The segmentation loss as the configuration says, a scalar.
 
-        That of the auxiliary classifier is added, where the network has one.
+        The cross-entropy of the auxiliary classifier is added, where the network has one.
 
         prediction: of B images; labels uint8 [B,H,W], which `prepare` counted under `name`.
         """
-        align_corners = self.student.align_corners
-        mean = self.segmentation.cross_entropy(prediction.logits, labels, align_corners)
-        if prediction.auxiliary is not None:
-            second = self.segmentation.cross_entropy(prediction.auxiliary, labels, align_corners)
-            mean = mean + self.segmentation.auxiliary_weight * second
-        return mean * self.segmentation.scale(name, totals, labels)
+        segmentation, align_corners = self.segmentation, self.student.align_corners
+        loss = segmentation.loss(prediction.logits, name, labels, totals, align_corners)
+        if prediction.auxiliary is None:
+            return loss
+        second = segmentation.cross_entropy(prediction.auxiliary, labels, align_corners)
+        second = second * segmentation.scale(name, totals, labels)
+        return loss + segmentation.auxiliary_weight * second
 
 
 class DistillationStage(StudentStage):
@@ -92,7 +93,7 @@ class DistillationStage(StudentStage):
     def source_losses(
         self, prediction: Prediction, taught: Prediction, labels: torch.Tensor, totals: StepTotals
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy on the clean view, and the distillation between the views; scalars.
+        """Segmentation loss on the clean view, and the distillation between the views; scalars.
 
         The teacher on each view teaches the student on the other. Both include those of the
         auxiliary classifier, where the network has one.
@@ -100,23 +101,37 @@ class DistillationStage(StudentStage):
         prediction: of the student on both views, 2B images; taught: of the teacher; labels uint8
         [B,H,W].
         """
-        cross_entropy, distillation = self._mean_losses(prediction.logits, taught.logits, labels)
+        if self.segmentation.hardest:
+            # Of the main classifier alone: the auxiliary one learns from all pixels.
+            loss = self.segmentation.loss(
+                prediction.logits[: len(labels)],
+                "source",
+                labels,
+                totals,
+                self.student.align_corners,
+            )
+            distillation = self._distillation(prediction.logits, taught.logits, labels)
+        else:
+            loss, distillation = self._both(prediction.logits, taught.logits, labels, totals)
         if prediction.auxiliary is not None and taught.auxiliary is not None:
             weight = self.segmentation.auxiliary_weight
-            second = self._mean_losses(prediction.auxiliary, taught.auxiliary, labels)
-            cross_entropy = cross_entropy + weight * second[0]
+            second = self._both(prediction.auxiliary, taught.auxiliary, labels, totals)
+            loss = loss + weight * second[0]
             distillation = distillation + weight * second[1]
-        # Both are means over all pixels: `scale` turns the first into the configured normaliser.
-        return cross_entropy * self.segmentation.scale("source", totals, labels), distillation
+        return loss, distillation
 
-    def _mean_losses(
-        self, student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor
+    def _both(
+        self,
+        student_logits: torch.Tensor,
+        teacher_logits: torch.Tensor,
+        labels: torch.Tensor,
+        totals: StepTotals,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both losses of one classifier, means over all pixels.
+        """Cross-entropy and distillation of one classifier, in one pass over its logits.
 
         Logits [2B,K,h,w] of both views; labels uint8 [B,H,W] of the clean one.
         """
-        return kernels.warm_up_loss(
+        cross_entropy, distillation = kernels.warm_up_loss(
             student_logits,
             teacher_logits,
             labels,
@@ -124,5 +139,20 @@ class DistillationStage(StudentStage):
             temperature=self.section.temperature,
             normalizer="all",
             class_weights=self.segmentation.class_weights,
+            align_corners=self.student.align_corners,
+        )
+        # Both are means over all pixels: `scale` turns the first into the configured normaliser.
+        return cross_entropy * self.segmentation.scale("source", totals, labels), distillation
+
+    def _distillation(
+        self, student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """As in `_both`, alone."""
+        return kernels.symmetric_kl_loss(
+            student_logits,
+            teacher_logits,
+            labels.shape[-2:],
+            reverse_weight=self.section.reverse_weight,
+            temperature=self.section.temperature,
             align_corners=self.student.align_corners,
         )

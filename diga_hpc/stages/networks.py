@@ -38,10 +38,10 @@ def has_network(context: Context, stage: str, network: str) -> bool:
 
 
 def segmentation(context: Context) -> Segmentation:
-    """Class weights and the normaliser of the cross-entropy, as the configuration says."""
+    """The segmentation loss as the configuration says."""
     section = context.config.loss
     weights = class_weights(section, context.inspected.source_counts[:-1])
-    return Segmentation(section, weights, context.world.device)
+    return Segmentation(section, weights, context.world.device, context.world.sum)
 
 
 def _steps(context: Context, stage: str) -> int:

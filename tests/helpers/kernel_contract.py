@@ -44,6 +44,7 @@ MAPS, FOUR = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 4, 5)
 LABELS = torch.zeros(1, 9, 9, dtype=torch.uint8)
 FEATURES, CENTROIDS = torch.zeros(1, 6, 4, 5), torch.zeros(3, 6)
 KL, CE, WARM_UP = kernels.symmetric_kl_loss, kernels.cross_entropy_loss, kernels.warm_up_loss
+OHEM = kernels.ohem_cross_entropy_loss
 CONSENSUS, ARGMAX = kernels.consensus_labels, kernels.argmax_labels
 # Kept as a table: a call on one line, its error message on the next.
 # fmt: off
@@ -73,6 +74,11 @@ BAD_INPUT = [
      "class_weights is float32 [4]: expected floating point [3]"),
     (CE, (MAPS[:1], LABELS), {"normalizer": "mean"},
      "normalizer is 'mean': expected 'valid' (counted pixels) or 'all'"),
+    (OHEM, (MAPS[:1], LABELS), {"threshold": math.nan},
+     "threshold is nan: expected a probability, from 0 to 1"),
+    (OHEM, (MAPS[:1], LABELS), {"minimum": -1},
+     "minimum is -1: expected a number of pixels below 2**31"),
+    (OHEM, (MAPS, LABELS), {}, "labels is uint8 [1, 9, 9]: expected uint8 or int64 [2, H, W]"),
     (CONSENSUS, (FEATURES, torch.zeros(3, 7), LABELS), {},
      "centroids is float32 [3, 7]: expected floating point [K, 6], as wide as features "
      "[1, 6, 4, 5]"),

@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from diga_hpc.kernels import consensus, cross_entropy, symmetric_kl, warm_up
+from diga_hpc.kernels import consensus, cross_entropy, ohem, symmetric_kl, warm_up
 from diga_hpc.kernels._triton_label_strips import label_strips
 from diga_hpc.kernels._triton_scaled_gradient import scaled_gradient
 
@@ -49,6 +49,7 @@ TYPES = {
     torch.float16: "fp16",
     torch.uint8: "u8",
     torch.int16: "i16",
+    torch.int32: "i32",
     torch.int64: "i64",
     torch.bool: "i1",
 }
@@ -84,6 +85,12 @@ def cross_entropy_call(K: int, h: int, w: int) -> None:
     cross_entropy._cross_entropy._init_fn(logits, labels, empty(K), 255, True, True, True)
 
 
+def ohem_call(K: int, h: int, w: int, **layout) -> None:
+    logits, labels = empty(4, K, h, w, **layout), empty(4, 512, 896, dtype=torch.uint8)
+    target = cross_entropy.CellTarget(labels, None, 255)
+    ohem._ohem(logits, target, 0.7, 100_000, True, lambda counts: counts, True)
+
+
 def argmax_call(K: int, maps: list[tuple[int, int]], size: tuple[int, int], **layout) -> None:
     label_strips([empty(1, K, *nodes, **layout) for nodes in maps], size, True, clamp=True)
 
@@ -101,6 +108,10 @@ CALLS: dict[str, Callable[[], None]] = {
     "masked kl K=150": lambda: masked_kl_call(150, 128, 128),
     "weighted cross_entropy K=16": lambda: cross_entropy_call(16, 128, 128),
     "weighted cross_entropy K=5": lambda: cross_entropy_call(5, 128, 128),
+    "ohem K=16 stride 8": lambda: ohem_call(16, 65, 113),
+    "ohem K=19 stride 4 bf16 channels_last": lambda: ohem_call(
+        19, 129, 225, dtype=torch.bfloat16, channels_last=True
+    ),
     "argmax 2 scales K=19": lambda: argmax_call(19, [(129, 257), (65, 129)], (1024, 2048)),
     "argmax 1 scale stride 4 bf16 channels_last": lambda: argmax_call(
         19, [(256, 512)], (1024, 2048), dtype=torch.bfloat16, channels_last=True

@@ -3,6 +3,7 @@
 Shape letters: views = 2B images, K classes, D feature channels, (h, w) in, (H, W) out.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -112,3 +113,30 @@ def true_winner(z: Tensor, labels: Tensor, margin: float = 1e-5) -> tuple[Tensor
     if z.shape[1] == 1:
         return z.argmax(1), torch.ones_like(labels, dtype=torch.bool)
     return z.argmax(1), best[:, 0] - best[:, -1] > margin
+
+
+def true_ohem(
+    logits: Tensor,
+    labels: Tensor,
+    align_corners: bool = True,
+    threshold: float = 0.7,
+    minimum: int = 100_000,
+    class_weights: Tensor | None = None,
+    ignore_index: int = 255,
+) -> Tensor:
+    """`ohem_cross_entropy_loss` by definition, with a sort; `logits` is float64."""
+    z = upsampled(logits, labels.shape[1:], align_corners)
+    valid = (labels != ignore_index) & (labels >= 0) & (labels < logits.shape[1])
+    label = labels.long().where(valid, 0)[:, None]
+    log_p = z.log_softmax(1).gather(1, label)[:, 0][valid]
+    # logit(p) has the order of p, also where p rounds to 1.
+    others = z.scatter(1, label, -math.inf).logsumexp(1, keepdim=True)
+    certainty = (z.gather(1, label) - others)[:, 0][valid].detach()
+    weights = torch.ones(logits.shape[1]) if class_weights is None else class_weights
+    weight = weights.to(logits)[label[:, 0][valid]]
+    n = len(log_p)
+    if n == 0:
+        return 0 * logits.sum()
+    limit = certainty.sort().values[min(minimum, n - 1)]
+    hard = certainty < limit.clamp(min=torch.tensor(threshold).double().logit().item())
+    return -(weight * log_p)[hard].sum() / max(1, int(hard.sum()))

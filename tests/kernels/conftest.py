@@ -3,5 +3,5 @@
 import pytest
 
 pytest.register_assert_rewrite(
-    "helpers.kernel_truth", "helpers.label_tables", "helpers.loss_tables"
+    "helpers.kernel_truth", "helpers.label_tables", "helpers.loss_tables", "helpers.ohem_tables"
 )

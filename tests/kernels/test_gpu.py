@@ -1,4 +1,4 @@
-"""The compiled Triton kernels on a GPU: `helpers/loss_tables.py` and `helpers/label_tables.py`.
+"""The compiled Triton kernels on a GPU: the tables `loss_`, `ohem_` and `label_tables.py`.
 
 Run on a GPU machine: pytest -m gpu tests. Skipped without a GPU.
 """
@@ -10,6 +10,7 @@ from diga_hpc import kernels
 from helpers.kernel_truth import SHAPES, random_labels
 from helpers.label_tables import *  # noqa: F403  imports the tests
 from helpers.loss_tables import *  # noqa: F403  imports the tests
+from helpers.ohem_tables import *  # noqa: F403  imports the tests
 
 pytestmark = [
     pytest.mark.gpu,
@@ -107,10 +108,12 @@ def test_no_host_synchronisation():
     student.requires_grad_()
     labels = random_labels(2, 19, (67, 101)).cuda()
     sum(kernels.warm_up_loss(student, teacher, labels)).backward()
+    kernels.ohem_cross_entropy_loss(student[:2], labels).backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
         sum(kernels.warm_up_loss(student, teacher, labels)).backward()
         kernels.symmetric_kl_loss(student, teacher, (67, 101), mask=labels != 255).backward()
+        kernels.ohem_cross_entropy_loss(student[:2], labels, minimum=10_000).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -22,10 +22,13 @@ from helpers.steps import (
 
 
 @pytest.mark.parametrize("stage_name", TRAINING_STAGES)
-def test_a_step_holds_no_full_size_logits_and_never_waits(tmp_path, stage_name, monkeypatch):
-    # Reads whether centroids are finite, and only where that needs no waiting: on a CPU.
+@pytest.mark.parametrize("loss", ["cross_entropy", "ohem"])
+def test_a_step_holds_no_full_size_logits_and_never_waits(tmp_path, stage_name, loss, monkeypatch):
+    # Reads whether centroids are finite, and only where that needs no waiting: on a CPU. The other
+    # one reads whether the hardest pixels need another pass.
     monkeypatch.setattr("diga_hpc.kernels._checks.check_consensus_labels", lambda *_: None)
-    config = large_images(tmp_path)
+    monkeypatch.setattr("diga_hpc.kernels._torch_ohem._may_be", lambda _: True)
+    config = large_images(tmp_path, f"loss.kind={loss}")
     stage, step = one_step(stage_name, config, ALONE)
     crop = stage.section.crop
     watch = watched(step)

@@ -1,4 +1,4 @@
-"""Losses of an auxiliary classifier against plain float64 PyTorch: a network with two of them."""
+"""Losses of a step against plain float64 PyTorch: auxiliary classifier, hardest pixels (OHEM)."""
 
 import copy
 
@@ -8,10 +8,13 @@ from torch import nn
 
 from diga_hpc import config as configuration
 from diga_hpc.datasets.label_spaces import SPACES
+from diga_hpc.errors import UserError
 from diga_hpc.method.teacher import Teacher
-from diga_hpc.models.base import SegmentationModel
+from diga_hpc.models.base import Prediction, SegmentationModel
+from diga_hpc.stages.pipeline import Pipeline
 from diga_hpc.training.stage import STUDENT
-from helpers.kernel_truth import true_ce, true_kl
+from helpers.kernel_truth import true_ce, true_kl, true_ohem
+from helpers.runs import STEPS, load, losses, on_ranks
 from helpers.steps import batch_of, build_stage, step_losses
 
 CLASSES = SPACES["streets"].num_classes
@@ -57,36 +60,48 @@ def stage_of(kind, tiny_yaml, network, *overrides):
 def true_loss(stage, prepared, network):
     """The loss of a step by definition, from the network in float64."""
     align_corners, weights = network.align_corners, stage.segmentation.class_weights
+    section, labels = stage.context.config.loss, prepared.labels
 
-    def of_classifier(logits, taught):
-        labels = prepared.labels
-        loss = true_ce(logits[: len(labels)], labels, align_corners, weights)
-        if taught is not None:
-            section, size = stage.section, labels.shape[1:]
-            loss = loss + section.distillation_weight * true_kl(
-                logits, taught, size, align_corners, section.reverse_weight
-            )
-        return loss
+    def distilled(logits, taught):
+        if not stage.teacher:
+            return 0
+        options = align_corners, stage.section.reverse_weight
+        kl = true_kl(logits, taught, labels.shape[1:], *options)
+        return stage.section.distillation_weight * kl
 
-    taught = prepared.taught if stage.teacher else None
+    def all_pixels(logits):
+        return true_ce(logits[: len(labels)], labels, align_corners, weights)
+
+    def hardest(logits):
+        options = align_corners, section.ohem_threshold, section.ohem_minimum, weights
+        return true_ohem(logits[: len(labels)], labels, *options)
+
+    taught = prepared.taught if stage.teacher else Prediction(None, None)
     prediction = network(prepared.views if stage.teacher else prepared.images)
-    main = of_classifier(prediction.logits, taught and taught.logits)
-    second = of_classifier(prediction.auxiliary, taught and taught.auxiliary)
-    return main + stage.segmentation.auxiliary_weight * second
+    loss = (hardest if section.kind == "ohem" else all_pixels)(prediction.logits)
+    loss = loss + distilled(prediction.logits, taught.logits)
+    if prediction.auxiliary is None:
+        return loss
+    second = all_pixels(prediction.auxiliary) + distilled(prediction.auxiliary, taught.auxiliary)
+    return loss + section.auxiliary_weight * second
+
+
+# A limit at a rank: no probability is above .7 before the first step.
+OHEM = ("loss.kind=ohem", "loss.ohem_threshold=0.1", "loss.ohem_minimum=2000")
 
 
 @pytest.mark.parametrize("kind", ["source_only", "warm_up"])
-@pytest.mark.parametrize("overrides", [(), ("loss.auxiliary_weight=0.4",)])
-def test_a_step_with_two_classifiers(tiny_yaml, kind, overrides):
+@pytest.mark.parametrize("overrides", [(), ("loss.auxiliary_weight=0.4",), OHEM])
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_a_step(tiny_yaml, kind, overrides, auxiliary):
     torch.manual_seed(0)
-    stage = stage_of(kind, tiny_yaml, TwoClassifiers(CLASSES), *overrides)
-    assert stage.segmentation.auxiliary_weight == (0.4 if overrides else 0.1)
+    stage = stage_of(kind, tiny_yaml, TwoClassifiers(CLASSES, auxiliary), *overrides)
     batch = batch_of(stage)
     twin = copy.deepcopy(stage.student).double()
     expected = true_loss(stage, stage.prepare(batch), twin)
     expected.backward()
-    # Two micro batches: the auxiliary loss has the normaliser of the step too.
-    outputs = step_losses(stage, batch, micro_batch=1)
+    # Of micro batches, the auxiliary loss has the normaliser of the step too.
+    outputs = step_losses(stage, batch, micro_batch=None if overrides is OHEM else 1)
     loss = sum(output.losses[STUDENT] for output in outputs) / len(outputs)
     torch.testing.assert_close(loss.detach().double(), expected.detach(), rtol=1e-5, atol=1e-6)
     for ours, true in zip(stage.student.parameters(), twin.parameters(), strict=True):
@@ -115,3 +130,18 @@ def test_one_classifier_knows_no_weight(tiny_yaml, kind):
         stage = stage_of(kind, tiny_yaml, network, f"loss.auxiliary_weight={weight}")
         losses += [step_losses(stage, batch_of(stage))[0].losses[STUDENT]]
     assert torch.equal(*losses)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [OHEM, ("loss.kind=ohem", "loss.ohem_minimum=100")])
+def test_two_ranks_find_one_limit(tiny_yaml, tmp_path, options):
+    """1 rank x batch 4 against 2 ranks x batch 2: a limit at a rank, and the threshold."""
+    on_ranks(2, tiny_yaml, {tmp_path / "two": [*STEPS, *options]})
+    Pipeline(load(tiny_yaml, tmp_path / "one", *STEPS, *options)).run("warm-up")
+    one, two = (losses(tmp_path / name, "warm_up") for name in ("one", "two"))
+    assert len(one) == 20 and two == pytest.approx(one, rel=1e-5)
+
+
+def test_micro_batches_are_refused(tiny_yaml):
+    with pytest.raises(UserError, match="engine.micro_batch is set, but `loss.kind: ohem` chooses"):
+        configuration.load(tiny_yaml, ["loss.kind=ohem", "engine.micro_batch=2"])
