@@ -22,6 +22,7 @@ from diga_hpc.config.stages import (
     SelfTrainingSection,
     SourceOnlySection,
     TrainingSection,
+    TranslationSection,
     WarmUpSection,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "SourceOnlySection",
     "TeacherSection",
     "TrainingSection",
+    "TranslationSection",
     "TranslatorSection",
     "WarmUpSection",
     "as_yaml",

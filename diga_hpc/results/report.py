@@ -67,6 +67,7 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "charts": [curves.draw_chart(key, metrics.curves[key], offsets) for key in metrics.curves],
         "consensus": read_json(paths.consensus, []),
         "panels": panels.read_panels(paths.panels, order),
+        "translated": panels.read_panels(paths.translator_panels, order),
         "files": {
             "Resolved configuration": _read_text(paths.config_file),
             "Environment": environment,

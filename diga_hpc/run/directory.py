@@ -13,6 +13,7 @@ RUN_DIR/
     results.json                   evaluation results, one row per network
     partial/*.json                 class counts of an interrupted evaluation
     consensus.json                 share and accuracy of the pixels that the consensus keeps
+    translator/                    the learned translator's file, and pictures for the report
     panels/IMAGE/*.png             validation images and their predictions, for the report
     skipped_data.json              corrupt files that were skipped (data.skip_errors)
     requeues.json                  requeues by Slurm, and the progress at each, see requeue.py
@@ -127,6 +128,16 @@ class RunPaths:
     @property
     def consensus(self) -> Path:
         return self.path / "consensus.json"
+
+    @property
+    def translator(self) -> Path:
+        """The file of the translator that the run has trained."""
+        return self.path / "translator" / "translator.safetensors"
+
+    @property
+    def translator_panels(self) -> Path:
+        """Pictures of source images and their translations, a folder each."""
+        return self.path / "translator" / "panels"
 
     @property
     def panels(self) -> Path:
