@@ -55,8 +55,8 @@ class Guards:
             exploded,
             self.section.max_exploding_steps,
             f"gradient norms are more than {self.section.gradient_factor:g} times the median "
-            f"{median:.4g}, {norm:.4g} at step {number}; lower optimizer.lr_head and "
-            "optimizer.lr_backbone, or set optimizer.clip_norm",
+            f"{median:.4g}, {norm:.4g} at step {number}; lower "
+            "`lr_scale` of the stage, or set optimizer.clip_norm",
         )
 
     def log_point(

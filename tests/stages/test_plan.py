@@ -96,6 +96,15 @@ def test_a_registration_that_does_not_fit_is_an_error(kind, after):
         plan.register(kind, "toy:Toy", TrainingSection, after=after)
 
 
+def test_a_translator_is_trained_and_exported_first_and_no_stage_starts_from_it(tiny_yaml):
+    section = "translation={steps: 1, crop: [64, 64]}"
+    config = configuration.load(tiny_yaml, [section, "translator.kind=learned"])
+    assert names(plan.plan(config))[:3] == ["translation", "translator_export", "source_only"]
+    assert names(plan.select(config, "train-translator")) == ["translation", "translator_export"]
+    assert names(plan.with_student(config)) == ["source_only", "warm_up", "self_training_1"]
+    assert plan.plan(config)[2].starts_from is None
+
+
 def test_registering_again_replaces_the_stage():
     with registrations_undone("toy"):
         for implementation in ("toy:Old", "toy:New"):

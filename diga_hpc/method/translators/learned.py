@@ -1,12 +1,14 @@
 """Learned translation: a network that the stage `translation` has trained, frozen; its file.
 
-A translator's file is safetensors: `source_encoder.*` and `target_decoder.*`, float32, with the
-widths, the version and a digest of the tensors as metadata.
+A translator's file is safetensors: `source_encoder.*` and `target_decoder.*`, float32. Its metadata
+have one entry, JSON: format, width, blocks, version, `made_from` and a digest of the tensors.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +19,8 @@ from diga_hpc.models.translation import SourceToTarget
 from diga_hpc.run.files import atomic_write
 
 FORMAT = "diga_hpc translator 1"
+# Of the one entry: safetensors writes several in an order that changes from call to call.
+METADATA = "translator"
 KEY = "translator.weights"
 
 
@@ -52,17 +56,17 @@ def save_translator(
     tensors = {name: state[name].detach().cpu().float().contiguous() for name in names}
     metadata = {
         "format": FORMAT,
-        "width": str(width),
-        "blocks": str(blocks),
+        "width": width,
+        "blocks": blocks,
         "version": __version__,
         "made_from": made_from,
         "digest": _digest(tensors),
     }
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        save_file(tensors, temporary, {METADATA: json.dumps(metadata)})
 
 
-def read_metadata(path: Path) -> dict[str, str]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """Metadata of a translator's file. Raises UserError for a file that is none."""
     from safetensors import SafetensorError, safe_open
 
@@ -70,15 +74,15 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise UserError(f"{path}: no such file; expected a translator's file (`{KEY}`)")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+            metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"{path}: not a readable safetensors file ({error}); copy it again"
         ) from error
-    if metadata.get("format") != FORMAT:
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise UserError(
-            f"{path}: not a translator's file (format {metadata.get('format')!r}, expected "
-            f"{FORMAT!r}); give the one that a run with the section `translation` has written"
+            f"{path}: not a translator's file (its metadata should say {FORMAT!r}); give the one "
+            "that a run with the section `translation` has written"
         )
     return metadata
 
@@ -95,9 +99,9 @@ def load_translator(path: Path) -> SourceToTarget:
     metadata = read_metadata(path)
     try:
         tensors = load_file(path)
-        network = SourceToTarget(int(metadata["width"]), int(metadata["blocks"]))
+        network = SourceToTarget(metadata["width"], metadata["blocks"])
         network.load_state_dict(tensors)
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         problem = str(error).splitlines()[0]
         raise UserError(f"{path}: corrupt translator's file ({problem}); copy it again") from error
     if _digest(tensors) != metadata.get("digest"):
