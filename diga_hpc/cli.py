@@ -241,6 +241,28 @@ def report(
     print(write_report(run_dir))
 
 
+@app.command()
+def recipes(
+    names: Annotated[
+        Optional[list[str]], typer.Argument(metavar="[NAME]...", help="Only these recipes.")
+    ] = None,
+) -> None:
+    """List the configurations that come with the package: what, command, published result, state.
+
+    A step is given as FLOP over all ranks and as memory of one rank; `diga-hpc show` prints a
+    recipe with all keys.
+    """
+    from diga_hpc.launch.recipes import read_all
+
+    found = {recipe.name: recipe for recipe in read_all()}
+    for name in names or found:
+        if name not in found:
+            near = nearest(name, found)
+            hint = f"did you mean {near!r}? " if near else ""
+            raise UserError(f"no recipe {name!r}; {hint}`diga-hpc recipes` lists all")
+    print("\n\n".join(str(found[name]) for name in names or found))
+
+
 @app.command("plan")
 def print_plan(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the jobs that run the pipeline as a chain, one per line: NAME COMMAND ROUND.
@@ -285,6 +307,7 @@ def launch(
     dependency: options.Dependency = None,
     sbatch: options.Sbatch = None,
     sweep: options.Sweep = None,
+    parallel: options.Parallel = None,
     executor: options.Executor = "slurm",
     round_number: Round = 1,
     dry_run: options.DryRun = False,
@@ -308,6 +331,7 @@ def launch(
         qos=qos,
         time=time,
         signal_delay=signal_delay,
+        parallel=parallel,
         dependency=dependency,
         sbatch=sbatch_options(sbatch or []),
     )
@@ -331,11 +355,20 @@ def status(
     lines: Annotated[
         int, typer.Option(min=1, help="Lines to show of the log of each failed rank.")
     ] = 10,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table of a sweep as Markdown.")
+    ] = False,
 ) -> None:
-    """Show the jobs, stages and failures of a run, or the table of a sweep."""
-    from diga_hpc.launch.show import show
+    """Show the jobs, stages and failures of a run, or the table of a sweep, with means over seeds.
 
-    show(directory, lines)
+    The means are over runs that differ in their seed alone, with the sample deviation.
+    """
+    from diga_hpc.launch.show import markdown, show
+
+    if as_markdown:
+        print(markdown(directory), end="")
+    else:
+        show(directory, lines)
 
 
 def _require_run(run_dir: Path) -> None:

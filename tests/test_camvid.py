@@ -21,7 +21,7 @@ def test_the_recipe_sees_the_published_frames():
     sets = [
         datasets.open_source(config),
         datasets.open_target(config),
-        datasets.open_validation(config),
+        *datasets.open_validation(config).values(),
     ]
     assert [len(s) for s in sets] == [577, 62, 31]
     assert sets[1].load(0).label is None

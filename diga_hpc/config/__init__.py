@@ -1,7 +1,16 @@
 """Configuration: files and overrides in file.py; sections in schema.py, data.py, stages.py."""
 
 from diga_hpc.config.data import CustomClass, DataSection
-from diga_hpc.config.file import as_yaml, differences, flat, identity, is_data_root, load, save
+from diga_hpc.config.file import (
+    as_yaml,
+    differences,
+    flat,
+    identity,
+    is_data_root,
+    load,
+    save,
+    variants,
+)
 from diga_hpc.config.schema import (
     Config,
     EngineSection,
@@ -55,4 +64,5 @@ __all__ = [
     "is_data_root",
     "load",
     "save",
+    "variants",
 ]

@@ -1,11 +1,13 @@
 """Sections of the data: source, target and validation images, and the classes of a label space."""
 
-from typing import Annotated, Any
+import re
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, SerializeAsAny, field_validator
+from pydantic_core import PydanticCustomError
 
 from diga_hpc.config.choices import SAMPLERS
-from diga_hpc.config.validation import problem_at, validate_as
+from diga_hpc.config.validation import below, problem_at, validate_as
 from diga_hpc.datasets import DATASETS
 from diga_hpc.datasets.base import DatasetSection
 from diga_hpc.section import (
@@ -22,6 +24,10 @@ from diga_hpc.section import (
 
 # The class indices 254 and 255 mean an unknown id and "no label".
 MOST_CLASSES = 254
+# Names of data sets in a configuration, as keys of `data`. One of several validation sets is named
+# `validation.NAME`, so that `data.` and the name is its key in messages and overrides.
+SOURCE, TARGET, VALIDATION = "source", "target", "validation"
+MEAN = "mean"  # over several validation sets, in tables
 
 _is_kind = KeyOf(DATASETS)
 
@@ -64,7 +70,47 @@ def _refuse_keys_of_others(value: dict[Any, Any], kind: str, chosen: type[Datase
             raise problem_at(chosen, key, "value_error", msg=message, input=value[key])
 
 
+def _validation(value: Any) -> DatasetSection | dict[str, DatasetSection | None]:
+    """Validate one data set, or several by name: a mapping without `kind` of mappings."""
+    if isinstance(value, dict) and "kind" not in value:
+        # Mappings may also be values of a data set whose `kind` was forgotten, as `color_map`.
+        sections = (v for v in value.values() if isinstance(v, dict | DatasetSection))
+        if any(isinstance(section, DatasetSection) or "kind" in section for section in sections):
+            return {name: _named_dataset(name, section) for name, section in value.items()}
+    return _dataset(value)
+
+
+def _named_dataset(name: Any, value: Any) -> DatasetSection | None:
+    # A name is a part of keys in overrides, and of the names of files.
+    keys = {key for section in DATASETS.values() for key in section.known_keys()}
+    message = None
+    if not is_set_name(name):
+        message = (
+            "expected a name of letters, digits, - and _ for each of several validation sets, 40 "
+            "characters at most, or one data set with `kind`"
+        )
+    elif name in keys:
+        message = f"a key of a data set; of several validation sets, write NAME.{name}"
+    elif name == MEAN:
+        message = "expected another name: tables have a line for the mean over the sets"
+    if message:
+        raise problem_at(DatasetSection, str(name), "value_error", msg=message, input=value)
+    if value is None:
+        return None
+    try:
+        return _dataset(value)
+    except PydanticCustomError as error:
+        raise below(name, error) from error
+    except ValueError as error:
+        wrong = {"msg": str(error), "input": value}
+        raise problem_at(DatasetSection, name, "value_error", **wrong) from error
+
+
 Dataset = Annotated[SerializeAsAny[DatasetSection], PlainValidator(_dataset)]
+Validation = Annotated[
+    SerializeAsAny[DatasetSection] | dict[str, SerializeAsAny[DatasetSection] | None],
+    PlainValidator(_validation),
+]
 
 
 class DataSection(Section):
@@ -77,9 +123,11 @@ class DataSection(Section):
     target: Dataset | None = None
     """Images to adapt to; their labels, if any, are never read. Empty for domain generalisation
     and for training on the source alone."""
-    validation: Dataset | None = None
-    """Labelled images to measure results on; never trained on. Empty: networks are trained and
-    label images all the same, and nothing is measured."""
+    validation: Validation | None = None
+    """Labelled images to measure results on; never trained on. One data set, or several by name:
+    `{cityscapes: {kind: cityscapes, ...}, bdd100k: {...}}`, of which each is measured alone, and
+    their mean; `NAME: null` leaves one out. Empty: networks are trained and label images all the
+    same, and nothing is measured."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """Data loader processes per rank; 0 loads in the training process. Any number gives the same
     batches."""
@@ -91,8 +139,42 @@ class DataSection(Section):
     scale: Annotated[tuple[Scale, Scale], LowHigh] = (0.7, 1.0)
     """Lowest and highest random factor by which the height and the width of a training image are
     resized, each drawn on its own. The result is never smaller than the crop."""
+    too_small: Literal["side", "whole"] = "side"
+    """What becomes of an image that is smaller than the crop once it is scaled. `side`: the height
+    or width that is too small is enlarged to the crop's. `whole` (as published): the image is
+    resized to the crop, both sides, so that all of it is seen."""
     sampler: Annotated[str, key_of(SAMPLERS)] = "shuffled"
     """Order of the training images. `shuffled`: a new random permutation every epoch."""
+
+    @property
+    def sets(self) -> dict[str, DatasetSection]:
+        """Every data set by name: `source`, `target`, `validation` or `validation.NAME`."""
+        found = {SOURCE: self.source, TARGET: self.target} | self.validation_sets
+        return {name: section for name, section in found.items() if section is not None}
+
+    @property
+    def validation_sets(self) -> dict[str, DatasetSection]:
+        """The data sets to measure on by name, in their order; empty without any."""
+        if isinstance(self.validation, dict):
+            # Of those in a file, one may be left out by `data.validation.NAME=null`.
+            given = {name: each for name, each in self.validation.items() if each is not None}
+            return {f"{VALIDATION}.{name}": each for name, each in given.items()}
+        return {} if self.validation is None else {VALIDATION: self.validation}
+
+
+def is_set_name(name: Any) -> bool:
+    """Whether one of several validation sets may have this name, of which folders are named."""
+    return isinstance(name, str) and bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name))
+
+
+def validation_name(name: str) -> str | None:
+    """NAME of `validation.NAME`; None for a single validation set, and for source and target."""
+    return name.partition(".")[2] or None
+
+
+def is_validation(name: str) -> bool:
+    """Whether a data set is one that results are measured on."""
+    return name.partition(".")[0] == VALIDATION
 
 
 class CustomClass(Section):

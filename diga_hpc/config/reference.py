@@ -41,6 +41,10 @@ file with all of its defaults.
 diga-hpc pipeline configs/demo.yaml seed=1 warm_up.batch.full=8 'evaluation.scales=[1.0, 0.5]'
 ```
 
+**Variants.** `variants: {{name: [key=value, ...]}}` in a file names lists of overrides;
+`variant=name` applies one after the file and before the command line. See
+[sweeps](cluster.md#sweeps).
+
 **Empty values.** `empty` is YAML's `null`: `self_training=null` removes a section.
 
 **One run, one configuration.** The resolved configuration is saved in the run directory, which
@@ -127,7 +131,8 @@ def _data_sets() -> list[str]:
     """Keys of every data set, then those of each kind."""
     text = (
         "Keys of `data.source`, `data.target` and `data.validation`, for example "
-        "`data.source.root`. `kind` decides which of the tables below applies."
+        "`data.source.root`; of several validation sets, `data.validation.NAME.root`. `kind` "
+        "decides which of the tables below applies."
     )
     kind_row = (
         "`kind`",
@@ -230,7 +235,9 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
     if origin is tuple:
         return f"[{', '.join(_values(arg, []) for arg in args)}]"
     if origin is dict:
-        return f"mapping of {_values(args[0], [])} to {_values(args[1], [])}"
+        value = _values(args[1], [])
+        value = f"({value})" if ", or" in value else value
+        return f"mapping of {_values(args[0], [])} to {value}"
     if issubclass(annotation, DatasetSection):
         return "data set"
     return f"{TYPES[annotation]} {_range(metadata)}".strip()

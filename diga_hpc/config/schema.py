@@ -54,7 +54,8 @@ class ModelSection(Section):
     """The segmentation network."""
 
     name: Annotated[str, key_of(MODELS)] = "lite"
-    """Architecture: `lite` for CPUs and small GPUs, `deeplabv2_resnet101` as published."""
+    """Architecture: `lite` for CPUs and small GPUs; as published, `deeplabv2_resnet101` and for
+    semi-supervision `hrnet_w48_ocr`."""
     weights: Text = "imagenet"
     """Starting weights: `imagenet` (backbone only), `random`, or a file (.safetensors, .pth,
     .pt)."""
@@ -64,7 +65,7 @@ class ModelSection(Section):
     batch_norm: Literal["train", "frozen"] = "train"
     """`train`: normalise by the batch and update the running statistics. `frozen`: normalise by the
     running statistics and never update them, so losses do not depend on the number of ranks."""
-    normalization: Literal["imagenet", "caffe", "inception"] | None = None
+    normalization: Literal["imagenet", "caffe", "caffe_rgb", "inception"] | None = None
     """How pixel values are normalised before the network. Empty takes what the weights were trained
     with, as far as their file tells, else the network's default."""
 
@@ -117,6 +118,9 @@ class LossSection(Section):
     mean of 1 over these pixels. `none`: every class weighs 1."""
     class_weight_limit: PositiveFactor = 4.0
     """Upper bound of the class weights; larger ones are clipped to it."""
+    auxiliary_weight: Factor = 0.1
+    """Weight of the losses of a network's auxiliary classifier, where it has one: its cross-entropy
+    and its distillation are added to those of the main one (HRNet-OCR's own training uses 0.4)."""
 
 
 class OptimizerSection(Section):
@@ -131,8 +135,10 @@ class OptimizerSection(Section):
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """Momentum of `sgd`; first beta of `adamw`, whose second is 0.999."""
     weight_decay: Factor = 5e-4
-    """Weight decay of parameters with two or more dimensions; biases and normalisation have
-    none."""
+    """Weight decay of parameters with two or more dimensions, and with `decay_norms` of all."""
+    decay_norms: bool = False
+    """Decay biases and the scales and shifts of normalisation too, as published. `false`: they have
+    no weight decay, as is usual since."""
     poly_power: Annotated[float, Field(ge=0.0, le=100.0)] = 0.9
     """Exponent of the decay: the learning rate at step i of n is initial * (1 - i/n)^poly_power."""
     clip_norm: Factor = 0.0
@@ -303,6 +309,8 @@ class Config(Section):
                 "name a target"
             )
         self._translated_from_something()
+        if self.warm_up.target_statistics:
+            self._check_target_statistics()
         if self.warm_up.start == "source_only" and self.source_only is None:
             raise ValueError(
                 "warm_up.start is 'source_only', but there is no section source_only; add it or "
@@ -320,6 +328,20 @@ class Config(Section):
             raise ValueError(
                 "translator.kind is 'learned', but there is no section translation that trains "
                 "it; add it, or set translator.weights to the file of another run"
+            )
+
+    def _check_target_statistics(self) -> None:
+        """Raise ValueError where `warm_up.target_statistics` could not do anything."""
+        if self.data.target is None:
+            raise ValueError(
+                "warm_up.target_statistics needs data.target; set warm_up.target_statistics=false "
+                "or name a target"
+            )
+        if self.model.batch_norm == "frozen":
+            raise ValueError(
+                "warm_up.target_statistics updates running statistics, which model.batch_norm "
+                "'frozen' never does; set one of warm_up.target_statistics=false and "
+                "model.batch_norm=train"
             )
 
     @property

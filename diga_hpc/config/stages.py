@@ -71,6 +71,10 @@ class TrainingSection(Section):
     lr_scale: PositiveFactor = 1.0
     """Factor on `optimizer.lr_head` and `optimizer.lr_backbone` in this stage."""
 
+    def scales_crops(self, domain: str) -> bool:
+        """Whether crops of `source` or `target` are scaled at random (`data.scale`)."""
+        return True
+
 
 class TranslationSection(TrainingSection):
     """Training of the learned image translator (CycleGAN with label edges), for `translator.kind:
@@ -145,6 +149,18 @@ class WarmUpSection(DistillationSection):
     and 0.25 for SYNTHIA."""
     color_blend: Fraction = 0.4
     """Weight of the colour-changed image in its blend with the original; 0 changes no colour."""
+    target_statistics: bool = False
+    """After each pass over the source, let the student see the target's crops without gradient and
+    loss, so that they set 52.6 % of its running statistics (as published; at the usual momentum of
+    0.1). Needs `data.target`; a step takes about 8 % longer. `false` for domain
+    generalisation."""
+    scale_target: bool = True
+    """Scale the target's crops by `data.scale` too. Published: `false`, which leaves that to
+    self-training."""
+
+    def scales_crops(self, domain: str) -> bool:
+        """Whether crops of a domain are scaled at random."""
+        return domain == "source" or self.scale_target
 
 
 class SelfTrainingSection(DistillationSection):
@@ -153,6 +169,19 @@ class SelfTrainingSection(DistillationSection):
 
     rounds: Annotated[int, Field(ge=1, le=100)] = 1
     """Number of rounds; each makes pseudo labels and centroids, and then trains."""
+    passes: Literal["separate", "joint"] = "separate"
+    """Forward passes of the student. `separate` (as published): one for the views of the source,
+    one for the target mix, so that batch normalisation takes the statistics of one domain at a
+    time. `joint`: one pass with the statistics of all three; one large batch in place of two keeps
+    a GPU busier where a rank has few images, and takes as long on a CPU. Gradients differ."""
+    selection: Literal["consensus", "confidence", "none"] = "consensus"
+    """Pseudo labels that are trained on. `consensus`: those that are also the class of the nearest
+    centroid (as published). `confidence`: those to which the teacher gives a probability of at
+    least `confidence_threshold`, as methods before. `none`: all. The last two are for
+    comparison."""
+    confidence_threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.968
+    """`selection: confidence` only: lowest probability of a pseudo label, by the teacher on the
+    clean target image."""
     distillation_weight: Factor = 0.25
     """Factor on the distillation loss, the sum of both directions; 0 turns it off."""
     color_blend: Fraction = 0.3

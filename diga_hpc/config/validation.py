@@ -38,6 +38,16 @@ def problem_at(section: type[Section], key: str, kind: str, **details: Any) -> P
     return PydanticCustomError(NESTED, "not a valid section", context)
 
 
+def below(key: str, error: PydanticCustomError) -> PydanticCustomError:
+    """The error of a section that stands at `key` of a mapping, with the key in its place."""
+    if error.type != NESTED or error.context is None:
+        return error
+    context = dict(error.context)
+    return PydanticCustomError(
+        NESTED, "not a valid section", context | {"at": (key, *context["at"])}
+    )
+
+
 def explain(section: type[Section], error: ValidationError) -> str:
     """The first problem of a configuration of the class `section`: key, value, what is expected."""
     return _explain(section, (), _first(error.errors()))

@@ -4,7 +4,7 @@
                         files(root), table(space), optionally decode(path) and what follows it
     GeneratedDataset    images computed on demand
                         __len__, name(index), render(index, seed)
-    ReaderDataset       anything else (archives, shards, a data base)
+    ReaderDataset       anything else (shards, a data base)
                         open(root, space, seed)
 
 Letters: H, W height and width of an image.
@@ -63,8 +63,9 @@ class FileDataset(DatasetSection):
     def files(self, root: Path) -> list[Files]:
         """List the images below `root`, sorted, each with the path where its label would be.
 
-        Neither needs to exist: `list_files` looks for them and reports what is missing. Raises
-        UserError where a folder or an index file is missing.
+        Neither needs to exist: `list_files` looks for them and reports what is missing. Where a
+        look at the disk is needed, `datasets.files` and `images.archives` see through archives.
+        Raises UserError where a folder or an index file is missing.
         """
         raise NotImplementedError
 
@@ -74,6 +75,10 @@ class FileDataset(DatasetSection):
         Raises UserError for an id map that does not fit the label space.
         """
         raise NotImplementedError
+
+    def without_label(self) -> str:
+        """What a user can do about images without a label; the end of an error, may be empty."""
+        return ""
 
     def left_out(self, root: Path) -> dict[str, int]:
         """Count what `files` leaves out below `root`, by reason: for `diga-hpc check`."""

@@ -8,14 +8,22 @@ would be trained on nothing and scored 0.
 """
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from diga_hpc.datasets.base import FileDataset
-from diga_hpc.datasets.label_spaces import SPACES, LabelSpace
+from diga_hpc.datasets.color_maps import check_palette
+from diga_hpc.datasets.label_spaces import (
+    CITYSCAPES_CLASSES,
+    CITYSCAPES_PALETTE,
+    SPACES,
+    LabelSpace,
+)
 from diga_hpc.datasets.label_tables import id_table
 from diga_hpc.errors import UserError
+from diga_hpc.images.labels import Indexed
 from diga_hpc.section import nearest
 
 # Names of one thing in different data sets. CamVid's bicyclist is none of them: elsewhere it is a
@@ -27,6 +35,7 @@ SYNONYMS = (
     ("person", "pedestrian"),
 )
 SHOWN = 4  # names in an error message
+_CITYSCAPES_COLORS = {color: i for i, color in enumerate(CITYSCAPES_PALETTE)}
 
 
 class NamedClasses(FileDataset):
@@ -51,6 +60,13 @@ class NamedClasses(FileDataset):
         """Ids that the protocol ignores, with their names; `class_map` may use them."""
         return {}
 
+    def merged(self) -> Mapping[str, str]:
+        """Class of the data set -> class of Cityscapes that its protocol counts it as.
+
+        Only where the label space has no class of the first name; `class_map` comes first.
+        """
+        return {}
+
     def table(self, space: LabelSpace) -> np.ndarray:
         """Table of the ids, by the class names of `space`.
 
@@ -60,6 +76,25 @@ class NamedClasses(FileDataset):
         index = self._match(space)
         ids = {**self.void_ids(), **self.class_ids()}
         return id_table({i: index[name] for i, name in ids.items() if name in index}, list(ids))
+
+    def checked_palette(
+        self, path: Path, indexed: Indexed, remedy: str = "use the original file"
+    ) -> np.ndarray:
+        """Ids uint8 [H,W] of a label file, after a look at its palette, if it has one.
+
+        Raises UserError where the colours are those of Cityscapes, and of other classes than the
+        ids: the palette was numbered anew.
+        """
+        if indexed.palette is not None:
+            merged, classes = self.merged(), self.class_ids()
+            train_ids = {name: i for i, name in enumerate(CITYSCAPES_CLASSES)}
+            found = {i: train_ids.get(merged.get(name, name)) for i, name in classes.items()}
+            table = id_table(
+                {i: train_id for i, train_id in found.items() if train_id is not None},
+                [*self.void_ids(), *classes],
+            )
+            check_palette(path, indexed, table, _CITYSCAPES_COLORS, CITYSCAPES_CLASSES, remedy)
+        return indexed.ids
 
     def unused_classes(self, space: LabelSpace) -> list[str]:
         """Classes of the data set that have no place in `space`: their pixels are ignored."""
@@ -80,6 +115,7 @@ class NamedClasses(FileDataset):
             own_space=self.own_space,
             class_map=self.class_map,
             absent=self.absent_classes,
+            merged=self.merged(),
         )
 
 
@@ -92,6 +128,7 @@ def match(
     void: Collection[str] = (),
     class_map: Mapping[str, str | None] | None = None,
     absent: Collection[str] = (),
+    merged: Mapping[str, str] | None = None,
     remedy: str | None = None,
 ) -> dict[str, int]:
     """Class index of `space` for each class name of a data set that has one there.
@@ -102,13 +139,14 @@ def match(
         void: names of what its protocol ignores.
         class_map: name -> class of `space`, or None to ignore the class.
         absent: classes of `space` that the data set does not label.
+        merged: name -> class that its protocol counts it as, see `NamedClasses.merged`.
         remedy: for classes of `space` that it does not know, where `class_map` and `absent_classes`
             cannot be set.
 
     Raises UserError for a class of `space` that no name leads to and that is not in `absent`, and
     for unknown names.
     """
-    class_map = class_map or {}
+    class_map, merged = class_map or {}, merged or {}
     every = (*names, *void)
     for name, chosen in class_map.items():
         _require_known(name, every, f"`class_map`: {kind} has no class")
@@ -116,11 +154,11 @@ def match(
             _require_known(chosen, space.classes, "`class_map`: the label space has no class")
     for name in absent:
         _require_known(name, space.classes, "`absent_classes`: the label space has no class")
-    found = {}
-    for name in every:
-        chosen = class_map[name] if name in class_map else _same_class(name, every, space)
-        if chosen is not None:
-            found[name] = space.classes.index(chosen)
+    found = {
+        name: space.classes.index(chosen)
+        for name in every
+        if (chosen := _chosen(name, every, space, class_map, merged)) is not None
+    }
     filled = {space.classes[i] for i in found.values()}
     for name in absent:
         if name in filled:
@@ -137,8 +175,22 @@ def match(
             "list the classes that it does not label: `absent_classes: "
             f"[{', '.join(missing)}]`, or say what becomes of its classes in `class_map`"
         )
-        raise UserError(_unknown_classes(missing, names, space, kind, own_space, remedy))
+        known = list(dict.fromkeys(merged.get(name, name) for name in names))
+        raise UserError(_unknown_classes(missing, known, space, kind, own_space, remedy))
     return found
+
+
+def _chosen(
+    name: str,
+    every: Collection[str],
+    space: LabelSpace,
+    class_map: Mapping[str, str | None],
+    merged: Mapping[str, str],
+) -> str | None:
+    """The class of `space` that the class `name` of a data set becomes; None without one."""
+    if name in class_map:
+        return class_map[name]
+    return _same_class(name if name in space.classes else merged.get(name, name), every, space)
 
 
 def _same_class(name: str, names: Collection[str], space: LabelSpace) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diga_hpc.errors import UserError
+from diga_hpc.images import archives
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # Made by file servers, archivers and desktops, in lower case; they hold thumbnails and copies.
@@ -47,6 +48,9 @@ class Files:
     origin: str = ""
 
 
+Entry = os.DirEntry[str] | archives.Entry
+
+
 @dataclass
 class Scan:
     """Images of a folder in the order of their paths, and the number of other entries by reason."""
@@ -66,7 +70,7 @@ def scan(
     without: Path | None = None,
     problems: list[str] | None = None,
 ) -> Scan:
-    """List the images of a folder, sorted; links are followed.
+    """List the images of a folder, sorted; links are followed, archives are read.
 
     Left out and counted: hidden and generated files and folders, files of other suffixes, and
     subfolders unless `recursive`. `without`: a subfolder that is not read, such as the labels. A
@@ -76,7 +80,7 @@ def scan(
     Raises UserError for a folder that is missing or cannot be read, and, without `problems`, for
     such a subfolder.
     """
-    if not os.path.isdir(folder):
+    if not archives.is_dir(folder):
         raise UserError(f"{folder}: no such folder; expected images ({', '.join(IMAGE_SUFFIXES)})")
     walk = _Walk(recursive, os.path.realpath(without) if without else None, problems)
     walk.read(folder, read_folder(folder), (os.path.realpath(folder),))
@@ -98,7 +102,7 @@ class _Walk:
         self.found = Scan()
         self.suffixes: Counter[str] = Counter()
 
-    def read(self, folder: Path, entries: list[os.DirEntry[str]], above: tuple[str, ...]) -> None:
+    def read(self, folder: Path, entries: list[Entry], above: tuple[str, ...]) -> None:
         for entry in entries:
             name, path = entry.name, folder / entry.name
             if name.startswith("."):
@@ -152,13 +156,12 @@ class _Walk:
         self.problems.append(str(error))
 
 
-def read_folder(folder: Path) -> list[os.DirEntry[str]]:
-    """Entries of a folder, sorted. Raises UserError if it cannot be read."""
+def read_folder(folder: Path) -> list[Entry]:
+    """Sorted entries of a folder, on disk and in archives. Raises UserError if it is unreadable."""
     try:
-        with os.scandir(folder) as entries:
-            # Sorted, since file systems list in any order: an index must mean one image on every
-            # rank. By bytes: names that are not UTF-8 have no order that all locales share.
-            return sorted(entries, key=lambda entry: os.fsencode(entry.name))
+        # Sorted, since file systems list in any order: an index must mean one image on every
+        # rank. By bytes: names that are not UTF-8 have no order that all locales share.
+        return sorted(archives.entries(folder), key=lambda entry: os.fsencode(entry.name))
     except PermissionError as error:
         raise UserError(
             f"{folder}: cannot be read ({error.strerror}); give yourself the right to read it"
@@ -202,7 +205,7 @@ class FileFinder:
     def _folder(self, path: Path) -> "_Names":
         if path not in self._folders:
             names = self._folders[path] = _Names()
-            if os.path.isdir(path):
+            if archives.is_dir(path):
                 names.read(path)
             else:
                 above = (p for p in (path, *path.parents) if os.path.islink(p))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from diga_hpc.datasets.files import IMAGE_SUFFIXES, Files, scan, unique_names
 from diga_hpc.errors import UserError
+from diga_hpc.images import archives
 
 MAX_COLUMNS = 2
 # UTF-32 first: its mark begins with that of UTF-16.
@@ -55,7 +56,7 @@ def read_index(index: Path, root: Path) -> list[IndexLine]:
     """
     index = index.expanduser()
     path = index if os.path.isfile(index) else root / index
-    if not os.path.isfile(path):
+    if not archives.is_file(path):
         raise UserError(f"{index}: no such index file, neither as given nor below {root}")
     lines = []
     # Not `splitlines`: names may contain form feeds and the line separators of Unicode.
@@ -89,7 +90,7 @@ def swapped(origin: str, why: str) -> UserError:
 
 def _decode(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        data = archives.read_bytes(path)
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
@@ -122,7 +123,7 @@ def _is_one_file(text: str, root: Path) -> bool:
     """Whether a line is one path although an extension is inside it: `a.jpg copy.jpg`."""
     # Only where the rest is a mere name: a list of pairs costs no stat for each line.
     last = COLUMN_END.split(text)[-1]
-    return "/" not in last and os.path.isfile(root / text)
+    return "/" not in last and archives.is_file(root / text)
 
 
 def _unquoted(text: str) -> str:
@@ -132,7 +133,7 @@ def _unquoted(text: str) -> str:
 
 def _slashes(column: str, root: Path) -> str:
     """Path of a list that was written on Windows."""
-    if "\\" not in column or os.path.exists(root / column):
+    if "\\" not in column or archives.is_file(root / column):
         return column
     return column.replace("\\", "/")
 

@@ -133,6 +133,52 @@ CAMVID_PALETTE = (
     (64, 64, 0),
     (0, 128, 192),
 )
+VOC_CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "dining table",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "potted plant",
+    "sheep",
+    "sofa",
+    "train",
+    "tv monitor",
+)
+VOC_PALETTE = (
+    (0, 0, 0),
+    (128, 0, 0),
+    (0, 128, 0),
+    (128, 128, 0),
+    (0, 0, 128),
+    (128, 0, 128),
+    (0, 128, 128),
+    (128, 128, 128),
+    (64, 0, 0),
+    (192, 0, 0),
+    (64, 128, 0),
+    (192, 128, 0),
+    (64, 0, 128),
+    (192, 0, 128),
+    (64, 128, 128),
+    (192, 128, 128),
+    (0, 64, 0),
+    (128, 64, 0),
+    (0, 192, 0),
+    (128, 192, 0),
+    (0, 64, 128),
+)
 
 
 @dataclass(frozen=True)
@@ -179,6 +225,7 @@ SPACES = {
             "streets", STREETS_CLASSES, tuple(_CITYSCAPES_COLORS[name] for name in STREETS_CLASSES)
         ),
         LabelSpace("camvid", CAMVID_CLASSES, CAMVID_PALETTE),
+        LabelSpace("voc", VOC_CLASSES, VOC_PALETTE),
         LabelSpace("cityscapes", CITYSCAPES_CLASSES, CITYSCAPES_PALETTE),
         LabelSpace(
             "synthia",

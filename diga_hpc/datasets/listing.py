@@ -1,9 +1,9 @@
 """Listing: the files of a data set and the table of its label ids, checked without decoding."""
 
-import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +12,10 @@ from diga_hpc.datasets.files import FileFinder, Files, dead_link, is_utf8
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.label_tables import identity_table, map_ids
 from diga_hpc.errors import UserError, first_of
+from diga_hpc.images import archives
 from diga_hpc.images.opening import orientation
+
+_ABOVE_ARCHIVE = "; of an archive name the folder in which it lies"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class Listing:
     space: LabelSpace
     table: np.ndarray
     """uint8 [256], see label_tables.py"""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle, in a process that was not forked from the one that listed the files."""
+        self.__dict__.update(state)
+        archives.mount(self.root)
 
     def read_ids(self, path: Path) -> np.ndarray:
         """Ids uint8 [H,W] of a label file. Raises UserError naming the file and an unknown id."""
@@ -95,7 +103,8 @@ def list_files(
         # A label file may be there: it must not be opened, not even to find that it is broken.
         files = [replace(entry, label=None) for entry in files]
     found: list[str] = []
-    files = _existing(files, key, labels, found)
+    remedy = section.without_label() if labels else ""
+    files = _existing(files, key, labels, found, remedy and f": {remedy}")
     files = _without_duplicates(files, key, found)
     if problems is not None:
         problems += found
@@ -115,7 +124,10 @@ def _table(section: FileDataset, key: str, space: LabelSpace) -> np.ndarray:
 
 
 def find_root(section: DatasetSection, key: str, data_root: Path | None) -> Path:
-    """Folder of the data set at `key`. Raises UserError if none is set or it does not exist."""
+    """Folder of the data set at `key`, on disk or in archives, which are read from here on.
+
+    Raises UserError if none is set or it does not exist.
+    """
     root = section.root or data_root
     if root is None:
         raise UserError(
@@ -124,10 +136,11 @@ def find_root(section: DatasetSection, key: str, data_root: Path | None) -> Path
         )
     # No shell has expanded a `~` in a YAML file.
     root = root.expanduser()
-    if not root.is_dir():
+    archives.mount(root)
+    if not archives.is_dir(root):
         raise UserError(
             f"{root}: no such folder (`{key}.root` or `data.root`); expected the {section.kind} "
-            "data set"
+            f"data set{_ABOVE_ARCHIVE if root.suffix.lower() == '.zip' else ''}"
         )
     return root
 
@@ -138,8 +151,13 @@ def _summary(section: FileDataset, root: Path) -> str:
     return f", left out: {left_out}" if left_out else ""
 
 
-def _existing(files: list[Files], key: str, labels: bool, problems: list[str]) -> list[Files]:
-    """Files that exist, an extension in another case corrected; the others become problems."""
+def _existing(
+    files: list[Files], key: str, labels: bool, problems: list[str], remedy: str
+) -> list[Files]:
+    """Files that exist, an extension in another case corrected; the others become problems.
+
+    remedy: the end of the problem of an image without a label.
+    """
     finder = FileFinder()
     kept = []
     for entry in files:
@@ -150,6 +168,7 @@ def _existing(files: list[Files], key: str, labels: bool, problems: list[str]) -
         elif labels and label is None:
             problems.append(
                 f"{image}: has no label {_where(entry, finder)}; `{key}` needs one for every image"
+                f"{remedy}"
             )
         elif labels and label == image:
             problems.append(
@@ -186,7 +205,7 @@ def _where(entry: Files, finder: FileFinder) -> str:
 
 
 def _alike(path: Path, finder: FileFinder) -> str:
-    if not os.path.isdir(path.parent):
+    if not archives.is_dir(path.parent):
         return " (no such folder)"
     names = finder.alike(path)
     return f" (the folder has {', '.join(names)})" if names else ""

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from diga_hpc.errors import UserError
-from diga_hpc.images import checksums
+from diga_hpc.images import archives, checksums
 from diga_hpc.images.errors import unreadable
 
 # By the content of a file, not by its suffix; MPO is a JPEG of cameras with several pictures.
@@ -47,7 +47,7 @@ def opened(path: Path, kind: str, *, header: bool = False) -> Iterator[ImageFile
         with warnings.catch_warnings():
             # Of corrupt metadata: the pixels are fine, or an exception follows.
             warnings.simplefilter("ignore")
-            with Image.open(path if header else _undamaged(path, kind)) as picture:
+            with Image.open(_source(path, kind, header)) as picture:
                 _check_header(path, picture)
                 _require_one_page(path, picture)
                 yield picture
@@ -62,13 +62,22 @@ def opened(path: Path, kind: str, *, header: bool = False) -> Iterator[ImageFile
         raise unreadable(path, kind, error) from error
 
 
-def _undamaged(path: Path, kind: str) -> Path | BytesIO:
-    """What Pillow reads: the bytes of a PNG whose checksums are right, another file itself."""
-    with path.open("rb") as file:
+def _source(path: Path, kind: str, header: bool) -> Path | BinaryIO:
+    """What Pillow reads: the bytes of a PNG whose checksums are right, another file itself.
+
+    Of a file in an archive all bytes, which are checked against its checksum; with `header`, as
+    many as Pillow asks for.
+    """
+    member = archives.open_member(path)
+    if header:
+        return member or path
+    with member or path.open("rb") as file:
         start = file.read(len(checksums.SIGNATURE))
-        if start != checksums.SIGNATURE:
+        if start != checksums.SIGNATURE and member is None:
             return path
         content = BytesIO(start + file.read())
+    if start != checksums.SIGNATURE:
+        return content
     problem = checksums.damage(content.getbuffer())
     if problem:
         raise UserError(f"{path}: not a readable {kind} ({problem}); replace the file")
@@ -126,7 +135,7 @@ def _check_header(path: Path, picture: ImageFile.ImageFile) -> None:
 
 
 def _bmp_bits(path: Path) -> int:
-    with path.open("rb") as file:
+    with archives.open_binary(path) as file:
         header = file.read(64)
     # The header of OS/2 has shorter fields.
     old = struct.unpack_from("<I", header, BMP_HEADER_SIZE)[0] == 12
@@ -237,6 +246,6 @@ def _metadata_at_end(path: Path) -> bool:
 
     Walking through its chunks would read most of a large file.
     """
-    with path.open("rb") as file:
+    with archives.open_binary(path) as file:
         file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
         return checksums.has_metadata(file.read())

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from diga_hpc.images import archives
+
 # Of a compressed image, a digest covers its size, so many bytes at either end, and blocks between
 # them: they tell two photographs apart, and a large data set is not read twice. Others, whose bytes
 # may change without their size, and labels are covered completely.
@@ -96,8 +98,9 @@ def image_digest(path: Path) -> str:
 def file_digest(path: Path, sampled: bool = False) -> str:
     """Digest of a file's size and bytes; with `sampled`, of a large file in parts."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    with path.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
+    with archives.open_binary(path) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
         digest.update(str(size).encode())
         if not sampled or size <= 2 * DIGESTED_ENDS + DIGESTED_BLOCKS * BLOCK:
             while part := stream.read(1 << 20):

@@ -13,11 +13,13 @@ from typing import Literal, get_args
 import numpy as np
 
 from diga_hpc.config import Config, TrainingSection
-from diga_hpc.datasets.base import FileDataset
+from diga_hpc.datasets.base import DatasetSection, FileDataset
 from diga_hpc.datasets.files import paired_suffix
 from diga_hpc.errors import listed
+from diga_hpc.images.archives import archive_of
 from diga_hpc.images.sizes import half_working_size, working_size
-from diga_hpc.inspection.opening import SOURCE, TARGET, VALIDATION
+from diga_hpc.inspection.identity import lists_of
+from diga_hpc.inspection.opening import SOURCE, TARGET, is_validation
 from diga_hpc.inspection.scan import Scan
 
 # Share of pixels without a label above which it is said.
@@ -45,12 +47,12 @@ def findings(config: Config, scans: Mapping[str, Scan], *, complete: bool = True
     found: list[Finding] = []
     for name, scan in scans.items():
         # The source and the target may have some corrupt files; evaluation skips none.
-        allowed = 0 if name == VALIDATION else config.data.skip_errors
+        allowed = 0 if is_validation(name) else config.data.skip_errors
         found += _files(scan, allowed)
         if name != TARGET:
             of_labels = itertools.chain(_labels(config, name, scan), _shared_labels(scan))
             found += of_labels if complete else map(_as_warning, of_labels)
-        if name != VALIDATION:
+        if not is_validation(name):
             found += _crops(config, scan)
         if name == TARGET:
             found += _labels_among_images(scan)
@@ -73,6 +75,28 @@ def _files(scan: Scan, allowed: int) -> Iterator[Finding]:
     for problem in problems:
         yield Finding(level, key, problem)
     yield from _turned(scan)
+    yield from _archived(scan)
+
+
+def _archived(scan: Scan) -> Iterator[Finding]:
+    """Files that are read from archives, and folders of which only a part is unpacked."""
+    key, entries = scan.entries.key, scan.entries
+    paths = [path for index in range(len(scan.facts)) for path in entries.paths(index)]
+    archives = {path: archive_of(path) for path in paths}
+    counts = Counter(str(archive) for archive in archives.values() if archive)
+    if not counts:
+        return
+    read = ", ".join(f"{count} from {archive}" for archive, count in counts.items())
+    yield Finding("note", key, f"`{key}`: images and labels read from archives: {read}")
+    archived = Counter(path.parent for path, archive in archives.items() if archive)
+    unpacked = Counter(path.parent for path, archive in archives.items() if not archive)
+    for folder in archived.keys() & unpacked.keys():
+        yield Finding(
+            "warning",
+            key,
+            f"{folder}: {unpacked[folder]} files are unpacked, and {archived[folder]} are read "
+            "from an archive; if these were removed on purpose, move the archive to another folder",
+        )
 
 
 def _turned(scan: Scan) -> Iterator[Finding]:
@@ -250,11 +274,25 @@ def _repeated(scans: Mapping[str, Scan]) -> Iterator[Finding]:
         )
     for places, names in shared.items():
         where = " and ".join(f"`data.{place}`" for place in places)
-        danger = ""
-        if VALIDATION in places:
-            danger = "; results on images that were trained on say little"
+        level, danger = _overlap([scans[place].entries.section for place in places], places)
         yield Finding(
-            "warning",
+            level,
             f"data.{places[-1]}",
             f"{where} share {len(names)} images (same bytes): {listed(names)}{danger}",
         )
+
+
+def _overlap(sections: list[DatasetSection], places: tuple[str, ...]) -> tuple[Level, str]:
+    """How bad it is that data sets share images, and what to do."""
+    trained_on = [place for place in places if not is_validation(place)]
+    lists = [str(path) for section in sections for path in lists_of(section).values()]
+    # Lists of a split, as the labelled and the unlabelled images of semi-supervised training:
+    # whoever writes one means the sets to be disjoint.
+    if lists and trained_on:
+        return "error", (
+            f"; the lists of a split must not overlap ({listed(lists)}): correct them, or leave "
+            "the images of the other list out with `not_in`, which kind cityscapes has"
+        )
+    if trained_on and len(trained_on) < len(places):
+        return "warning", "; results on images that were trained on say little"
+    return "warning", ""

@@ -8,15 +8,21 @@ times.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from diga_hpc.datasets.base import DatasetSection
+from diga_hpc.datasets.index_files import read_index
 from diga_hpc.errors import listed
-from diga_hpc.inspection.facts import text_digest
+from diga_hpc.inspection.facts import file_digest, text_digest
 from diga_hpc.inspection.scan import Scan
 
 FINGERPRINT_LENGTH = 16
+# Keys of data sets that name a text file with images to take or to leave out.
+LIST_KEYS = ("index", "not_in")
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,9 @@ class DataIdentity:
     """Image name -> digest of the image and its label, in the order of the data set."""
     meaning: str
     """Digest of what the ids of labels mean: the table to classes, and the classes."""
+    lists: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Key of LIST_KEYS -> file, number of its lines and digest, to name it in results. Not part of
+    the fingerprint, which covers the images that it names."""
 
     @property
     def fingerprint(self) -> str:
@@ -47,12 +56,13 @@ class DataIdentity:
 
     def summary(self) -> dict[str, Any]:
         """For a row of results.json."""
-        return {
+        summary = {
             "kind": self.kind,
             "root": self.root,
             "images": len(self.files),
             "fingerprint": self.fingerprint,
         }
+        return summary | ({"lists": self.lists} if self.lists else {})
 
     def as_json(self) -> dict[str, Any]:
         """For RUN_DIR/data.json."""
@@ -62,7 +72,7 @@ class DataIdentity:
     def from_json(cls, values: dict[str, Any]) -> "DataIdentity":
         """What `as_json` gave."""
         names = ("key", "kind", "root", "files", "meaning")
-        return cls(**{name: values[name] for name in names})
+        return cls(**{name: values[name] for name in names}, lists=values.get("lists", {}))
 
 
 def identify(scan: Scan, classes: tuple[str, ...]) -> DataIdentity:
@@ -75,7 +85,24 @@ def identify(scan: Scan, classes: tuple[str, ...]) -> DataIdentity:
     has_labels = any(facts.label for facts in scan.facts)
     meaning = text_digest([entries.table.tolist(), classes]) if has_labels else ""
     root = str(entries.root or "")
-    return DataIdentity(entries.key, entries.section.kind, root, files, meaning)
+    lists = {
+        key: _describe_list(path, Path(root)) for key, path in lists_of(entries.section).items()
+    }
+    return DataIdentity(entries.key, entries.section.kind, root, files, meaning, lists)
+
+
+def lists_of(section: DatasetSection) -> dict[str, Path]:
+    """Key -> text file that decides which images of a data set are read; often empty."""
+    paths = {key: getattr(section, key, None) for key in LIST_KEYS}
+    return {key: path for key, path in paths.items() if isinstance(path, Path)}
+
+
+def _describe_list(path: Path, root: Path) -> dict[str, Any]:
+    # Found as `read_index` finds it.
+    found = path.expanduser()
+    found = found if os.path.isfile(found) else root / found
+    digest, lines = file_digest(found), len(read_index(path, root))
+    return {"file": str(path), "lines": lines, "digest": digest}
 
 
 def differing(old: DataIdentity, new: DataIdentity) -> list[str]:
@@ -100,3 +127,9 @@ def describe(summary: Mapping[str, Any]) -> str:
     """A `DataIdentity.summary` in a message: `/data/A (3 images, fingerprint 1f3a...)`."""
     place = summary["root"] or f"kind {summary['kind']}"
     return f"{place} ({summary['images']} images, fingerprint {summary['fingerprint']})"
+
+
+def describe_list(key: str, values: Mapping[str, Any]) -> str:
+    """A list of `DataIdentity.lists` in a report: `index 1_16/labeled.txt (186 lines, 07bc...)`."""
+    words = {"not_in": "not in"}
+    return f"{words.get(key, key)} {values['file']} ({values['lines']} lines, {values['digest']})"

@@ -1,22 +1,31 @@
 """Opening: the data sets of a configuration as entries, before anything is decoded."""
 
 from diga_hpc.config import Config
-from diga_hpc.datasets.base import DatasetSection, FileDataset, GeneratedDataset, ReaderDataset
+from diga_hpc.config.data import SOURCE, TARGET, VALIDATION, is_validation, validation_name
+from diga_hpc.datasets.base import FileDataset, GeneratedDataset, ReaderDataset
 from diga_hpc.datasets.listing import list_files
 from diga_hpc.errors import UserError
 from diga_hpc.inspection.entries import Entries, FileEntries, GeneratedEntries, ReaderEntries
 
-SOURCE, TARGET, VALIDATION = "source", "target", "validation"
+__all__ = [
+    "SOURCE",
+    "TARGET",
+    "VALIDATION",
+    "is_validation",
+    "open_all",
+    "open_entries",
+    "validation_name",
+]
 
 
 def open_entries(config: Config, name: str, problems: list[str] | None = None) -> Entries | None:
-    """Open the data set SOURCE, TARGET or VALIDATION; None where the configuration has none.
+    """Open the data set of this name (DataSection.sets); None where the configuration has none.
 
     The target's labels are left out. problems: a list for the images that cannot be used, see
     `list_files`; there may then be no entries. Raises UserError if a folder, an image or a label is
     missing, or the data set cannot be used with the label space.
     """
-    section: DatasetSection | None = getattr(config.data, name)
+    section = config.data.sets.get(name)
     if section is None:
         return None
     key, labels = f"data.{name}", name != TARGET
@@ -39,5 +48,5 @@ def open_entries(config: Config, name: str, problems: list[str] | None = None) -
 
 def open_all(config: Config) -> dict[str, Entries]:
     """Every data set of a configuration, by name."""
-    opened = {name: open_entries(config, name) for name in (SOURCE, TARGET, VALIDATION)}
+    opened = {name: open_entries(config, name) for name in config.data.sets}
     return {name: entries for name, entries in opened.items() if entries is not None}

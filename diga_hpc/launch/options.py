@@ -46,8 +46,13 @@ Sweep = Annotated[
     Optional[list[str]],
     typer.Option(
         metavar="KEY=V1,V2",
-        help="One run per value; repeated, one per combination, as a job array.",
+        help="One run per value; repeated, one per combination, as a job array. variant=all: one "
+        "per variant of the file.",
     ),
+]
+Parallel = Annotated[
+    Optional[int],
+    typer.Option(min=1, metavar="N", help="Runs of a sweep at a time; on this machine: 1."),
 ]
 Executor = Annotated[str, typer.Option(help="slurm, or local: processes on this machine.")]
 DryRun = Annotated[bool, typer.Option(help="Print the sbatch text; submit nothing.")]

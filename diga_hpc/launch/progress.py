@@ -79,7 +79,7 @@ def _evaluation(run: RunPaths, stage: Planned, config: Config) -> Progress:
             # Whether a stage has a teacher is known only from the checkpoint of its last step.
             return Progress(stage.name, done, None, "networks", finished=False)
         has_teacher = section.teacher and (checkpoint / f"teacher{TENSORS}").is_file()
-        total += (1 + has_teacher) * (1 + adapted)
+        total += (1 + has_teacher) * (1 + adapted) * len(config.data.validation_sets)
     return Progress(stage.name, done, total, "networks", done >= total)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from diga_hpc import config as configuration
 from diga_hpc.config import Config
+from diga_hpc.config.overrides import ALL, VARIANT
 from diga_hpc.distributed import processes
 from diga_hpc.errors import UserError
 from diga_hpc.launch import status
@@ -43,12 +44,16 @@ class Resources:
     """Time limit of one start, in minutes. A run that needs longer is requeued and resumes."""
     signal_delay: int = 120
     """Seconds before the limit at which the tasks are signalled: for a step and a checkpoint."""
+    parallel: int | None = None
+    """Runs of a sweep at a time. Empty: as many as Slurm starts; one of the executor `local`."""
     dependency: str | None = None
     """As sbatch takes it, for example afterok:12."""
     sbatch: Mapping[str, str | bool] = field(default_factory=dict)
     """Any other options of sbatch: {"constraint": "h100", "exclusive": True}."""
 
     def __post_init__(self) -> None:
+        if self.parallel is not None and self.parallel < 1:
+            raise UserError(f"parallel={self.parallel}: at least one run at a time")
         if min(self.nodes, self.tasks) < 1:
             raise UserError(
                 f"nodes={self.nodes}, {self.tasks} tasks on each: a job has at least one of each"
@@ -106,6 +111,8 @@ class LaunchRequest:
         asked = Resources(**resources)
         # Absolute: a job need not start in the folder that it was submitted from.
         folder = configuration.load(config, tuple(overrides)).run_dir.absolute()
+        if sweep and list(sweep.get(VARIANT, ())) == [ALL]:
+            sweep = {**sweep, VARIANT: configuration.variants(config, overrides)}
         chosen = sweeps.combinations(sweep, overrides) if sweep else {}
         runs = {}
         for name, values in (chosen or {"": {}}).items():

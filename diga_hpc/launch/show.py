@@ -8,10 +8,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from diga_hpc.errors import UserError
 from diga_hpc.launch import status, sweep
 from diga_hpc.launch.logs import FailedRank
 from diga_hpc.launch.progress import Progress
+from diga_hpc.launch.seeds import Group
 from diga_hpc.launch.status import JobStatus
+from diga_hpc.launch.sweep import SweepTable
 from diga_hpc.run.directory import RunPaths
 
 SHOWN_RANKS = 4
@@ -48,23 +51,99 @@ def show_run(run_dir: Path, lines: int = 10) -> None:
 
 
 def show_sweep(folder: Path) -> None:
-    """Print one line per run with the mIoU of its students; the files have the teachers' too."""
-    rows = sweep.collect(folder)
-    scores = [column for column in sweep.columns(rows) if "/student/" in column]
-    table = _table()
-    table.add_column("run", overflow="fold")
-    table.add_column("state")
+    """Print a line per run, and one per group of seeds, with the mIoU of the students."""
+    table, console = sweep.collect(folder), _console()
+    scores = _students(table)
+    single = _table()
+    single.add_column("run", overflow="fold")
+    single.add_column("state")
+    means = _table()
+    means.add_column("mean ± deviation over seeds", overflow="fold")
+    means.add_column("runs", justify="right")
     for column in scores:
-        stage, _, normalization = column.split("/")
-        table.add_column(f"{stage}\n{normalization}", justify="right")
-    for row in rows:
-        texts = ["–" if row.get(column) is None else f"{row[column]:.2f}" for column in scores]
-        table.add_row(row["run"], row["state"], *texts)
-    console = _console()
-    console.print(table)
+        for each in (single, means):
+            # Below the stage: normalisation, validation set, protocol.
+            each.add_column(column.replace("/student/", "/").replace("/", "\n"), justify="right")
+    for row in table.rows:
+        single.add_row(row["run"], row["state"], *(_score(row.get(c)) for c in scores))
+    for group in table.groups:
+        cells = (_mean(group, column) for column in scores)
+        means.add_row(group.name or "all", str(len(group.runs)), *cells)
+    console.print(single)
+    if table.groups:
+        console.print(means)
+    for note in _notes(table):
+        console.print(note, soft_wrap=True)
     legend = "mIoU in % of the students, with running and with adapted statistics; all numbers:"
     console.print(legend, soft_wrap=True)
     console.print(RunPaths(folder).results_csv, soft_wrap=True)
+
+
+def markdown(folder: Path) -> str:
+    """The tables of a sweep in Markdown: means over seeds, if it has any, and the single runs.
+
+    Raises UserError for a folder that is no sweep's.
+    """
+    if not RunPaths(folder).sweep.is_file():
+        raise UserError(f"{folder}: not the folder of a sweep (no sweep.json in it), name one")
+    table = sweep.collect(folder)
+    scores = _students(table)
+    heads = [column.replace("/student/running", "").replace("/student/", ", ") for column in scores]
+    single = [
+        [row["run"], row["state"], *(_score(row.get(column)) for column in scores)]
+        for row in table.rows
+    ]
+    parts = [_markdown_table(["run", "state", *heads], single)]
+    if table.groups:
+        means = [
+            [group.name or "all", str(len(group.runs)), *(_mean(group, c) for c in scores)]
+            for group in table.groups
+        ]
+        parts.insert(0, _markdown_table(["mean ± deviation over seeds", "runs", *heads], means))
+    notes = _notes(table)
+    if notes:
+        parts.insert(1, "".join(f"* {note}\n" for note in notes))
+    return "\n".join(parts)
+
+
+def _students(table: SweepTable) -> list[str]:
+    """Columns of the results of students; the files have the teachers' too."""
+    return [column for column in sweep.columns(table.rows) if "/student/" in column]
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _mean(group: Group, column: str) -> str:
+    """`41.20 ± 1.30`, and of how many runs if some are missing."""
+    mean = group.means.get(column)
+    if mean is None:
+        return "–"
+    deviation = "" if mean.deviation is None else f" ± {mean.deviation:.2f}"
+    of = "" if mean.n == len(group.runs) else f" (n={mean.n})"
+    return f"{mean.mean:.2f}{deviation}{of}"
+
+
+def _notes(table: SweepTable) -> list[str]:
+    """What a mean leaves out, and what tells rows of one name apart."""
+    notes = []
+    for group in table.groups:
+        missing = ", ".join(f"{name} ({state})" for name, state in group.missing.items())
+        if missing:
+            notes.append(f"missing in the means: {missing}")
+        if group.differs:
+            runs = ", ".join(run.name for run in group.runs)
+            notes.append(f"{runs}: of another launch, a row of its own ({group.differs})")
+    return notes
+
+
+def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    # The first two columns are texts or counts, the others numbers.
+    rule = ["---", "---", *["--:"] * (len(heads) - 2)]
+    # A bar in a text would end the cell.
+    cells = [[cell.replace("|", r"\|") for cell in line] for line in (heads, rule, *rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
 def _print_failed_ranks(console: Console, failed: Sequence[FailedRank]) -> None:

@@ -73,6 +73,8 @@ class RunStatus:
     stages: list[Progress]
     requeues: list[dict[str, Any]]
     """Entries of requeues.json, see run/requeue.py."""
+    config: Config | None = None
+    """The resolved configuration; None before a launch has written it."""
 
     @property
     def summary(self) -> str:
@@ -128,7 +130,7 @@ def _read(run_dir: Path, jobs: list[JobStatus]) -> RunStatus:
     run = RunPaths(run_dir)
     config = _config(run)
     stages = [] if config is None else progress(run, config)
-    return RunStatus(run_dir, jobs, stages, read_json(run.requeues, []))
+    return RunStatus(run_dir, jobs, stages, read_json(run.requeues, []), config)
 
 
 def _config(run: RunPaths) -> Config | None:

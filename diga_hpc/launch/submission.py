@@ -98,7 +98,7 @@ class Submission:
         """
         problems = self.problems()
         if self.is_sweep:
-            return sweeps.collect(self.folder)
+            return sweeps.collect(self.folder).rows
         for problem in problems.values():
             raise problem
         return read_json(RunPaths(self.folder).results, [])

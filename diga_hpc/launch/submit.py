@@ -22,8 +22,9 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 EXECUTORS = ("slurm", "local")
 # Minutes; submitit's local executor has no "unlimited".
 WITHOUT_LIMIT = 365 * 24 * 60
+POLL = 0.2  # seconds between two looks at the processes of this machine
 # What submitit replaces by the numbers of job, task, array and element.
 TAKEN = ("%j", "%t", "%A", "%a")
 
@@ -66,8 +68,8 @@ def submit(
 
     overrides: `key=value`, as on the command line. round_number: for stages that have rounds.
     sweep: key -> values; one run per combination, all in one job array. resources: the fields of
-    request.Resources. executor: `slurm`, or `local`: processes on this machine (the runs of a sweep
-    one after the other; this call waits for them).
+    request.Resources. executor: `slurm`, or `local`: processes on this machine (of a sweep,
+    `parallel` runs at a time; this call waits for all of them).
 
     Raises UserError, before anything is submitted, for an invalid configuration, a batch that does
     not divide by the world size, or a run directory that is in use or of another experiment; and
@@ -178,10 +180,10 @@ class StageJob:
             }
 
 
-def _stage_jobs(request: LaunchRequest, port: int = 0) -> dict[str, StageJob]:
+def _stage_jobs(request: LaunchRequest) -> dict[str, StageJob]:
     """Name of the run -> what is called on each of its ranks; writes the configurations."""
     return {
-        name: StageJob(request.stage, str(file), request.round_number, port)
+        name: StageJob(request.stage, str(file), request.round_number)
         for name, file in request.save_configurations().items()
     }
 
@@ -242,6 +244,7 @@ def _slurm_executor(request: LaunchRequest) -> _SlurmExecutor:
         # Clusters that track such keys refuse submitit's default.
         wckey=None,
         signal_delay_s=asked.signal_delay,
+        **({"array_parallelism": asked.parallel} if asked.parallel else {}),
         stderr_to_stdout=True,
         setup=_setup_lines(),
         srun_args=srun,
@@ -316,11 +319,18 @@ def _submit_local(request: LaunchRequest) -> dict[str, Handle]:
         stderr_to_stdout=True,
     )
     handles: dict[str, Handle] = {}
-    for name, run in _stage_jobs(request, ranks.free_port()).items():
-        handle = executor.submit(run)
+    for name, run in _stage_jobs(request).items():
+        # Not before: in the meantime another process could take the port.
+        _wait_until_fewer(handles.values(), asked.parallel or 1)
+        handle = executor.submit(replace(run, port=ranks.free_port()))
         handles[name] = handle
         request.record({name: handle.job_id}, "local")
-        if request.is_sweep:
-            # One at a time: runs would share the cores and the port.
-            handle.wait()
+    if request.is_sweep:
+        _wait_until_fewer(handles.values(), 1)
     return handles
+
+
+def _wait_until_fewer(handles: Iterable[Handle], limit: int) -> None:
+    """Return when fewer than `limit` jobs of this machine are running."""
+    while sum(not handle.done() for handle in handles) >= limit:
+        time.sleep(POLL)

@@ -2,6 +2,7 @@
 
 SWEEP_DIR/sweep.json                        the runs: the values of each, and its job
 SWEEP_DIR/results.csv, results.json         the table, as it was last collected
+SWEEP_DIR/means.csv, means.json             means and deviations over seeds, see seeds.py
 SWEEP_DIR/logs/                             of the job array, see submit.py
 SWEEP_DIR/seed=0,warm_up.steps=500/         a run directory per combination, see run/directory.py
 """
@@ -13,15 +14,20 @@ import json
 import logging
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diga_hpc.config import Config
+from diga_hpc.config.data import MEAN, validation_name
 from diga_hpc.errors import UserError
-from diga_hpc.launch import status
-from diga_hpc.results.tables import read_rows
+from diga_hpc.launch import seeds, status
+from diga_hpc.results.tables import PRESENT, read_rows
 from diga_hpc.run.directory import RunPaths
 from diga_hpc.run.files import atomic_write, read_json, write_json
+from diga_hpc.run.result_rows import MIOU, SET, is_score
 from diga_hpc.stages.plan import stage_name
 
 log = logging.getLogger(__name__)
@@ -101,29 +107,59 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     return read_json(RunPaths(folder).sweep, {"runs": {}})["runs"]
 
 
-def collect(folder: Path) -> list[dict[str, Any]]:
-    """Collect a row per run: run, state, the keys it sets, STAGE/NETWORK/NORMALIZATION: mIoU in %.
+@dataclass(frozen=True)
+class SweepTable:
+    """The results of a sweep."""
 
-    Also written to results.csv and results.json, where the folder is writable.
-    """
-    runs = read(folder)
-    found = status.read_all({name: folder / name for name in runs if (folder / name).is_dir()})
-    # A user may have removed the directory of a run.
-    states = dict.fromkeys(runs, "removed") | {name: run.summary for name, run in found.items()}
-    rows = [
-        {"run": name, "state": states[name], **entry["set"], **_scores(folder / name)}
-        for name, entry in runs.items()
-    ]
+    rows: list[dict[str, Any]]
+    """A row per run: run, state, the keys it sets, and mIoU in %.
+
+    STAGE/NETWORK/NORMALIZATION holds the mIoU; with several validation sets that of one is at
+    .../SET, and their mean at .../mean. Means over some classes follow it: .../miou_13."""
+    groups: list[seeds.Group]
+    """Means over the runs that differ in their seed alone; empty where the seed is not swept."""
+
+
+def collect(folder: Path) -> SweepTable:
+    """Collect the results of a sweep; also written to its folder, where that is writable."""
+    runs = _runs(folder)
+    rows = [{"run": run.name, "state": run.state, **run.chosen, **run.scores} for run in runs]
+    table = SweepTable(rows, seeds.group(runs))
     # Everybody may read the table of somebody else's sweep.
     if os.access(folder, os.W_OK):
         try:
-            write_json(RunPaths(folder).results, rows)
-            _write_csv(RunPaths(folder).results_csv, rows)
+            _write(folder, table)
         except OSError as error:
             # The disk is full, or another `diga-hpc status` has renamed the temporary file that
             # both write to: the table is shown all the same.
             log.warning("%s: table not written (%s)", folder, error.strerror)
-    return rows
+    return table
+
+
+def _runs(folder: Path) -> list[seeds.SweptRun]:
+    entries = read(folder)
+    found = status.read_all({name: folder / name for name in entries if (folder / name).is_dir()})
+    return [
+        seeds.SweptRun(
+            name,
+            # A user may have removed the directory of a run.
+            found[name].summary if name in found else "removed",
+            entry["set"],
+            _scores(folder / name, found[name].config if name in found else None),
+            found[name].config if name in found else None,
+        )
+        for name, entry in entries.items()
+    ]
+
+
+def _write(folder: Path, table: SweepTable) -> None:
+    paths = RunPaths(folder)
+    write_json(paths.results, table.rows)
+    _write_csv(paths.results_csv, table.rows)
+    if table.groups:
+        means = [group.row() for group in table.groups]
+        write_json(paths.means, means)
+        _write_csv(paths.means_csv, means)
 
 
 def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -131,10 +167,30 @@ def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row))
 
 
-def _scores(run_dir: Path) -> dict[str, float]:
-    found = {}
-    for row in read_rows(run_dir):
-        found[f"{stage_name(row)}/{row['network']}/{row['normalization']}"] = row["miou"]
+def _scores(run_dir: Path, config: Config | None) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    # Column -> its values on each of several validation sets.
+    sets: dict[str, dict[str, float | None]] = defaultdict(dict)
+    rows = read_rows(run_dir)
+    for row in rows:
+        network = f"{stage_name(row)}/{row['network']}/{row['normalization']}"
+        # The mean over the classes present in the truth is for the report alone.
+        for key in [k for k in row if k == MIOU or (is_score(k) and k.startswith(f"{MIOU}_"))]:
+            if key == PRESENT:
+                continue
+            suffix = "" if key == MIOU else f"/{key}"
+            if SET not in row:
+                found[f"{network}{suffix}"] = row[key]
+                continue
+            found[f"{network}/{row[SET]}{suffix}"] = row[key]
+            sets[f"{network}/{MEAN}{suffix}"][row[SET]] = row[key]
+    configured = map(validation_name, config.data.validation_sets) if config else ()
+    number = len({row[SET] for row in rows if SET in row} | set(filter(None, configured)))
+    for column, values in sets.items():
+        numbers = [value for value in values.values() if value is not None]
+        # Of some sets alone, it would be taken for that of all.
+        if number > 1 and len(numbers) == number:
+            found[column] = round(sum(numbers) / number, 3)
     return found
 
 

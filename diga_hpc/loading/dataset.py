@@ -1,6 +1,7 @@
 """Data sets opened for reading: decoded images, and labels as class indices.
 
-    open_source(config), open_target(config), open_validation(config) -> Dataset, or None
+    open_source(config) -> Dataset, open_target(config) -> Dataset or None
+    open_validation(config) -> {name: Dataset}
     Dataset.load(i) -> Sample(image uint8 [3,H,W], label uint8 [H,W], name)
 
 `Dataset` is a Protocol: training takes any object with its methods, of a class outside the package
@@ -19,7 +20,7 @@ from diga_hpc.datasets.label_tables import identity_table
 from diga_hpc.datasets.listing import Listing
 from diga_hpc.images.sizes import half_working_size, working_size
 from diga_hpc.inspection.entries import Entries, FileEntries, GeneratedEntries, ReaderEntries
-from diga_hpc.inspection.opening import SOURCE, TARGET, VALIDATION, open_entries
+from diga_hpc.inspection.opening import SOURCE, TARGET, open_entries
 from diga_hpc.loading.pictures import read_image, read_label
 
 
@@ -174,13 +175,13 @@ def open_target(config: Config) -> Dataset | None:
     return None if entries is None else open_dataset(entries)
 
 
-def open_validation(config: Config) -> Dataset | None:
-    """Open the labelled images that results are measured on; None where there are none.
+def open_validation(config: Config) -> dict[str, Dataset]:
+    """Open the data sets that results are measured on, by name (DataSection.validation_sets).
 
     Raises as `open_source`.
     """
-    entries = open_entries(config, VALIDATION)
-    return None if entries is None else open_dataset(entries)
+    entries = {name: open_entries(config, name) for name in config.data.validation_sets}
+    return {name: open_dataset(each) for name, each in entries.items() if each is not None}
 
 
 def open_dataset(entries: Entries) -> Dataset:

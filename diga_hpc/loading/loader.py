@@ -142,8 +142,9 @@ class TrainingSamples(torch.utils.data.Dataset[Batch]):
             rng=rng,
             size=size_of(self.datasets[domain], sample.image),
             crop=self.section.crop,
-            scale=data.scale,
+            scale=data.scale if self.section.scales_crops(domain) else (1.0, 1.0),
             flip=data.flip,
+            too_small=data.too_small,
             redraw=domain == "source",
         )
 

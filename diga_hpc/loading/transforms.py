@@ -42,12 +42,14 @@ def training_crop(
     scale: tuple[float, float],
     flip: bool,
     redraw: bool,
+    too_small: str = "side",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Draw a random crop of an image and its label.
 
     The image is resized to `size`, its height and width each times a random factor in `scale`, but
-    never below `crop`; then a window is drawn, and the crop mirrored with probability 1/2. A `size`
-    that is smaller than the crop is first enlarged as a whole: the aspect ratio is kept.
+    never below `crop` (see `too_small`); then a window is drawn, and the crop mirrored with
+    probability 1/2. A `size` that is smaller than the crop is first enlarged as a whole: the aspect
+    ratio is kept.
 
     Args:
         image: uint8 [3,H,W].
@@ -57,15 +59,18 @@ def training_crop(
         scale: lowest and highest factor.
         flip: whether to mirror.
         redraw: draw the window again, up to REDRAWS times, while it shows too few classes.
+        too_small: a scaled image below the crop is enlarged to it in that `side`, or the `whole`
+            image is resized to it.
 
     Returns:
         uint8 [3,*crop] and uint8 [*crop], contiguous.
     """
     size = fitting(size, crop)
     # The height is drawn first: the order of the draws is part of a run's reproducibility.
-    height = max(round(size[0] * rng.uniform(*scale)), crop[0])
-    width = max(round(size[1] * rng.uniform(*scale)), crop[1])
-    scaled = (height, width)
+    height, width = round(size[0] * rng.uniform(*scale)), round(size[1] * rng.uniform(*scale))
+    scaled = (max(height, crop[0]), max(width, crop[1]))
+    if too_small == "whole" and scaled != (height, width):
+        scaled = crop
     if label is not None:
         label = resize_label(label, scaled)
     top, left = _draw_window(rng, scaled, crop)

@@ -37,6 +37,7 @@ class Segmentation:
         self, section: LossSection, class_weights: torch.Tensor | None, device: torch.device
     ):
         self.by_valid = section.normalizer == "valid"
+        self.auxiliary_weight = section.auxiliary_weight
         self.class_weights = None if class_weights is None else class_weights.to(device)
         table = torch.ones(256, device=device)
         if self.class_weights is not None:

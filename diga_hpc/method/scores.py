@@ -6,6 +6,8 @@ import torch
 
 from diga_hpc.datasets.label_spaces import LabelSpace
 
+PART = 1 << 21  # pixels that are counted at a time
+
 
 class ConfusionMatrix:
     """Counts [K,K] of (truth, prediction), on the device until `counts` is read."""
@@ -18,8 +20,11 @@ class ConfusionMatrix:
     def add(self, truth: torch.Tensor, predicted: torch.Tensor) -> None:
         """Labels uint8 of one shape; truth outside 0..K-1 is not counted, predictions are in it."""
         k = self.num_classes
-        cell = torch.where(truth < k, truth.long() * k + predicted.long(), k * k).flatten()
-        self._cells.scatter_add_(0, cell, torch.ones_like(cell))
+        # In parts: 64-bit indices of an image of 22 megapixels would need a gigabyte.
+        parts = zip(truth.flatten().split(PART), predicted.flatten().split(PART), strict=True)
+        for true, guess in parts:
+            cell = torch.where(true < k, true.long() * k + guess.long(), k * k)
+            self._cells.scatter_add_(0, cell, torch.ones_like(cell))
 
     @property
     def counts(self) -> torch.Tensor:

@@ -43,8 +43,9 @@ class Teacher:
         alpha = min(1 - 1 / (step + 1), self.section.momentum)
         own, new = list(self.model.parameters()), list(student.parameters())
         own_stats, new_stats = float_buffers(self.model), float_buffers(student)
-        followed = [t.detach().float() for t in new + new_stats]
-        torch._foreach_lerp_(own + own_stats, followed, 1 - alpha)
+        followers = own + own_stats
+        followed = [t.detach().to(o.dtype) for o, t in zip(followers, new + new_stats, strict=True)]
+        torch._foreach_lerp_(followers, followed, 1 - alpha)
 
     @torch.no_grad()
     def distance(self, student: nn.Module) -> float:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.method.translators import Translator
 
-# Ranges of the colour change and the probability of each part.
+# Ranges of the colour change and the probability of each part; the sharpness factor is drawn from
+# 0 to SHARPNESS.
 BRIGHTNESS, CONTRAST, SATURATION, HUE, JITTER_PROBABILITY = 0.4, 0.4, 0.2, 0.1, 0.5
 GRAYSCALE_PROBABILITY = 0.3
 BLUR_SIGMA, BLUR_PROBABILITY = 2.0, 0.8
@@ -24,8 +25,8 @@ SHARPNESS, SHARPNESS_PROBABILITY = 0.5, 0.3
 def draw_color_change(rng: np.random.Generator) -> torch.Tensor:
     """Draw a colour change, float32 [7].
 
-    Brightness, contrast and saturation factors, a hue shift in turns, and three switches: whether
-    grayscale, blur, sharpness apply. Factors of 1 and a shift of 0 change nothing.
+    Brightness, contrast and saturation factors, a hue shift in turns, two switches: whether
+    grayscale and blur apply, and a sharpness factor. Factors of 1 and a shift of 0 change nothing.
     """
     jitter = [
         rng.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS),
@@ -35,8 +36,12 @@ def draw_color_change(rng: np.random.Generator) -> torch.Tensor:
     ]
     if rng.random() >= JITTER_PROBABILITY:
         jitter = [1.0, 1.0, 1.0, 0.0]
-    switches = rng.random(3) < (GRAYSCALE_PROBABILITY, BLUR_PROBABILITY, SHARPNESS_PROBABILITY)
-    return torch.tensor([*jitter, *switches.astype(float)], dtype=torch.float32)
+    grayscale, blur, sharpen = rng.random(3)
+    switches = [float(grayscale < GRAYSCALE_PROBABILITY), float(blur < BLUR_PROBABILITY)]
+    # One number decides whether and how much: below the probability it is uniform too.
+    share = sharpen / SHARPNESS_PROBABILITY
+    sharpness = SHARPNESS * share if share < 1 else 1.0
+    return torch.tensor([*jitter, *switches, sharpness], dtype=torch.float32)
 
 
 def draw_class_table(rng: np.random.Generator, label: torch.Tensor) -> torch.Tensor:
@@ -72,14 +77,16 @@ def color_view(images: torch.Tensor, change: torch.Tensor, blend: float) -> torc
     enhance = kornia.enhance
     factors = change.to(images.dtype)
     brightness, contrast, saturation, hue = factors[:, :4].unbind(1)
-    grayscale, blur, sharpness = (factors[:, 4:, None, None, None] > 0.5).unbind(1)
+    grayscale, blur = (factors[:, 4:6, None, None, None] > 0.5).unbind(1)
+    sharpness = factors[:, 6, None, None, None]
     view = enhance.adjust_brightness_accumulative(images, brightness)
     view = enhance.adjust_contrast_with_mean_subtraction(view, contrast)
     view = enhance.adjust_saturation_with_gray_subtraction(view, saturation)
     view = enhance.adjust_hue(view, hue * (2 * torch.pi))
     view = torch.where(grayscale, kornia.color.rgb_to_grayscale(view).expand_as(view), view)
     view = torch.where(blur, blur_3x3(view, BLUR_SIGMA), view)
-    view = torch.where(sharpness, enhance.sharpness(view, SHARPNESS), view)
+    # As PIL defines it: from the smoothed image at a factor of 0 to the image itself at 1.
+    view = torch.lerp(enhance.sharpness(view, 0.0), view, sharpness)
     return torch.lerp(images, view.clamp(0, 1), blend)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MODELS = {
     "deeplabv2_resnet101": "diga_hpc.models.deeplabv2:DeepLabV2ResNet101",
+    "hrnet_w48_ocr": "diga_hpc.models.hrnet_ocr:HRNetW48OCR",
     "lite": "diga_hpc.models.lite:Lite",
 }
 
@@ -77,8 +78,8 @@ def build_model(
     """Build a network with its starting weights, on the CPU in float32, in training mode.
 
     Args:
-        name: a key of MODELS: "deeplabv2_resnet101" (the reference's network), "lite" (for CPUs and
-            tests) or the name of a network of yours.
+        name: a key of MODELS: "deeplabv2_resnet101" and "hrnet_w48_ocr" (the reference's networks),
+            "lite" (for CPUs and tests) or the name of a network of yours.
         num_classes: K, the number of logits.
         weights: "random" (reproducible after `torch.manual_seed`), "imagenet" (encoder only) or the
             path of a .safetensors, .pth or .pt file in our layout or a published one. Never falls
@@ -86,9 +87,9 @@ def build_model(
         dropout: probability that a feature channel is zeroed in training, in [0, 1).
         batch_norm: "train" (batch statistics in training) or "frozen" (running statistics, never
             updated).
-        normalization: "imagenet", "caffe" or "inception" (see `ImageNormalization`). None: what the
-            weights were trained with, as recorded in our files, "caffe" for published DeepLab
-            files, else the network's default.
+        normalization: "imagenet", "caffe", "caffe_rgb" or "inception" (see `ImageNormalization`).
+            None: what the weights were trained with, as recorded in our files or implied by the
+            names in published ones, else the network's default.
 
     Raises:
         ValueError: an argument outside those named above; weights that are absent, unreadable or do

@@ -40,14 +40,16 @@ class ChannelStatistics(NamedTuple):
     order: tuple[int, int, int]
 
 
+# The mean pixel of Caffe's ImageNet networks; the reference divides by 128 after subtracting it.
+_CAFFE_MEAN = (122.67891434 / 255, 116.66876762 / 255, 104.00698793 / 255)
+_CAFFE_STD = (128 / 255, 128 / 255, 128 / 255)
+
 NORMALIZATIONS = {
     "imagenet": ChannelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0, 1, 2)),
-    # The reference's weights: BGR in 0..255, minus the mean, divided by 128.
-    "caffe": ChannelStatistics(
-        (122.67891434 / 255, 116.66876762 / 255, 104.00698793 / 255),
-        (128 / 255, 128 / 255, 128 / 255),
-        (2, 1, 0),
-    ),
+    # The reference's DeepLabV2: BGR in 0..255, minus the mean, divided by 128.
+    "caffe": ChannelStatistics(_CAFFE_MEAN, _CAFFE_STD, (2, 1, 0)),
+    # The reference's HRNet: the same, with the channels put back in the order RGB.
+    "caffe_rgb": ChannelStatistics(_CAFFE_MEAN, _CAFFE_STD, (0, 1, 2)),
     # To [-1, 1], as the published EfficientNet-Lite weights were trained.
     "inception": ChannelStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (0, 1, 2)),
 }
@@ -57,9 +59,9 @@ class ImageNormalization(nn.Module):
     """Normalise RGB images in [0, 1] as the weights expect; part of the model, not of the data set.
 
     `kind` is "imagenet" (mean and std per channel), "caffe" (BGR, minus the mean pixel, / 128 on
-    0..255; the reference's) or "inception" (to [-1, 1]). The state dict contains the kind, as its
-    letters in uint8, so that loading weights into a model with another normalisation is an error
-    and not a silent loss of accuracy.
+    0..255; the reference's), "caffe_rgb" (the same in RGB) or "inception" (to [-1, 1]). The state
+    dict contains the kind, as its letters in uint8, so that loading weights into a model with
+    another normalisation is an error and not a silent loss of accuracy.
 
     Raises:
         ValueError: an unknown kind, or a state dict that was saved with another kind.
@@ -111,9 +113,11 @@ class SegmentationModel(nn.Module):
                     auxiliary classifier where the network has one
 
     `head.classifier` is the last layer, an nn.Conv2d from D to K channels, and `features` its
-    input. Backbone and head own all parameters; the optimiser has a learning rate for each. Dropout
-    is `dropout.SampleDropout2d`, so that masks depend on the sample and not on the rank. Where
-    published weights exist, the subclass overrides `imagenet_state` and `import_state`.
+    input; `head.auxiliary_classifier` is the last layer of an auxiliary classifier (both start
+    random where weights are for other classes). Backbone and head own all parameters; the optimiser
+    has a learning rate for each. Dropout is `dropout.SampleDropout2d`, so that masks depend on the
+    sample and not on the rank. Where published weights exist, the subclass overrides
+    `imagenet_state` and `import_state`.
 
     Attributes:
         num_classes: K.

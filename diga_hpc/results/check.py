@@ -23,7 +23,7 @@ from diga_hpc.errors import UserError, first_of
 from diga_hpc.inspection import cache
 from diga_hpc.inspection.entries import Entries, FileEntries
 from diga_hpc.inspection.findings import Finding, findings
-from diga_hpc.inspection.opening import SOURCE, TARGET, VALIDATION, open_entries
+from diga_hpc.inspection.opening import SOURCE, TARGET, open_entries
 from diga_hpc.inspection.scan import Scan, scan
 from diga_hpc.models import MODELS
 from diga_hpc.stages.plan import trained
@@ -57,6 +57,8 @@ class Checked:
 
     sets: list[CheckedSet]
     findings: list[Finding]
+    means: dict[str, int] = field(default_factory=dict)
+    """Mean of a result -> classes that it is over: `miou`, and synthia's `miou_13`."""
 
     def at(self, level: str) -> list[str]:
         """Texts of the findings of a level."""
@@ -66,6 +68,7 @@ class Checked:
         """For scripts."""
         return {
             "sets": [asdict(checked) for checked in self.sets],
+            "means": self.means,
             "errors": self.at("error"),
             "warnings": self.at("warning"),
             "notes": self.at("note"),
@@ -93,7 +96,7 @@ def look(config: Config, limit: int | None = None) -> Checked:
     """Look at all data sets, with a progress bar on the terminal."""
     opened: dict[str, Entries] = {}
     problems: list[Finding] = []
-    for name in (SOURCE, TARGET, VALIDATION):
+    for name in config.data.sets:
         unusable: list[str] = []
         try:
             entries = open_entries(config, name, unusable)
@@ -114,7 +117,9 @@ def look(config: Config, limit: int | None = None) -> Checked:
                 progress=lambda done, task=task: progress.advance(task, done),  # type: ignore[misc]
             )
     sets = [_checked_set(config, name, each) for name, each in scans.items()]
-    return Checked(sets, problems + findings(config, scans, complete=limit is None))
+    protocols = {key: len(members) for key, members in config.space.protocols.items()}
+    means = {"miou": config.space.num_classes} | protocols
+    return Checked(sets, problems + findings(config, scans, complete=limit is None), means)
 
 
 def _progress() -> Progress:

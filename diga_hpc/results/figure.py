@@ -23,7 +23,7 @@ from diga_hpc.loading.dataset import open_dataset
 from diga_hpc.loading.pictures import read_image, read_label, to_picture
 from diga_hpc.method.scores import ConfusionMatrix, scores
 from diga_hpc.results.stage_order import StageOrder
-from diga_hpc.results.tables import Results, read_rows
+from diga_hpc.results.tables import EMPTY, Results, read_rows
 from diga_hpc.run.directory import RunPaths
 from diga_hpc.run.files import atomic_write, read_json
 from diga_hpc.stages.plan import stage_name
@@ -46,8 +46,9 @@ class Panel(NamedTuple):
 
 
 class Example(NamedTuple):
-    """The pictures of one validation image."""
+    """The pictures of one validation image, and the name of one of several validation sets."""
 
+    of: str | None
     image: Image.Image
     truth: Image.Image
     before: Image.Image
@@ -84,10 +85,13 @@ def figure(run_dir: Path, path: Path) -> None:
     # Not the stages between: the ends show the gain of the method.
     before, after = evaluated[0], evaluated[-1]
     example = _most_improved(paths, config.space, before, after)
-    count = results.get(after, "images")
+    of = example.of
+    count = results.get(after, "images", of=of)
 
     def measured(stage: str) -> str:
-        return f"{results.get(stage):.1f} % mIoU on {count} images"
+        miou = results.get(stage, of=of)
+        place = f"{count} images of {of}" if of else f"{count} images"
+        return f"{EMPTY if miou is None else f'{miou:.1f} %'} mIoU on {place}"
 
     panels = [
         Panel(_source_image(paths, config), "source image", "labelled"),
@@ -123,9 +127,9 @@ def _most_improved(paths: RunPaths, space: LabelSpace, before: str, after: str) 
     """Read the validation image whose mIoU rises most from one stage to the other."""
     kinds = ("truth", before, after)
     complete = [
-        folder.name
-        for folder in sorted(paths.panels.glob("*"))
-        if all(paths.panel(folder.name, kind).is_file() for kind in kinds)
+        image
+        for image in paths.panel_images()
+        if all(paths.panel(image, kind).is_file() for kind in kinds)
     ]
     if not complete:
         raise UserError(
@@ -141,7 +145,8 @@ def _most_improved(paths: RunPaths, space: LabelSpace, before: str, after: str) 
 
     best = max(complete, key=gain)
     image = to_picture(read_image(paths.panel(best, "image", suffix=".jpg")))
-    return Example(image, *(_colored(paths.panel(best, kind)) for kind in kinds))
+    of = best.rpartition("/")[0] or None
+    return Example(of, image, *(_colored(paths.panel(best, kind)) for kind in kinds))
 
 
 def _labels(path: Path, space: LabelSpace) -> torch.Tensor:

@@ -123,8 +123,12 @@ def _made_by(config: Config, found: Path, network: str) -> dict[str, Any]:
 
 
 def _image_section(config: Config) -> DatasetSection:
-    """The data set as which images are read: they are most like those of the target."""
-    return config.data.target or config.data.validation or config.data.source
+    """The data set as which images are read: they are most like those of the target.
+
+    Without a target, the first validation set.
+    """
+    sections = config.data.validation_sets.values()
+    return config.data.target or next(iter(sections), config.data.source)
 
 
 def _reading(section: DatasetSection) -> tuple[bool, int | None]:

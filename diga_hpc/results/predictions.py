@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from diga_hpc.datasets.files import IMAGE_SUFFIXES, scan
 from diga_hpc.errors import UserError
+from diga_hpc.images import archives
 from diga_hpc.run.files import read_jsonl, stamp
 
 log = logging.getLogger(__name__)
@@ -39,16 +40,17 @@ class Picture:
 
 
 def find_pictures(images: Path, output: Path, problems: list[str]) -> list[Picture]:
-    """The images of a folder and its subfolders, sorted, or the one image that is named.
+    """The images of a folder, its subfolders and archives, sorted, or the one image that is named.
 
     Pictures that `predict` wrote are left out: what lies below `output`, or in the folders of
     pictures beside any record. What is left out is counted in a log message. A subfolder that
     cannot be read, or is a dead link, is appended to `problems`. Raises UserError where there is no
     image, or `output` is the folder of the images.
     """
+    archives.mount(images)
     _refuse_overwriting(images, output)
-    if not images.is_dir():
-        if not images.exists():
+    if not archives.is_dir(images):
+        if not images.exists() and not archives.is_file(images):
             raise UserError(
                 f"{images}: no such file or folder; expected an image or a folder of images "
                 f"({', '.join(IMAGE_SUFFIXES)})"
@@ -91,9 +93,10 @@ def output_names(files: Sequence[Path]) -> list[str]:
 
 def _refuse_overwriting(images: Path, output: Path) -> None:
     """Raise UserError for pictures that would replace images or be mixed with them."""
-    folder = images.resolve() if images.is_dir() else images.resolve().parent
+    is_folder = archives.is_dir(images)
+    folder = images.resolve() if is_folder else images.resolve().parent
     written = [output.resolve() / name for name in FOLDERS]
-    same = images.is_dir() and folder == output.resolve()
+    same = is_folder and folder == output.resolve()
     if same or any(folder.is_relative_to(path) for path in written):
         raise UserError(
             f"{output}: the pictures would be written among the images in {folder}; choose another "

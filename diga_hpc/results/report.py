@@ -12,12 +12,15 @@ from typing import Any
 
 from diga_hpc import config as configuration
 from diga_hpc.config import Config
+from diga_hpc.config.data import validation_name
 from diga_hpc.errors import UserError
+from diga_hpc.inspection.identity import describe_list
 from diga_hpc.results import curves, panels, report_page
 from diga_hpc.results.stage_order import StageOrder, title
 from diga_hpc.results.tables import Results, read_rows, terminal_table
 from diga_hpc.run.directory import RunPaths
 from diga_hpc.run.files import atomic_write, read_json
+from diga_hpc.run.result_rows import SET
 from diga_hpc.stages.plan import stage_name, trained
 
 
@@ -54,7 +57,7 @@ def _content(run_dir: Path) -> dict[str, Any]:
     # Stages that only the files know are shown too: an extension may no longer register its stage.
     order = StageOrder(config, [*map(stage_name, rows), *metrics.stages])
     offsets = curves.stage_offsets(metrics.curves, order)
-    facts = run_facts(config, environment) | _problems(paths, metrics)
+    facts = run_facts(config, environment) | _lists(paths, rows) | _problems(paths, metrics)
     space = config.space
     return {
         "style": report_page.STYLE,
@@ -65,7 +68,7 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "facts": {name: text for name, text in facts.items() if text},
         "palette": dict(zip(space.classes, space.palette, strict=True)),
         "charts": [curves.draw_chart(key, metrics.curves[key], offsets) for key in metrics.curves],
-        "consensus": read_json(paths.consensus, []),
+        "consensus": read_consensus(paths.consensus),
         "panels": panels.read_panels(paths.panels, order),
         "translated": panels.read_panels(paths.translator_panels, order),
         "files": {
@@ -118,6 +121,7 @@ def run_facts(config: Config, environment: str) -> dict[str, str]:
     return {
         "Classes": f"{config.space.num_classes} ({config.label_space})",
         "Data": " → ".join(data),
+        "Validation": ", ".join(filter(None, map(validation_name, config.data.validation_sets))),
         "Network": f"{config.model.name}, starting weights {config.model.weights}",
         "Steps": ", ".join(_steps(config)),
         "Seed": str(config.seed),
@@ -137,6 +141,38 @@ def _steps(config: Config) -> list[str]:
         if section := alike[0].training:
             texts.append(f"{title(kind)} {section.steps}{rounds}")
     return texts
+
+
+def _lists(paths: RunPaths, rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the lists that say which images of a data set were used, such as the labelled ones."""
+    sets: dict[str, Any] = dict(read_json(paths.data, {}))
+    for row in rows:
+        sets |= row.get("inputs", {})
+    lists = {
+        name: ", ".join(describe_list(*each) for each in summary["lists"].items())
+        for name, summary in sets.items()
+        if isinstance(summary, dict) and summary.get("lists")
+    }
+    return {f"List of {name}": text for name, text in lists.items()}
+
+
+def read_consensus(path: Path) -> list[dict[str, Any]]:
+    """Read consensus.json: round, validation, images; kept, accuracy, accuracy_offline as shares.
+
+    Raises UserError where it is corrupt.
+    """
+    shares = ("kept", "accuracy", "accuracy_offline")
+    rows = read_json(path, [])
+    try:
+        return [
+            {"round": int(row["round"]), SET: row.get(SET), "images": int(row.get("images", 0))}
+            | {key: None if row.get(key) is None else float(row[key]) for key in shares}
+            for row in rows
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: a row has no number at {error}; remove the file, which is for diagnosis only"
+        ) from error
 
 
 def _problems(paths: RunPaths, metrics: curves.Metrics) -> dict[str, str]:

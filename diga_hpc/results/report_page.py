@@ -98,12 +98,22 @@ PAGE = """\
 
 {% if results.last %}
 {% set last, gain = results.last, results.gain(results.last) %}
-<p class="big"><b>{{ "%.2f" % results.get(last) }} %</b> mIoU after {{ title(last) }}
+<p class="big"><b>{{ "%.2f" % results.get(last) }} %</b> mIoU
+{%- for key in results.protocols if results.get(last, key) is not none -%}
+, {{ "%.2f" % results.get(last, key) }} % {{ key | replace("miou_", "mIoU ") }}
+{%- endfor %} after {{ title(last) }}
 {%- if gain is not none -%}
 , {{ "%+.2f" % gain }} against source only
 {%- endif %}</p>
+{% if results.sets | length > 1 %}
+<p>Mean over
+{% for of in results.sets %}
+{{ of }} {{ "%.2f" % results.get(last, of=of) }}{{ "" if loop.last else "," }}
+{% endfor %}
+</p>
+{% endif %}
 <p class="note">This is the result: the last iterate of the student, with its running statistics, on
-{{ results.get(last, "images") }} validation images. No iterate was chosen by validation
+{{ results.get(last, "images") or "the" }} validation images. No iterate was chosen by validation
 labels. It is one run with one seed: differences below the spread between seeds mean nothing.
 {% if last != last_stage %}
 <strong>Not finished: {{ title(last_stage) }} has not been evaluated.</strong>
@@ -124,10 +134,14 @@ labels. It is one run with one seed: differences below the spread between seeds 
 <th scope="col" class="{{ "marked" if head == results.marked }}">{{ head }}</th>
 {% endfor %}
 </tr></thead><tbody>
-{% for stage, texts in results.lines.items() %}
+{% for stage, of, texts in results.lines %}
 <tr><th scope="row">{{ title(stage) }}</th>
+{% if of %}
+<th scope="row">{{ of }}</th>
+{% endif %}
 {% for text in texts %}
-<td class="{{ "marked" if results.heads[loop.index] == results.marked }}">{{ text }}</td>
+{% set head = results.heads[results.heads | length - texts | length + loop.index0] %}
+<td class="{{ "marked" if head == results.marked }}">{{ text }}</td>
 {% endfor %}
 </tr>
 {% endfor %}
@@ -141,15 +155,16 @@ right of the networks are of the student with running statistics.</p>
 {% endif %}
 
 {% if results.last %}
-<h2>IoU of each class</h2>
+{% for of in results.sets %}
+<h2>IoU of each class{{ " on " ~ of if of }}</h2>
 {% for stage in results.stages %}
 {{ key(color(stage), title(stage)) }}
 {% endfor %}
 <div class="classes">
 {% for class in palette %}
 <div class="class">{{ class_key(class) }}<div>
-{% for stage in results.stages if results.get(stage, "iou") %}
-{% set value = results.get(stage, "iou").get(class) %}
+{% for stage in results.stages if results.get(stage, "iou", of=of) %}
+{% set value = results.get(stage, "iou", of=of).get(class) %}
 <div class="bar {{ color(stage) }}" title="{{ title(stage) }}">
 <i style="--iou: {{ value or 0 }}"></i>
 <b>{{ "–" if value is none else "%.1f" % value }}</b></div>
@@ -157,6 +172,7 @@ right of the networks are of the student with running statistics.</p>
 </div></div>
 {% endfor %}
 </div>
+{% endfor %}
 <p class="note">Student with running statistics, percent; – marks a class in neither truth nor
 prediction.</p>
 {% endif %}
@@ -190,21 +206,22 @@ aria-label="{{ chart.key }} over training steps">
 logged. Long logs are averaged.</p>
 {% endif %}
 
-{% if consensus and consensus[0].images %}
+{% set images = consensus | selectattr("round", "equalto", 1) | sum("images") %}
+{% if images %}
 <h2>Consensus of the pseudo labels</h2>
 <div class="scroll"><table><thead><tr>
 <th scope="col">round</th><th scope="col">pixels kept</th>
 <th scope="col">accuracy of kept</th><th scope="col">accuracy of all</th>
 </tr></thead><tbody>
 {% for row in consensus %}
-<tr><th scope="row">{{ row.round }}</th>
+<tr><th scope="row">{{ row.round }}{{ ", " ~ row.validation if row.validation }}</th>
 {% for share in (row.kept, row.accuracy, row.accuracy_offline) %}
 <td>{{ "–" if share is none else "%.1f %%" % (100 * share) }}</td>
 {% endfor %}
 </tr>
 {% endfor %}
 </tbody></table></div>
-<p class="note">At the start of each round, on the {{ consensus[0].images }} validation images,
+<p class="note">At the start of each round, on the {{ images }} validation images,
 whose labels serve this diagnosis only: nothing in the run uses it. <em>All</em> are the pseudo
 labels before the consensus drops some.</p>
 {% endif %}

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 
 from diga_hpc.config import Config
+from diga_hpc.config.data import validation_name
 from diga_hpc.stages.plan import plan, trained, with_student
 
 # The stage that results are compared with, in runs that have it.
@@ -27,11 +28,13 @@ class StageOrder:
     names: the stages of the plan, then those of `found` that the plan does not have: a run may
     contain results of a stage that an extension no longer registers.
     planned: those of the plan that are evaluated; the last one's result is the result of the run.
+    sets: the names of several validation sets in their order; [None] for a single one.
     """
 
     def __init__(self, config: Config, found: Iterable[str] = ()):
         self._kinds = {stage.name: stage.kind for stage in trained(config)}
         self.planned = [stage.name for stage in with_student(config)]
+        self.sets = [validation_name(name) for name in config.data.validation_sets]
         self.names = list(dict.fromkeys([*self._kinds, *found]))
         labelled = {
             stage.name: f"consensus_{stage.round}"

@@ -10,16 +10,18 @@ RUN_DIR/
     pseudo_labels/round_1/*.png    pseudo labels of the target's training images
     pseudo_labels/round_1.json     weights and images that they were made from
     centroids/round_1.safetensors  class centroids of the same network
-    results.json                   evaluation results, one row per network
+    results.json                   evaluation results: a row per network and validation set
     partial/*.json                 class counts of an interrupted evaluation
     consensus.json                 share and accuracy of the pixels that the consensus keeps
     translator/                    the learned translator's file, and pictures for the report
-    panels/IMAGE/*.png             validation images and their predictions, for the report
+    panels/IMAGE/*.png             validation images and their predictions, for the report; of
+                                   several validation sets panels/SET/IMAGE/*.png
     skipped_data.json              corrupt files that were skipped (data.skip_errors)
     requeues.json                  requeues by Slurm, and the progress at each, see requeue.py
     logs/                          output of jobs: slurm/*.sh, and launch/ (see launch/submit.py)
     report.html
-A sweep's folder has one run directory per run, and sweep.json, results.json, results.csv and logs/.
+A sweep's folder has one run directory per run, sweep.json and logs/, and its tables results.json,
+results.csv, means.json and means.csv.
 Loads no torch.
 """
 
@@ -31,6 +33,7 @@ from typing import TYPE_CHECKING
 
 from diga_hpc import config as configuration
 from diga_hpc.config import Config
+from diga_hpc.config.data import validation_name
 from diga_hpc.errors import UserError
 from diga_hpc.run.files import atomic_write
 from diga_hpc.run.lock import RunLock
@@ -118,6 +121,15 @@ class RunPaths:
         """The table of a sweep."""
         return self.path / "results.csv"
 
+    @property
+    def means(self) -> Path:
+        """Means over the seeds of a sweep."""
+        return self.path / "means.json"
+
+    @property
+    def means_csv(self) -> Path:
+        return self.path / "means.csv"
+
     def partial_evaluation(self, name: str) -> Path:
         """Class counts of an interrupted evaluation; `name` of its row."""
         return self.path / "partial" / f"{name}.json"
@@ -144,8 +156,15 @@ class RunPaths:
         return self.path / "panels"
 
     def panel(self, image: str, kind: str, suffix: str = ".png") -> Path:
-        """A picture for the report: kind = image, truth, the name of a stage, or consensus_N."""
+        """A picture for the report: kind = image, truth, the name of a stage, or consensus_N.
+
+        image: as `panel_image` names it.
+        """
         return self.panels / image / f"{kind}{suffix}"
+
+    def panel_images(self) -> list[str]:
+        """The images that have pictures, as `panel_image` names them."""
+        return pictured(self.panels)
 
     @property
     def skipped_data(self) -> Path:
@@ -249,6 +268,19 @@ class Run(RunPaths):
         with atomic_write(self.config_file) as temporary:
             configuration.save(self.config, temporary)
         self.env.write_text(environment(accelerator), "utf-8", "backslashreplace")
+
+
+def pictured(folder: Path) -> list[str]:
+    """Folders below `folder` that have pictures, relative to it, sorted."""
+    files = [file for kind in ("png", "jpg") for file in folder.rglob(f"*.{kind}")]
+    return sorted({str(file.parent.relative_to(folder)) for file in files})
+
+
+def panel_image(name: str, image: str) -> str:
+    """Folder in RUN_DIR/panels of an image of the validation set `name` (DataSection.sets)."""
+    of = validation_name(name)
+    # Images of two sets may have one name.
+    return f"{of}/{image}" if of else image
 
 
 CHECKPOINT_PREFIX = "step_"

@@ -44,13 +44,17 @@ class StudentStage(TrainingStage):
     def cross_entropy(
         self, prediction: Prediction, name: str, labels: torch.Tensor, totals: StepTotals
     ) -> torch.Tensor:
-        """Cross-entropy with the configured weights and normaliser.
+        """Cross-entropy with the configured weights and normaliser, a scalar.
+
+        That of the auxiliary classifier is added, where the network has one.
 
         prediction: of B images; labels uint8 [B,H,W], which `prepare` counted under `name`.
         """
-        mean = self.segmentation.cross_entropy(
-            prediction.logits, labels, self.student.align_corners
-        )
+        align_corners = self.student.align_corners
+        mean = self.segmentation.cross_entropy(prediction.logits, labels, align_corners)
+        if prediction.auxiliary is not None:
+            second = self.segmentation.cross_entropy(prediction.auxiliary, labels, align_corners)
+            mean = mean + self.segmentation.auxiliary_weight * second
         return mean * self.segmentation.scale(name, totals, labels)
 
 
@@ -87,16 +91,33 @@ class DistillationStage(StudentStage):
     def source_losses(
         self, prediction: Prediction, taught: Prediction, labels: torch.Tensor, totals: StepTotals
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy on the clean view, and the distillation between the views.
+        """Cross-entropy on the clean view, and the distillation between the views; scalars.
 
-        The teacher on each view teaches the student on the other.
+        The teacher on each view teaches the student on the other. Both include those of the
+        auxiliary classifier, where the network has one.
 
         prediction: of the student on both views, 2B images; taught: of the teacher; labels uint8
         [B,H,W].
         """
-        cross_entropy, distillation = kernels.warm_up_loss(
-            prediction.logits,
-            taught.logits,
+        cross_entropy, distillation = self._mean_losses(prediction.logits, taught.logits, labels)
+        if prediction.auxiliary is not None and taught.auxiliary is not None:
+            weight = self.segmentation.auxiliary_weight
+            second = self._mean_losses(prediction.auxiliary, taught.auxiliary, labels)
+            cross_entropy = cross_entropy + weight * second[0]
+            distillation = distillation + weight * second[1]
+        # Both are means over all pixels: `scale` turns the first into the configured normaliser.
+        return cross_entropy * self.segmentation.scale("source", totals, labels), distillation
+
+    def _mean_losses(
+        self, student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both losses of one classifier, means over all pixels.
+
+        Logits [2B,K,h,w] of both views; labels uint8 [B,H,W] of the clean one.
+        """
+        return kernels.warm_up_loss(
+            student_logits,
+            teacher_logits,
             labels,
             reverse_weight=self.section.reverse_weight,
             temperature=self.section.temperature,
@@ -104,5 +125,3 @@ class DistillationStage(StudentStage):
             class_weights=self.segmentation.class_weights,
             align_corners=self.student.align_corners,
         )
-        # Both are means over all pixels: `scale` turns the first into the configured normaliser.
-        return cross_entropy * self.segmentation.scale("source", totals, labels), distillation

@@ -1,6 +1,6 @@
 """Evaluation: one confusion matrix over all ranks, every image counted once (docs/method.md, 10).
 
-RUN_DIR/results.json      a row for each network and normalisation
+RUN_DIR/results.json      a row for each network, normalisation and validation set
 RUN_DIR/partial/          counts of an evaluation that was stopped
 RUN_DIR/panels/           pictures for the report
 """
@@ -8,7 +8,7 @@ RUN_DIR/panels/           pictures for the report
 import functools
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -16,15 +16,16 @@ import torch
 
 from diga_hpc import __version__
 from diga_hpc.errors import UserError
-from diga_hpc.inspection.opening import TARGET, VALIDATION
-from diga_hpc.loading.dataset import Dataset
+from diga_hpc.inspection.opening import SOURCE, TARGET, VALIDATION, validation_name
 from diga_hpc.loading.loader import labelled_images
 from diga_hpc.loading.pictures import to_picture, write_labels, write_picture
 from diga_hpc.loading.transforms import resize_image
 from diga_hpc.method.labeler import Labeler
 from diga_hpc.method.scores import ConfusionMatrix, scores
 from diga_hpc.models.base import SegmentationModel
+from diga_hpc.run.directory import panel_image
 from diga_hpc.run.files import read_json, write_json
+from diga_hpc.run.result_rows import SET, read_rows, row_key
 from diga_hpc.stages.adaptation import adapt_to_target
 from diga_hpc.stages.inputs import Inputs, describe, inputs_of, same, weights_digest
 from diga_hpc.stages.networks import has_network, trained_network
@@ -36,16 +37,15 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 STAGE = "evaluation"
-# Columns that tell the rows of results.json apart.
-ROW_KEY = ("stage", "round", "network", "normalization")
 
 
 class Evaluation(DataPass):
-    """Measures every finished network: student and teacher, running and adapted statistics."""
+    """Measures every finished network: student and teacher, running and adapted statistics, on
+    every validation set."""
 
     def __init__(self, context: Context):
-        assert context.validation is not None, "the plan has no evaluation without it"
-        self.context, self.validation = context, context.validation
+        assert context.validation, "the plan has no evaluation without it"
+        self.context = context
         # They may change between two starts, and numbers with them.
         self.execution = {
             "precision": context.config.engine.precision,
@@ -69,8 +69,8 @@ class Evaluation(DataPass):
         context.world.on_rank0(lambda: _require_one(finished, stages, context.run.path))
         if context.world.is_main:
             drop_stale_results(context)
-            drop_stale_panels(context, self.validation)
-            write_truth_panels(context, self.validation)
+            drop_stale_panels(context)
+            write_truth_panels(context)
         for stage in finished:
             self._evaluate(stage, STUDENT)
             if section.teacher and has_network(context, stage.name, TEACHER):
@@ -79,13 +79,12 @@ class Evaluation(DataPass):
     def _evaluate(self, stage: Planned, network: str) -> None:
         context = self.context
         adapting = context.config.evaluation.adapt_normalization and context.target is not None
-        model = None
+        model: SegmentationModel | None = None
         for normalization in ("running", "adapted") if adapting else ("running",):
             key = {"stage": stage.kind, "round": stage.round, "network": network}
             key |= {"normalization": normalization}
-            data = (VALIDATION, TARGET) if normalization == "adapted" else (VALIDATION,)
-            inputs = inputs_of(context, stage.name, network, *data) | self.execution
-            if context.world.on_rank0(functools.partial(has_result, context, inputs, **key)):
+            missing = self._missing(stage, key)
+            if not missing:
                 continue
             # Loaded for the first row that is missing, and only then.
             model = model or trained_network(context, stage.name, network)
@@ -93,16 +92,33 @@ class Evaluation(DataPass):
                 # Last, since it changes the network in place.
                 adapt_to_target(context, model, self._watch)
             panel = stage.name if (network, normalization) == (STUDENT, "running") else None
-            name = f"{stage.name}_{network}_{normalization}"
-            measured = measure(context, model, self.validation, name, panel, inputs)
-            row = key | {"seed": context.config.seed} | measured | {"inputs": inputs}
-            if context.world.is_main:
-                add_result(context, row)
-                log.info("%s %s %s: mIoU %.2f", stage.name, network, normalization, row["miou"])
+            for name, (row, inputs) in missing.items():
+                row |= {"seed": context.config.seed} | measure(
+                    context, model, name, f"{stage.name}_{network}_{normalization}", panel, inputs
+                )
+                if context.world.is_main:
+                    add_result(context, row | {"inputs": inputs})
+                    of = f" on {row[SET]}" if SET in row else ""
+                    texts = stage.name, network, normalization, of, row["miou"]
+                    log.info("%s %s %s%s: mIoU %.2f", *texts)
+
+    def _missing(
+        self, stage: Planned, key: dict[str, Any]
+    ) -> dict[str, tuple[dict[str, Any], Inputs]]:
+        """Validation set -> beginning and inputs of its row, as far as results.json lacks it."""
+        context, missing = self.context, {}
+        for name in context.validation:
+            inputs = inputs_of(context, stage.name, key["network"], SOURCE, TARGET, name)
+            inputs |= self.execution
+            of = validation_name(name)
+            row = key | ({SET: of} if of else {})
+            if not context.world.on_rank0(functools.partial(has_result, context, inputs, row)):
+                missing[name] = row, inputs
+        return missing
 
     def _watch(self, items: Iterator[T], what: str, count: int) -> Iterator[T]:
         def done() -> int:
-            return images_in_results(self.context, self.validation)
+            return images_in_results(self.context)
 
         return self.context.stop.watch(items, what, count, stage=STAGE, done=done)
 
@@ -165,18 +181,20 @@ class Counts:
 def measure(
     context: Context,
     model: SegmentationModel,
-    validation: Dataset,
     name: str,
+    network: str,
     panel: str | None,
     inputs: Inputs,
 ) -> dict[str, Any]:
-    """Scores of a network in evaluation mode on the validation images.
+    """Scores of a network in evaluation mode on the validation set `name`.
 
-    name: under which the counts are kept when a stop is requested; the next call with the same
-    `inputs` resumes from them. panel: kind of the pictures that are kept of the first images; None
-    keeps none. Raises UserError where no pixel of the validation images is labelled.
+    Each image is measured at the size of its label, whatever size it was resized to for the
+    network. network: under which, with the name of the set, the counts are kept when a stop is
+    requested; the next call with the same `inputs` resumes from them. panel: kind of the pictures
+    that are kept of the first images; None keeps none. Raises UserError where no pixel of the
+    validation images is labelled.
     """
-    world, section = context.world, context.config.evaluation
+    world, section, validation = context.world, context.config.evaluation, context.validation[name]
     label = Labeler(
         model,
         scales=section.scales,
@@ -184,11 +202,12 @@ def measure(
         sliding_window=section.sliding_window,
         autocast=context.precision,
     )
-    counts = Counts(context, len(validation), name, inputs)
+    of = validation_name(name)
+    counts = Counts(context, len(validation), f"{network}_{of}" if of else network, inputs)
     mine = [counts.todo[i] for i in world.share(len(counts.todo))]
 
     def keep() -> int:
-        return images_in_results(context, validation) + counts.keep()
+        return images_in_results(context) + counts.keep()
 
     images = labelled_images(validation, mine, context.config.data.workers, world.device)
     watched = context.stop.watch(images, "evaluation", len(mine), stage=STAGE, done=keep)
@@ -197,99 +216,113 @@ def measure(
         predicted = label(sample.image, (height, width))
         counts.add(sample.index, sample.label, predicted)
         if panel is not None and sample.index < section.panels:
-            write_labels(context.run.panel(sample.name, panel), predicted, context.space)
+            picture = context.run.panel(panel_image(name, sample.name), panel)
+            write_labels(picture, predicted, context.space)
     total = counts.total()
     # On all ranks alike, since they share the sum.
     if not int(total.sum()):
         raise UserError(
-            f"`data.validation`: no labelled pixel in its {len(validation)} images, so nothing can "
+            f"`data.{name}`: no labelled pixel in its {len(validation)} images, so nothing can "
             f"be measured; give labels with classes of `label_space: {context.space.name}`"
         )
     return scores(total, context.space) | {"images": len(validation)}
 
 
-def images_in_results(context: Context, validation: Dataset) -> int:
+def images_in_results(context: Context) -> int:
     """Progress of an evaluation: one count per image and row of results.json."""
     # The other ranks need not look: rank 0's answer is the one that is used.
-    rows = read_json(context.run.results, []) if context.world.is_main else []
-    return len(rows) * len(validation)
+    rows = read_rows(context.run.results) if context.world.is_main else []
+    return sum(row.get("images", 0) for row in rows)
 
 
-def write_truth_panels(context: Context, validation: Dataset) -> None:
+def write_truth_panels(context: Context) -> None:
     """Write the validation images of the report and their labels."""
-    for index in range(min(context.config.evaluation.panels, len(validation))):
-        sample = validation.load(index)
-        assert sample.label is not None, "validation images are labelled"
-        height, width = sample.label.shape
-        picture = to_picture(resize_image(sample.image, (height, width)))
-        write_picture(context.run.panel(sample.name, "image", suffix=".jpg"), picture)
-        write_labels(context.run.panel(sample.name, "truth"), sample.label, context.space)
+    for name, validation in context.validation.items():
+        for index in range(min(context.config.evaluation.panels, len(validation))):
+            sample = validation.load(index)
+            assert sample.label is not None, "validation images are labelled"
+            height, width = sample.label.shape
+            picture = to_picture(resize_image(sample.image, (height, width)))
+            image = panel_image(name, sample.name)
+            write_picture(context.run.panel(image, "image", suffix=".jpg"), picture)
+            write_labels(context.run.panel(image, "truth"), sample.label, context.space)
 
 
 def add_result(context: Context, row: dict[str, Any]) -> None:
-    """Put a row into results.json, in place of one of the same stage, network and normalisation."""
-    rows = [r for r in read_json(context.run.results, []) if any(r[k] != row[k] for k in ROW_KEY)]
+    """Put a row into results.json, in place of one with the same `row_key`."""
+    rows = [r for r in read_rows(context.run.results) if row_key(r) != row_key(row)]
     write_json(context.run.results, [*rows, row])
 
 
-def has_result(context: Context, inputs: Inputs, **key: Any) -> bool:
-    """Whether results.json has a row with these values, measured on these inputs."""
-    rows = read_json(context.run.results, [])
-    return any(
-        all(row[k] == v for k, v in key.items()) and same(row.get("inputs"), inputs) for row in rows
-    )
+def has_result(context: Context, inputs: Inputs, row: dict[str, Any]) -> bool:
+    """Whether results.json has a row with the same `row_key`, measured on these inputs."""
+    rows = [r for r in read_rows(context.run.results) if row_key(r) == row_key(row)]
+    return any(same(r.get("inputs"), inputs) for r in rows)
 
 
 def drop_stale_results(context: Context) -> None:
     """Remove what was measured on other validation images than today's, or of networks that are
     gone or were trained again; with their panels."""
-    run, now = context.run, context.inspected.summaries[VALIDATION]
-    stages = {(stage.kind, stage.round): stage for stage in with_student(context.config)}
-
-    def is_of_these_images(row: dict[str, Any]) -> bool:
-        measured = row.get("inputs", {}).get(VALIDATION, {})
-        return bool(measured.get("fingerprint") == now["fingerprint"])
-
-    def has_its_network(row: dict[str, Any]) -> bool:
-        stage = stages.get((row["stage"], row["round"]))
-        weights = stage and weights_digest(context, stage, row["network"])
-        return weights is not None and row.get("inputs", {}).get("weights") == weights
-
-    rows = read_json(run.results, [])
-    of_others = [row for row in rows if not is_of_these_images(row)]
+    run, rows = context.run, read_rows(context.run.results)
+    of_others = [row for row in rows if not is_of_these_images(context, row)]
     if of_others:
+        places = {_measured_on(row) for row in of_others}
+        now = {n: context.inspected.summaries[n] for n in context.validation if n in places}
         log.warning(
             "%s: %d results of %s are measured again: `data.validation` is now %s",
             run.results,
             len(of_others),
             describe(of_others[0].get("inputs")),
-            describe({VALIDATION: now}),
+            describe(now) or "without it",
         )
-        shutil.rmtree(run.panels, ignore_errors=True)
-    gone = [row for row in rows if row not in of_others and not has_its_network(row)]
+        for row in of_others:
+            shutil.rmtree(run.panels / row.get(SET, ""), ignore_errors=True)
+    gone = [row for row in rows if row not in of_others and not _has_its_network(context, row)]
     if gone:
         names = ", ".join(dict.fromkeys(map(stage_name, gone)))
         log.warning("%s: results of networks that are gone are removed: %s", run.results, names)
     if of_others or gone:
         write_json(run.results, [row for row in rows if row not in of_others and row not in gone])
     consensus = read_json(run.consensus, [])
-    kept = [row for row in consensus if is_of_these_images(row)]
+    kept = [row for row in consensus if is_of_these_images(context, row)]
     if len(kept) < len(consensus):
         log.warning("%s: measured on other validation images; its rows are removed", run.consensus)
         write_json(run.consensus, kept)
 
 
-def drop_stale_panels(context: Context, validation: Dataset) -> None:
+def _measured_on(row: Mapping[str, Any]) -> str:
+    """Name of the validation set of a row."""
+    return f"{VALIDATION}.{row[SET]}" if SET in row else VALIDATION
+
+
+def is_of_these_images(context: Context, row: Mapping[str, Any]) -> bool:
+    """Whether a row of results.json or consensus.json was measured on the set as it is now."""
+    name = _measured_on(row)
+    measured = row.get("inputs", {}).get(name, {}).get("fingerprint")
+    return measured is not None and measured == context.inspected.fingerprint(name)
+
+
+def _has_its_network(context: Context, row: Mapping[str, Any]) -> bool:
+    stages = {(stage.kind, stage.round): stage for stage in with_student(context.config)}
+    stage = stages.get((row["stage"], row["round"]))
+    weights = stage and weights_digest(context, stage, row["network"])
+    return weights is not None and row.get("inputs", {}).get("weights") == weights
+
+
+def drop_stale_panels(context: Context) -> None:
     """Remove pictures of images that the report does not show any more, and of networks without a
     result."""
     run = context.run
-    count = min(context.config.evaluation.panels, len(validation))
-    shown = {validation.name(index) for index in range(count)}
-    measured = {stage_name(row) for row in read_json(run.results, [])}
-    for folder in run.panels.glob("*"):
-        if folder.name not in shown:
-            shutil.rmtree(folder, ignore_errors=True)
+    shown = {
+        panel_image(name, validation.name(index))
+        for name, validation in context.validation.items()
+        for index in range(min(context.config.evaluation.panels, len(validation)))
+    }
+    measured = {stage_name(row) for row in read_rows(run.results)}
+    for image in run.panel_images():
+        if image not in shown:
+            shutil.rmtree(run.panels / image, ignore_errors=True)
     for stage in with_student(context.config):
         if stage.name not in measured:
-            for panel in run.panels.glob(f"*/{stage.name}.png"):
-                panel.unlink()
+            for image in run.panel_images():
+                run.panel(image, stage.name).unlink(missing_ok=True)

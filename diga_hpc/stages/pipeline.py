@@ -9,7 +9,7 @@ from diga_hpc.config import Config
 from diga_hpc.distributed import world as ranks
 from diga_hpc.distributed.stop import StopFlag
 from diga_hpc.errors import UserError
-from diga_hpc.inspection.opening import SOURCE, TARGET, open_all
+from diga_hpc.inspection.opening import SOURCE, TARGET, is_validation, open_all
 from diga_hpc.inspection.start import Binding, inspect
 from diga_hpc.loading.dataset import open_dataset
 from diga_hpc.run.directory import Run
@@ -45,9 +45,9 @@ class Pipeline:
             run,
             world,
             stop,
-            sets["source"],
-            sets.get("target"),
-            sets.get("validation"),
+            sets[SOURCE],
+            sets.get(TARGET),
+            {name: each for name, each in sets.items() if is_validation(name)},
             inspected,
         )
         if not run.exists:

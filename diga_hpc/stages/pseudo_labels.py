@@ -15,25 +15,27 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from safetensors.torch import save_file
 
-from diga_hpc import kernels
 from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.errors import UserError, listed
 from diga_hpc.inspection.facts import file_digest
-from diga_hpc.inspection.opening import TARGET, VALIDATION
+from diga_hpc.inspection.opening import TARGET, VALIDATION, validation_name
 from diga_hpc.loading.dataset import Dataset
 from diga_hpc.loading.loader import labelled_images
 from diga_hpc.loading.pictures import write_labels
 from diga_hpc.method.centroids import Centroids, ClassMeans, image_class_means
 from diga_hpc.method.labeler import Labeler, features_and_labels, rescale
+from diga_hpc.method.selection import select_labels
 from diga_hpc.method.teacher import Teacher
 from diga_hpc.method.views import unit_range
 from diga_hpc.models.base import SegmentationModel
+from diga_hpc.run.directory import panel_image
 from diga_hpc.run.files import atomic_write, read_json, write_json
+from diga_hpc.run.result_rows import SET
 from diga_hpc.stages.adaptation import adapt_to_target
 from diga_hpc.stages.inputs import FILES, describe, inputs_of, inputs_of_data, same
 from diga_hpc.stages.networks import trained_network
@@ -80,17 +82,31 @@ class PseudoLabels(DataPass):
             write_json(run.made_from(self.round), inputs)
         write_pseudo_labels(context, adapted, self.target, self.folder, self._watch)
         centroids = initial_centroids(context, adapted, self.target, self._watch)
-        panel = f"consensus_{self.round}"
-        quality = consensus_quality(context, adapted, student, centroids, self._watch, panel)
+        measured = self._consensus_rows(adapted, student, centroids)
         if context.world.is_main:
-            # A round that is repeated after a stop replaces its row.
+            # A round that is repeated after a stop replaces its rows.
             rows = [row for row in read_json(run.consensus, []) if row["round"] != self.round]
-            of = inputs_of_data(context, VALIDATION)
-            write_json(run.consensus, [*rows, {"round": self.round, "inputs": of} | quality])
+            write_json(run.consensus, [*rows, *measured])
             write_json(run.made_from(self.round), inputs | {FILES: self._digests()})
             # Last, since this file says that the round is done.
             save_centroids(centroids, run.centroids(self.round))
         context.world.barrier()
+
+    def _consensus_rows(
+        self, adapted: SegmentationModel, student: SegmentationModel, centroids: Centroids
+    ) -> list[dict[str, Any]]:
+        """A row of consensus.json for each validation set; one without numbers where none is."""
+        panel, rows = f"consensus_{self.round}", []
+        for name in self.context.validation or (VALIDATION,):
+            of = validation_name(name)
+            row: dict[str, Any] = {"round": self.round} | ({SET: of} if of else {})
+            row |= {"inputs": inputs_of_data(self.context, name)}
+            watch = self._watch
+            quality = consensus_quality(
+                self.context, name, adapted, student, centroids, watch, panel
+            )
+            rows.append(row | quality)
+        return rows
 
     def _digests(self) -> dict[str, str]:
         """Name of each label -> digest of its file; corrupt images have none."""
@@ -251,22 +267,24 @@ def load_centroids(context: Context, round_number: int, channels: int) -> Centro
 @torch.inference_mode()
 def consensus_quality(
     context: Context,
+    name: str,
     network: SegmentationModel,
     student: SegmentationModel,
     centroids: Centroids,
     watch: Watch,
-    panel_name: str,
+    panel: str,
 ) -> dict[str, float | None]:
-    """Measure the consensus on validation images: what it keeps, and how much of it is right.
+    """Measure the consensus on the validation set `name`: what it keeps, how much of it is right.
 
-    For diagnosis only: nothing in training depends on it.
+    With another `self_training.selection`, the same of that. For diagnosis only: nothing in
+    training depends on it.
 
     network: makes labels as the pseudo labels were made. student: self-training starts from it, and
-    its first teacher makes the features. panel_name: kind of the pictures of the consensus. Returns
+    its first teacher makes the features. panel: kind of the pictures of the consensus. Returns
     kept, accuracy (of what is kept), accuracy_offline (of the pseudo labels without consensus),
     images; None for a share of no pixels, as without validation images.
     """
-    world, config, validation = context.world, context.config, context.validation
+    world, config, validation = context.world, context.config, context.validation.get(name)
     if validation is None:
         return {"kept": None, "accuracy": None, "accuracy_offline": None, "images": 0}
     teacher = Teacher(student, config.teacher, context.precision)
@@ -279,12 +297,9 @@ def consensus_quality(
         image, truth = sample.image, sample.label
         height, width = truth.shape
         offline = label(image, (height, width))
-        consensus, _ = kernels.consensus_labels(
-            teacher(unit_range(image[None])).features,
-            centroids.values,
-            offline[None],
-            seen=centroids.seen,
-            align_corners=student.align_corners,
+        taught = teacher(unit_range(image[None]))
+        consensus = select_labels(
+            config.self_training, taught, offline[None], centroids, student.align_corners
         )
         labelled, kept = truth != IGNORE, consensus[0] != IGNORE
         right = (offline == truth) & labelled
@@ -292,7 +307,8 @@ def consensus_quality(
             [labelled.sum(), (kept & labelled).sum(), (kept & right).sum(), right.sum()]
         )
         if sample.index < config.evaluation.panels:
-            write_labels(context.run.panel(sample.name, panel_name), consensus[0], context.space)
+            picture = context.run.panel(panel_image(name, sample.name), panel)
+            write_labels(picture, consensus[0], context.space)
     # Counts, not rates: sums over ranks do not depend on how the images are shared.
     labelled, kept, kept_right, right = world.sum(counts).tolist()
     return {

@@ -6,13 +6,13 @@ from typing import Self
 
 import torch
 
-from diga_hpc import kernels
 from diga_hpc.config import SelfTrainingSection
 from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.loading.dataset import Dataset, WithPseudoLabels
 from diga_hpc.loading.loader import KEY, Batch
 from diga_hpc.method.centroids import Centroids, ClassMeans, image_class_means, labels_at_nodes
 from diga_hpc.method.losses import Segmentation, StepTotals
+from diga_hpc.method.selection import select_labels
 from diga_hpc.method.views import color_view, target_mix, unit_range, view_keys
 from diga_hpc.models.base import Prediction, SegmentationModel
 from diga_hpc.stages import networks as run_networks
@@ -27,12 +27,13 @@ from diga_hpc.training.stage import STUDENT, Context, Prepared, StepOutput
 class ThreeViews(Prepared):
     """Two views of the source and the target mix, the teacher's predictions, and the labels."""
 
-    views: torch.Tensor  # [3B,3,H,W] in [0,1]: source, its second view, target mix
-    keys: torch.Tensor  # int64 [3B]
+    views: torch.Tensor  # [2B,3,H,W] in [0,1]: source, its second view
+    mixed: torch.Tensor  # [B,3,H,W] in [0,1]: target mix
+    keys: torch.Tensor  # int64 [3B], of the views and the target mix
     taught: Prediction  # of the views of the source
     labels: torch.Tensor  # uint8 [B,H,W] of the source
     mixed_labels: torch.Tensor  # uint8 [B,H,W] of the target mix
-    kept: torch.Tensor  # share of the target's pixels whose label was kept
+    kept: torch.Tensor  # share of the target's pixels whose pseudo label was kept
     means: ClassMeans  # features of the teacher, for the centroids
 
 
@@ -82,28 +83,26 @@ class SelfTraining(DistillationStage):
         source, target = unit_range(batch.source), unit_range(batch.target)
         second = self.second_view(source, labels, target, draws)
         # Teacher: the views of the source to distil from, the clean target for its features
-        taught = self.teacher(torch.cat([source, second]))
+        views = torch.cat([source, second])
+        taught = self.teacher(views)
         taught_target = self.teacher(target)
-        # Labels of the target: kept where the offline label is also that of the nearest centroid
-        consensus, kept = kernels.consensus_labels(
-            taught_target.features,
-            self.centroids.values,
-            batch.target_labels,
-            seen=self.centroids.seen,
-            align_corners=align_corners,
+        # Labels of the target: by default kept where that of the nearest centroid agrees
+        selected = select_labels(
+            self.section, taught_target, batch.target_labels, self.centroids, align_corners
         )
         # Target mix: classes of the source pasted onto the colour view of the target
         color = color_view(target, draws["target_color"], self.section.color_blend)
-        mixed, mixed_labels = target_mix(source, labels, color, consensus, draws["paste_table"])
+        mixed, mixed_labels = target_mix(source, labels, color, selected, draws["paste_table"])
         return ThreeViews(
             self.segmentation.counts(source=labels, mixed=mixed_labels),
-            torch.cat([source, second, mixed]),
+            views,
+            mixed,
             view_keys(draws[KEY], 3),
             taught,
             labels,
             mixed_labels,
-            kept.sum() / consensus.numel(),
-            self._class_means(taught_target, consensus, taught, labels),
+            (selected != IGNORE).float().mean(),
+            self._class_means(taught_target, selected, taught, labels),
         )
 
     def step(
@@ -111,11 +110,8 @@ class SelfTraining(DistillationStage):
     ) -> StepOutput:
         """loss = CE(source) + CE(target mix) + weight * distillation between the source views."""
         labels = prepared.labels
-        # Student: views of both domains in one pass
-        prediction = networks[STUDENT](prepared.views, prepared.keys)
-        images = len(labels)
-        on_source = prediction.images(0, 2 * images)
-        on_mixed = prediction.images(2 * images, 3 * images)
+        # Student
+        on_source, on_mixed = self._predictions(prepared, networks[STUDENT])
         # Losses
         source_loss, distillation = self.source_losses(on_source, prepared.taught, labels, totals)
         mixed_loss = self.cross_entropy(on_mixed, "mixed", prepared.mixed_labels, totals)
@@ -125,21 +121,34 @@ class SelfTraining(DistillationStage):
             "loss/segmentation": source_loss,
             "loss/target_mix": mixed_loss,
             "loss/distillation": distillation,
-            "consensus/kept": prepared.kept,
         }
+        # Without a selection the share is 1 by definition, which is no sign of a bad consensus.
+        if self.section.selection != "none":
+            metrics["consensus/kept"] = prepared.kept
         return StepOutput({STUDENT: loss}, metrics, prepared.means)
+
+    def _predictions(self, prepared: ThreeViews, student: Engine) -> tuple[Prediction, Prediction]:
+        """The student on the views of the source (2B images) and on the target mix (B)."""
+        views, mixed, keys = prepared.views, prepared.mixed, prepared.keys
+        on_source = len(views)
+        if self.section.passes == "separate":
+            # Batch normalisation sees one domain at a time; both passes move its running
+            # statistics, the target mix last.
+            return student(views, keys[:on_source]), student(mixed, keys[on_source:])
+        joint: Prediction = student(torch.cat([views, mixed]), keys)
+        return joint.images(0, on_source), joint.images(on_source, len(keys))
 
     def _class_means(
         self,
         on_target: Prediction,
-        consensus: torch.Tensor,
+        selected: torch.Tensor,
         on_source: Prediction,
         labels: torch.Tensor,
     ) -> ClassMeans:
         """Teacher features where label and prediction agree: of the target, of the second view."""
         images = len(labels)
         second = on_source.images(images, 2 * images)
-        return self._agreed_means(on_target, consensus) + self._agreed_means(second, labels)
+        return self._agreed_means(on_target, selected) + self._agreed_means(second, labels)
 
     def _agreed_means(self, prediction: Prediction, labels: torch.Tensor) -> ClassMeans:
         predicted = prediction.logits.argmax(1)

@@ -23,7 +23,8 @@ class TwoViews(Prepared):
     views: torch.Tensor  # [2B,3,H,W] in [0,1]: source, its second view
     taught: Prediction  # of these views
     labels: torch.Tensor  # uint8 [B,H,W] of the source
-    keys: torch.Tensor  # int64 [2B]
+    keys: torch.Tensor  # int64 [3B], of the views and the target
+    target: torch.Tensor | None  # [B,3,H,W] in [0,1], for running statistics alone
 
 
 class WarmUp(DistillationStage):
@@ -32,8 +33,9 @@ class WarmUp(DistillationStage):
     section: WarmUpSection
 
     def datasets(self) -> tuple[Dataset, Dataset | None]:
-        """The target only where the second view is mixed with it."""
-        return self.context.source, self.context.target if self.second_view.mixes else None
+        """The target only where the second view is mixed with it, or it sets statistics."""
+        sees_target = self.second_view.mixes or self.section.target_statistics
+        return self.context.source, self.context.target if sees_target else None
 
     def prepare(self, batch: Batch) -> TwoViews:
         """Both views of the source, and the teacher's predictions for them."""
@@ -45,14 +47,22 @@ class WarmUp(DistillationStage):
         # Teacher
         taught = self.teacher(views)
         counts = self.segmentation.counts(source=labels)
-        return TwoViews(counts, views, taught, labels, view_keys(batch.draws[KEY], 2))
+        keys = view_keys(batch.draws[KEY], 3)
+        seen = target if self.section.target_statistics else None
+        return TwoViews(counts, views, taught, labels, keys, seen)
 
     def step(
         self, prepared: TwoViews, networks: Mapping[str, Engine], totals: StepTotals
     ) -> StepOutput:
         """loss = cross-entropy on the clean view + weight * distillation between the views."""
         # Student
-        prediction = networks[STUDENT](prepared.views, prepared.keys)
+        student, on_source = networks[STUDENT], len(prepared.views)
+        prediction = student(prepared.views, prepared.keys[:on_source])
+        if prepared.target is not None:
+            # Only the running statistics remember it: the last of two updates weighs
+            # 0.1 / (1 - 0.9 ** 2) = 52.6 % at a momentum of 0.1.
+            with torch.no_grad():
+                student(prepared.target, prepared.keys[on_source:])
         # Losses
         cross_entropy, distillation = self.source_losses(
             prediction, prepared.taught, prepared.labels, totals

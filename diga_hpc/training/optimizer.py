@@ -13,16 +13,17 @@ PARTS = ("backbone", "head")
 def build_optimizer(network: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
     """Optimizer with each trainable tensor in exactly one group: part x decayed or not.
 
-    Biases and normalisation parameters, the tensors of one dimension, are not decayed. Rates are
-    set before each step (`rates`); a network without `backbone` and `head` trains at the rate of
-    the head.
+    Biases and normalisation parameters, the tensors of one dimension, are decayed with
+    `decay_norms` only. Rates are set before each step (`rates`); a network without `backbone` and
+    `head` trains at the rate of the head.
     """
     groups = []
+    fewest = 0 if section.decay_norms else 2  # dimensions of a tensor that is decayed
     for part, members in _parts(network).items():
         parameters = [p for p in members.parameters() if p.requires_grad]
         for decay, chosen in (
-            (section.weight_decay, [p for p in parameters if p.ndim > 1]),
-            (0.0, [p for p in parameters if p.ndim <= 1]),
+            (section.weight_decay, [p for p in parameters if p.ndim >= fewest]),
+            (0.0, [p for p in parameters if p.ndim < fewest]),
         ):
             # `part` is read when rates are set; torch keeps keys that it does not know.
             if chosen:

@@ -44,7 +44,8 @@ class Context:
     stop: StopFlag
     source: Dataset
     target: Dataset | None
-    validation: Dataset | None
+    validation: Mapping[str, Dataset]
+    """To measure on, by name (DataSection.validation_sets); empty without any."""
     inspected: Inspected
 
     @property

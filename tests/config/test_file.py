@@ -44,7 +44,8 @@ def test_saved_configuration_reads_back_equal(tiny_yaml, tmp_path):
         ("data.source.scene_size=[0,9]", "`data.source.scene_size.0` = 0"),
         (
             "model.name=light",
-            "`model.name` = 'light': expected one of 'deeplabv2_resnet101', 'lite'",
+            "`model.name` = 'light': expected one of 'deeplabv2_resnet101', 'hrnet_w48_ocr', "
+            "'lite'",
         ),
         ("translator.kind=colour", "`translator.kind` = 'colour': expected one of 'none', 'color'"),
         ("data.sampler=rare", "`data.sampler` = 'rare': expected one of 'shuffled'"),
@@ -89,7 +90,7 @@ def test_saved_configuration_reads_back_equal(tiny_yaml, tmp_path):
             "`data.source.style` = 'source': a key of `kind: streets`; `kind: folder` has ",
         ),
         ("data.source={kind: folder, Labels: x}", "did you mean `labels`?"),
-        ("data.source={Kind: folder}", "folder, synthia; write `kind` for `Kind`"),
+        ("data.source={Kind: folder}", "; write `kind` for `Kind`"),
         ("data.source={kinds: folder}", "; write `kind` for `kinds`"),
         ("data.source={type: GTA5}", "; write `kind` for `type`"),
         ("data.source={kind: Cityscapes}", "did you mean 'cityscapes'?"),
@@ -174,6 +175,53 @@ def test_a_class_named_root_is_no_folder(tmp_path):
     assert tuple(line.split(":")[0] for line in changed) == names
     kept = [key for key in configuration.flat(before) if not configuration.is_data_root(key)]
     assert {key for key in kept if key.endswith("root")} == set(names)
+
+
+SCENES = "{kind: streets, style: target, images: 2}"
+
+
+def test_several_validation_sets_by_name(tiny_yaml, tmp_path):
+    sets = f"data.validation={{night: {SCENES}, day: {{kind: camvid, splits: [test]}}}}"
+    config = configuration.load(tiny_yaml, [sets, "data.validation.night.images=3"])
+    assert list(config.data.sets) == ["source", "target", "validation.night", "validation.day"]
+    assert config.data.sets["validation.night"].images == 3
+    configuration.save(config, tmp_path / "saved.yaml")
+    saved = configuration.load(tmp_path / "saved.yaml")
+    assert saved == config and list(saved.data.sets) == list(config.data.sets)
+    fewer = configuration.load(tiny_yaml, [sets, "data.validation.day=null"])
+    assert list(fewer.data.validation_sets) == ["validation.night"]
+    alone = configuration.load(tiny_yaml).data
+    assert list(alone.sets) == ["source", "target", "validation"]
+
+
+def test_validation_sets_may_move_and_be_added(tiny_yaml):
+    sets = f"data.validation={{night: {SCENES}}}"
+    before = configuration.load(tiny_yaml, [sets])
+    added = ["data.validation.night.root=/x", "data.validation.day={kind: camvid, splits: [test]}"]
+    after = configuration.load(tiny_yaml, [sets, *added])
+    assert configuration.differences(before, after) == []
+    assert configuration.is_data_root("data.validation.night.root")
+    (removed, *_) = configuration.differences(after, before)
+    assert removed.startswith("data.validation.day.")
+    assert configuration.differences(configuration.load(tiny_yaml), before)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("night.spit=x", r"unknown key `data\.validation\.night\.spit`"),
+        ("night.images=0", r"`data\.validation\.night\.images` = 0: expected greater"),
+        ("night.kind=camvit", r"`data\.validation\.night\.kind` = 'camvit': .*mean 'camvid'"),
+        ("day.style=x", r"`data\.validation\.day`: expected a mapping with `kind`"),
+        ("root=/x", r"`data\.validation\.root` = '/x': a key of a data set; .*write NAME\.root"),
+        ("mean={kind: camvid}", r"`data\.validation\.mean`: expected another name"),
+        ("'a/b'={kind: camvid}", r"expected a name of letters"),
+    ],
+)
+def test_problems_of_a_named_validation_set(tiny_yaml, override, message):
+    sets = f"data.validation={{night: {SCENES}}}"
+    with pytest.raises(UserError, match=message):
+        configuration.load(tiny_yaml, [sets, f"data.validation.{override}"])
 
 
 def test_import_loads_neither_torch_nor_deepspeed():

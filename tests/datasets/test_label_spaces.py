@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from diga_hpc.datasets.gta5 import Gta5
 from diga_hpc.datasets.label_spaces import (
     CITYSCAPES_IDS,
     CITYSCAPES_VOID,
@@ -11,6 +10,7 @@ from diga_hpc.datasets.label_spaces import (
     SPACES,
 )
 from diga_hpc.datasets.label_tables import UNKNOWN, id_table, identity_table
+from diga_hpc.datasets.synthetic.gta5 import Gta5
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -28,6 +28,7 @@ def test_sizes_and_protocols():
         "camvid": 11,
         "cityscapes": 19,
         "synthia": 16,
+        "voc": 21,
     }
     synthia = SPACES["synthia"]
     left_out = set(range(16)) - set(synthia.protocols["miou_13"])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from diga_hpc.datasets.folder import Folder
-from diga_hpc.datasets.gta5 import Gta5
 from diga_hpc.datasets.label_spaces import CITYSCAPES_IDS, IGNORE, SPACES, LabelSpace
+from diga_hpc.datasets.synthetic.gta5 import Gta5
 from diga_hpc.loading import dataset as datasets
 from helpers.image_files import config_with, write_ids, write_image
 

@@ -16,6 +16,8 @@ from diga_hpc.loading.loader import Batch, TrainingSamples, collate
 from diga_hpc.method.centroids import Centroids
 from diga_hpc.method.losses import Segmentation, StepTotals
 from diga_hpc.models import build_model
+from diga_hpc.models.base import SegmentationModel
+from diga_hpc.models.batch_norm import BatchNorm, batch_norms
 from diga_hpc.stages import plan
 from diga_hpc.stages.self_training import SelfTraining
 from diga_hpc.stages.source_only import SourceOnly
@@ -78,7 +80,7 @@ def large_images(folder: Path, *overrides: str) -> configuration.Config:
 def build_stage(kind: str, config: configuration.Config, world: World = ALONE) -> TrainingStage:
     """A training stage with an untrained network, without a run directory."""
     space = config.space
-    student = build_model("lite", space.num_classes).to(world.device)
+    student = build_model("lite", space.num_classes, dropout=config.model.dropout).to(world.device)
     segmentation = Segmentation(config.loss, torch.rand(space.num_classes), world.device)
     context = SimpleNamespace(
         config=config,
@@ -161,6 +163,14 @@ class FirstImages:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._dataset, name)
+
+
+def first_statistics(student: SegmentationModel) -> tuple[BatchNorm, list[torch.Tensor]]:
+    """The first batch normalisation of a network, and the inputs that it is going to see."""
+    layer = batch_norms(student)[0]
+    seen: list[torch.Tensor] = []
+    layer.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].detach()))
+    return layer, seen
 
 
 def watched(work: Callable[[], object]) -> Watch:

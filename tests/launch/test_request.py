@@ -59,6 +59,13 @@ REFUSED = {
         {"sweep": {"seed": [0, 1]}},
         "it is also set as key=value after the configuration",
     ),
+    "no variants": (
+        "warm-up",
+        [],
+        {"sweep": {"variant": ["all"]}},
+        "has no section `variants`, whose names could be swept",
+    ),
+    "no run at a time": ("warm-up", [], {"parallel": 0}, "parallel=0: at least one run at a time"),
     "swept directory": (
         "warm-up",
         [],
@@ -165,3 +172,20 @@ def test_a_directory_with_a_job_in_it_is_refused_until_the_job_has_ended(
     LaunchRequest.make("warm-up", tiny_yaml, dependency="afterok:7").check_directories()
     (tmp_path / "ended").touch()
     request.check_directories()
+
+
+def test_a_sweep_of_all_variants_has_a_run_for_each(tiny_yaml, tmp_path):
+    text = "variants: {short: [warm_up.steps=2], long: [warm_up.steps=9]}\n"
+    tiny_yaml.write_text(tiny_yaml.read_text() + text)
+    sweep = {"variant": ["all"], "seed": [0, 1]}
+    request = LaunchRequest.make("pipeline", tiny_yaml, sweep=sweep)
+    found = {name: (run.warm_up.steps, run.seed) for name, run in request.runs.items()}
+    assert found == {
+        f"variant={name},seed={seed}": (steps, seed)
+        for name, steps in (("short", 2), ("long", 9))
+        for seed in (0, 1)
+    }
+    (one,) = LaunchRequest.make("pipeline", tiny_yaml, sweep={"variant": ["long"]}).runs.values()
+    assert one == configuration.load(
+        tiny_yaml, ["warm_up.steps=9", f"run_dir={tmp_path / 'run/variant=long'}"]
+    )

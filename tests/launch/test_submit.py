@@ -101,6 +101,11 @@ def test_a_sweep_is_one_array_with_a_directory_for_each_run(tiny_yaml, tmp_path,
         assert config.run_dir == tmp_path / f"run/seed={seed},warm_up.steps={steps}"
 
 
+def test_an_array_of_which_some_run_at_a_time(tiny_yaml):
+    text = launch.sbatch_text("warm-up", tiny_yaml, sweep={"seed": [0, 1, 2]}, parallel=2)
+    assert "#SBATCH --array=0-2%2\n" in text
+
+
 def test_what_sbatch_says_reaches_the_user_and_nothing_is_left(tiny_yaml, tmp_path, sbatch, capfd):
     (tmp_path / "refusal").write_text("sbatch: error: invalid partition specified: gpuu\n")
     with pytest.raises(
@@ -197,6 +202,46 @@ def test_what_submits_and_reads_loads_nothing_heavy(module):
 
 
 # ---------------------------------------------------------------------------------- on this machine
+
+
+class FakeExecutor:
+    """Local jobs that end one after the other, each after it was looked at twenty times."""
+
+    running: list["FakeExecutor"]
+    most = 0
+    looks = 0
+
+    def __init__(self, folder):
+        FakeExecutor.running, FakeExecutor.most = [], 0
+
+    def update_parameters(self, **parameters):
+        pass
+
+    def submit(self, run):
+        job = object.__new__(FakeExecutor)
+        job.job_id, job.port = str(os.getpid()), run.port
+        self.running.append(job)
+        FakeExecutor.most = max(self.most, len(self.running))
+        return job
+
+    def done(self):
+        self.looks += 1
+        if self.looks > 20 and self in self.running[:1]:
+            self.running.remove(self)
+        return self not in self.running
+
+
+@pytest.mark.parametrize("parallel", [None, 1, 2, 3, 9])
+def test_so_many_runs_of_a_sweep_run_at_a_time_here(tiny_yaml, monkeypatch, parallel):
+    monkeypatch.setattr(launch.submitit, "LocalExecutor", FakeExecutor)
+    monkeypatch.setattr(launch, "POLL", 0)
+    submission = launch.submit(
+        "warm-up", tiny_yaml, executor="local", sweep={"seed": range(5)}, parallel=parallel
+    )
+    jobs = list(submission._handles.values())
+    assert FakeExecutor.most == min(parallel or 1, 5)
+    # It waits for all; each has a port of its own.
+    assert not FakeExecutor.running and len({job.port for job in jobs}) == 5
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def swept(tmp_path, tiny_yaml):
 
 
 def test_the_table_has_a_row_per_run_and_a_column_per_result(swept):
-    table = sweep.collect(swept)
+    table = sweep.collect(swept).rows
     assert [(row["run"], row["seed"], row["state"]) for row in table] == [
         ("seed=0", "0", "done"),
         ("seed=1", "1", "source_only 2/3 steps"),
@@ -95,13 +95,13 @@ def test_a_table_that_cannot_be_written_is_shown_all_the_same(swept, monkeypatch
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
 
     monkeypatch.setattr(sweep, "write_json", fail)
-    assert len(sweep.collect(swept)) == 3
+    assert len(sweep.collect(swept).rows) == 3
     assert "table not written (No such file or directory)" in caplog.text
 
 
 def test_a_run_that_was_removed_is_listed_as_removed(swept):
     shutil.rmtree(swept / "seed=1")
-    assert [row["state"] for row in sweep.collect(swept)] == ["done", "removed", "not started"]
+    assert [row["state"] for row in sweep.collect(swept).rows] == ["done", "removed", "not started"]
 
 
 def test_a_later_launch_into_the_same_folder_adds_its_runs(swept):
@@ -127,3 +127,35 @@ def test_a_score_that_is_null_is_an_empty_cell(swept, capsys):
         assert next(csv.DictReader(stream))[first] == ""
     # The table is that of a run with a null, not a sweep without the column.
     assert json.loads((swept / "results.json").read_text())[0][first] is None
+
+
+def test_protocols_and_validation_sets_have_columns_of_their_own(swept, capsys, monkeypatch):
+    """SYNTHIA's 16 and 13 classes, on two sets, of which one run lacks one."""
+    monkeypatch.setenv("COLUMNS", "250")
+
+    def rows(*sets):
+        return [
+            {"stage": "warm_up", "round": 0, "network": "student", "normalization": "running"}
+            | {"validation": of, "miou": miou, "miou_present": 99.0, "miou_13": miou + 5}
+            for of, miou in sets
+        ]
+
+    for name, sets in (("seed=0", [("city", 40.0), ("rain", 30.0)]), ("seed=1", [("city", 44.0)])):
+        (swept / name / "results.json").write_text(json.dumps(rows(*sets)))
+    first, second, _ = sweep.collect(swept).rows
+    base = "warm_up/student/running"
+    assert {key: value for key, value in first.items() if key.startswith(base)} == {
+        f"{base}/city": 40.0,
+        f"{base}/city/miou_13": 45.0,
+        f"{base}/rain": 30.0,
+        f"{base}/rain/miou_13": 35.0,
+        f"{base}/mean": 35.0,
+        f"{base}/mean/miou_13": 40.0,
+    }
+    assert [key for key in second if key.startswith(base)] == [
+        f"{base}/city",
+        f"{base}/city/miou_13",
+    ]
+    show.show_sweep(swept)
+    heads = capsys.readouterr().out
+    assert "city" in heads and "mean" in heads and "miou_13" in heads

@@ -51,6 +51,25 @@ def test_a_batch_holds_the_draws_of_the_stage_and_a_key_for_each_sample(tiny_yam
     assert first.target is not None and first.target_labels is None
 
 
+def test_the_warm_up_may_leave_the_target_unscaled(tiny_yaml):
+    """`warm_up.scale_target: false`: a crop of the target is a window of the image as it is."""
+    options = ["data.flip=false", "data.scale=[0.7, 0.8]", "warm_up.batch={full: 4, half: 0}"]
+
+    def first(scaled):
+        options_here = [*options, f"warm_up.scale_target={scaled}"]
+        samples = samples_of(configuration.load(tiny_yaml, options_here))
+        image = samples.datasets["target"].load(samples.samplers["target"].index(0)).image
+        sample = samples[0]
+        windows = image.unfold(1, 32, 1).unfold(2, 48, 1)  # [3,17,49,32,48]
+        same_pixels = (windows == sample.target[:, None, None]).all(-1).all(-1).all(0)
+        return sample, bool(same_pixels.any())
+
+    scaled, is_window = first("true")
+    plain, is_plain_window = first("false")
+    assert (is_window, is_plain_window) == (False, True)
+    assert torch.equal(scaled.source, plain.source)
+
+
 def test_stream_does_not_depend_on_workers_ranks_or_the_first_step(tiny_yaml):
     samples = samples_of(configuration.load(tiny_yaml))
     alone = batches_of(samples)
@@ -81,7 +100,7 @@ def test_seed_changes_the_stream(tiny_yaml):
 
 def test_labelled_images_are_resized_and_their_labels_are_not(tiny_yaml):
     config = configuration.load(tiny_yaml, ["data.validation.size=[24, 48]"])
-    validation = datasets.open_validation(config)
+    (validation,) = datasets.open_validation(config).values()
     found = list(labelled_images(validation, [2, 0], workers=0, device=torch.device("cpu")))
     assert [each.index for each in found] == [2, 0]
     for each in found:
@@ -109,7 +128,7 @@ def photos_yaml(tiny_yaml, tmp_path):
 
 
 def test_photos_of_other_shapes_are_looked_at_undistorted(photos_yaml):
-    validation = datasets.open_validation(photos_yaml())
+    (validation,) = datasets.open_validation(photos_yaml()).values()
     found = list(labelled_images(validation, [0, 1, 2, 3], 0, torch.device("cpu")))
     sizes = {each.name: tuple(each.image.shape[1:]) for each in found}
     # The area of 24x48 each.

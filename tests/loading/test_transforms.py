@@ -60,6 +60,23 @@ def test_a_disc_in_a_photo_smaller_than_the_crop_stays_round(size, scale):
     assert ((got_image[0] > 127) == (got_label == 1)).float().mean() > 0.97
 
 
+def test_an_image_that_scaling_makes_too_small_is_seen_as_a_whole():
+    """`too_small: whole`: every scaled height is below the crop's, no width is."""
+    label = torch.arange(17 * 80).remainder(251).view(17, 80).to(torch.uint8)
+    image = label[None].expand(3, -1, -1).contiguous()
+    options = {"size": (17, 80), "crop": (16, 23), "scale": (0.7, 0.9), "flip": False}
+    whole = transforms.resize_label(label, (16, 23))
+    for seed in range(10):
+        got_image, got_label = crop(image, label, seed, **options, too_small="whole")
+        assert torch.equal(got_label, whole)
+        assert torch.equal(got_image, transforms.resize_image(image, (16, 23)))
+        assert not torch.equal(crop(image, label, seed, **options)[1], whole)
+        # Where it fits, nothing changes.
+        fits = options | {"crop": (11, 23)}
+        a, b = (crop(image, label, seed, **fits, too_small=t)[1] for t in ("side", "whole"))
+        assert torch.equal(a, b)
+
+
 def test_crops_are_redrawn_until_they_show_enough_classes():
     """Two classes share the left eighth, the rest is class 0: redrawing finds them more often."""
     label = torch.zeros(40, 160, dtype=torch.uint8)

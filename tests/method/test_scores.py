@@ -169,3 +169,18 @@ def test_a_protocol_without_any_of_its_classes_is_null():
 def test_two_classes_of_one_name_are_refused():
     with pytest.raises(UserError, match="the classes 0 and 1 are both named 'a'"):
         LabelSpace("x", ("a", "a", "b"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
+
+
+def test_large_images_are_counted_in_parts(monkeypatch):
+    """As at once: of images whose size is no multiple of a part."""
+    rng = torch.Generator().manual_seed(0)
+    truth, guess = (torch.randint(0, 4, (23, 31), generator=rng, dtype=torch.uint8) for _ in "ab")
+    truth[truth == 3] = 255
+    counts = []
+    for part in (1, 7, 10**6):
+        monkeypatch.setattr("diga_hpc.method.scores.PART", part)
+        matrix = ConfusionMatrix(3, torch.device("cpu"))
+        matrix.add(truth, guess.clamp(max=2))
+        counts.append(matrix.counts.tolist())
+    assert counts[0] == counts[1] == counts[2]
+    assert sum(map(sum, counts[0])) == int((truth != 255).sum())

@@ -2,12 +2,13 @@
 
 import numpy as np
 import torch
+from PIL import Image, ImageEnhance
 
 from diga_hpc.loading.sampling import sample_rng
 from diga_hpc.method import views
 from diga_hpc.method.views import draw_class_table
 
-IDENTITY = torch.tensor([1.0, 1, 1, 0, 0, 0, 0])
+IDENTITY = torch.tensor([1.0, 1, 1, 0, 0, 0, 1])
 
 
 def images(n=2, size=(13, 17), seed=0):
@@ -20,7 +21,7 @@ def test_color_view_without_change_is_the_image():
 
 
 def test_color_view_blends_with_the_original():
-    x, change = images(), torch.tensor([1.3, 0.7, 1.2, 0.05, 0, 1, 1]).expand(2, 7)
+    x, change = images(), torch.tensor([1.3, 0.7, 1.2, 0.05, 0, 1, 0.2]).expand(2, 7)
     full = views.color_view(x, change, 1.0)
     assert (full - x).abs().max() > 0.05
     assert torch.allclose(views.color_view(x, change, 0.3), 0.3 * full + 0.7 * x, atol=1e-6)
@@ -29,7 +30,7 @@ def test_color_view_blends_with_the_original():
 def test_color_view_treats_each_sample_by_its_own_change():
     x = images(3)
     change = torch.stack(
-        [IDENTITY, torch.tensor([0.6, 1, 1, 0, 0, 0, 0]), torch.tensor([1.0, 1, 1, 0, 1, 0, 0])]
+        [IDENTITY, torch.tensor([0.6, 1, 1, 0, 0, 0, 1]), torch.tensor([1.0, 1, 1, 0, 1, 0, 1])]
     )
     got = views.color_view(x, change, 1.0)
     assert torch.allclose(got[0], x[0], atol=2e-6)
@@ -48,11 +49,31 @@ def test_blur_is_a_3x3_gaussian_of_sigma_2():
     assert np.allclose(got.numpy(), np.outer(row, row), atol=1e-6)
 
 
+def test_sharpness_is_that_of_pil():
+    """ImageEnhance.Sharpness, a factor per image; borders stay."""
+    pixels = (images(2, (9, 11)) * 255).round() / 255
+    change = IDENTITY.repeat(2, 1)
+    change[:, 6] = torch.tensor([0.0, 0.4])
+    got = views.color_view(pixels, change, 1.0)
+    for image, factor, found in zip(pixels, (0.0, 0.4), got, strict=True):
+        array = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        expected = ImageEnhance.Sharpness(Image.fromarray(array)).enhance(factor)
+        # PIL rounds to 8 bits, twice.
+        difference = found.permute(1, 2, 0).numpy() * 255 - np.asarray(expected).astype(float)
+        assert np.abs(difference).max() <= 1.5
+
+
 def test_drawn_changes_have_the_published_frequencies_and_ranges():
     draws = torch.stack([views.draw_color_change(np.random.default_rng(n)) for n in range(3000)])
     jittered = (draws[:, 0] != 1).float().mean()
     assert abs(jittered - 0.5) < 0.04
-    assert (draws[:, 4:].mean(0) - torch.tensor([0.3, 0.8, 0.3])).abs().max() < 0.04
+    assert (draws[:, 4:6].mean(0) - torch.tensor([0.3, 0.8])).abs().max() < 0.04
+    factors = draws[:, 6][draws[:, 6] != 1]
+    assert abs(len(factors) / len(draws) - 0.3) < 0.04
+    # Uniform from 0 to 0.5, as kornia's RandomSharpness(0.5) draws.
+    assert factors.min() >= 0 and factors.max() < 0.5
+    quartiles = factors.double().quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    assert (quartiles - torch.tensor([0.125, 0.25, 0.375])).abs().max() < 0.025
     assert (
         (draws[:, 0] - 1).abs().max() <= 0.4
         and (draws[:, 2] - 1).abs().max() <= 0.2

@@ -114,6 +114,7 @@ def test_normalisations_of_a_known_pixel():
     images = (rgb / 255).view(1, 3, 1, 1).double()
     expected = {
         "caffe": (rgb.flip(0) - torch.tensor([104.00698793, 116.66876762, 122.67891434])) / 128,
+        "caffe_rgb": (rgb - torch.tensor([122.67891434, 116.66876762, 104.00698793])) / 128,
         "imagenet": (rgb / 255 - torch.tensor([0.485, 0.456, 0.406]))
         / torch.tensor([0.229, 0.224, 0.225]),
         "inception": rgb / 127.5 - 1,

@@ -72,7 +72,7 @@ def test_output_shapes(images_HW, output_hw):
 
 
 def test_logits_are_the_classifier_of_the_features(deeplab):
-    logits, features = deeplab(torch.rand(1, 3, 65, 49))
+    logits, features, _ = deeplab(torch.rand(1, 3, 65, 49))
     torch.testing.assert_close(logits, deeplab.classifier(features), rtol=1e-4, atol=1e-5)
     # F.interpolate rounds logits in channels_last differently.
     assert logits.is_contiguous()
@@ -109,6 +109,37 @@ def test_published_layouts_import_completely(tmp_path, deeplab, suffix):
         path.unlink()
     assert same_tensors(model, deeplab)
     assert model.normalization.kind == "caffe"
+
+
+def test_published_starting_weights_are_an_encoder(tmp_path, deeplab):
+    """DeepLab_resnet_pretrained_init-f81d91e8.pth: all under `Scale.`, and another classifier."""
+    encoder = {
+        key: value
+        for key, value in published(deeplab, layout=0).items()
+        if not key.startswith("layer5.")
+    }
+    for i in range(4):
+        encoder[f"layer5.conv2d_list.{i}.weight"] = torch.zeros(21, 2048, 3, 3)
+        encoder[f"layer5.conv2d_list.{i}.bias"] = torch.zeros(21)
+    path = tmp_path / "DeepLab_resnet_pretrained_init-f81d91e8.pth"
+    torch.save({f"Scale.{key}": value for key, value in encoder.items()}, path)
+    try:
+        with pytest.warns(UserWarning, match="holds only an encoder: the head starts random"):
+            model = build_model(NAME, 19, weights=path)
+    finally:
+        path.unlink()
+    assert same_tensors(model, deeplab, prefixes=("backbone.",))
+    assert not same_tensors(model, deeplab, prefixes=("head.branches.",))
+    assert model.normalization.kind == "caffe"
+
+
+def test_head_starts_as_published(deeplab):
+    convolutions = [m for m in deeplab.head.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert len(convolutions) == 7
+    assert all(0.009 < layer.weight.std() < 0.011 for layer in convolutions)
+    assert not deeplab.head.project.bias.any()
+    # torch's default, uniform in +- 1 / sqrt(fan in).
+    assert 0 < deeplab.head.branches[4][0].bias.abs().max() <= (2048 * 9) ** -0.5
 
 
 def test_torchvision_resnet101_fits_the_encoder(monkeypatch, recwarn):

@@ -208,8 +208,10 @@ def test_networks_drop_feature_channels_by_key_alone(name):
         assert torch.equal(results[0].logits, results[1].logits)
         assert torch.equal(results[0].features, results[1].features)
         keep = keep_mask(keys, 0, model.feature_channels, 0.5)
-        assert torch.equal(dropped(results[0].features), ~keep)
-        assert not dropped(model.eval()(images, keys).features).any()
+        # Features behind a ReLU may be zero without dropout.
+        zero = dropped(model.eval()(images, keys).features)
+        assert torch.equal(dropped(results[0].features), ~keep | zero)
+        assert zero.double().mean() < 0.7
 
 
 RANK = """
@@ -242,7 +244,7 @@ for zero_stage in (0, 3):
     # Ranks seed torch differently.
     torch.manual_seed(rank)
     part = slice(rank * 4 // size, (rank + 1) * 4 // size)
-    logits, features = engine(images[part], keys[part])
+    logits, features, _ = engine(images[part], keys[part])
     engine.backward(logits.square().mean())
     engine.step()
     torch.save(features.detach(), f"{folder}/{zero_stage}_{rank}_{size}.pt")

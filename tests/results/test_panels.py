@@ -10,6 +10,7 @@ from PIL import Image
 from diga_hpc import config as configuration
 from diga_hpc.results import panels
 from diga_hpc.results.stage_order import StageOrder
+from diga_hpc.run.directory import RunPaths
 from helpers.finished_run import KINDS, write_config, write_panels
 
 
@@ -20,7 +21,7 @@ def run_dir(tmp_path):
 
 def read(run_dir, *found):
     order = StageOrder(configuration.load(run_dir / "config.yaml"), found)
-    return panels.read_panels(run_dir / "panels", order)
+    return panels.read_panels(RunPaths(run_dir).panels, order)
 
 
 def decode(uri: str) -> Image.Image:

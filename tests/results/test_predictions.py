@@ -12,6 +12,7 @@ from PIL import Image
 from diga_hpc.errors import UserError
 from diga_hpc.results import predict as module
 from diga_hpc.results.predictions import find_pictures, output_names
+from helpers import zips
 from helpers.pictures_of_predict import draw, labels
 
 # ------------------------------------------------------------------------------------ what is read
@@ -22,6 +23,19 @@ def test_subfolders_are_kept(call, tmp_path):
         draw(tmp_path / "images" / name)
     assert len(call()) == 4
     assert labels(tmp_path / "out") == ["cam 2/deep/ä [1]", "cam1/1", "cam2/1", "top"]
+
+
+def test_images_in_an_archive(call, tmp_path):
+    """Beside a file on disk; a second call labels none, and a third all of a replaced archive."""
+    draw(tmp_path / "images/a.png")
+    for name in ("cam/b.png", "c.png"):
+        draw(tmp_path / "packed" / name)
+    zips.pack(tmp_path / "packed", tmp_path / "images/x.zip")
+    assert len(call()) == 3
+    assert labels(tmp_path / "out") == ["a", "c", "cam/b"]
+    assert call() == []
+    zips.pack(tmp_path / "packed", tmp_path / "images/x.zip", method=zips.STORED)
+    assert len(call()) == 2
 
 
 @pytest.mark.parametrize("suffix", ["bmp", "tif", "TIFF", "webp", "JPEG", "png"])

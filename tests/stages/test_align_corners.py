@@ -4,6 +4,7 @@ import pytest
 
 from diga_hpc import config as configuration
 from diga_hpc import kernels
+from diga_hpc.inspection.opening import VALIDATION
 from diga_hpc.method import centroids as centroids_module
 from diga_hpc.method.centroids import Centroids
 from diga_hpc.models.lite import Lite
@@ -64,14 +65,14 @@ def test_a_training_step(tiny_yaml, calls, convention, kind):
 def test_evaluation_and_the_quality_of_the_consensus(tiny_yaml, calls, convention):
     options = ["evaluation.sliding_window=[32, 32]", "evaluation.scales=[1.0, 0.5]"]
     context = Pipeline(configuration.load(tiny_yaml, options)).context
-    context.validation = FirstImages(context.validation, 1)
+    context.validation = {VALIDATION: FirstImages(context.validation[VALIDATION], 1)}
     model = starting_network(context).eval()
-    evaluation.measure(context, model, context.validation, "network", None, {})
+    evaluation.measure(context, model, VALIDATION, "network", None, {})
     assert calls == {("argmax_labels", convention)}
     means = Centroids(
         context.space.num_classes, model.feature_channels, context.config.centroids, ALONE.device
     )
     pseudo_labels.consensus_quality(
-        context, model, model, means, lambda images, *_: images, "consensus"
+        context, VALIDATION, model, model, means, lambda images, *_: images, "consensus"
     )
     assert calls == {("argmax_labels", convention), ("consensus_labels", convention)}

@@ -5,6 +5,7 @@ import torch
 
 from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.errors import Stopped, UserError
+from diga_hpc.inspection.opening import VALIDATION
 from diga_hpc.method.centroids import Centroids
 from diga_hpc.run.files import read_json, write_json
 from diga_hpc.stages.evaluation import add_result, has_result, measure
@@ -34,15 +35,15 @@ def test_counts_of_other_inputs_are_not_continued(context, inputs):
     """The network was trained again, or other images measured, between two starts."""
     now = {"weights": "ab", "validation": {"fingerprint": "1", "root": "/moved"}}
     model = starting_network(context).eval()
-    expected = measure(context, model, context.validation, "network", None, now)
+    expected = measure(context, model, VALIDATION, "network", None, now)
     partial = context.run.partial_evaluation("network")
     counts = [[7] * context.space.num_classes] * context.space.num_classes
     kept = {"inputs": inputs, "seen": [1, 0, 0], "counts": counts}
     write_json(partial, kept)
-    assert measure(context, model, context.validation, "network", None, now) == expected
+    assert measure(context, model, VALIDATION, "network", None, now) == expected
     assert not partial.exists()
     write_json(partial, kept | {"inputs": now | {"validation": {"fingerprint": "1"}}})
-    assert measure(context, model, context.validation, "network", None, now) != expected
+    assert measure(context, model, VALIDATION, "network", None, now) != expected
 
 
 def test_a_run_without_a_finished_stage_is_refused(tiny_yaml, tmp_path):
@@ -64,7 +65,7 @@ def test_corrupt_counts_are_named(context):
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text("[[0, 0")
     with pytest.raises(UserError, match=f"{partial}.*remove it"):
-        measure(context, model, context.validation, "network", None, {})
+        measure(context, model, VALIDATION, "network", None, {})
 
 
 def test_a_row_replaces_that_of_the_same_network(context):
@@ -74,12 +75,12 @@ def test_a_row_replaces_that_of_the_same_network(context):
         add_result(context, row | {"miou": miou, "inputs": inputs})
     add_result(context, row | {"network": "teacher", "miou": 3.0})
     assert [r["miou"] for r in read_json(context.run.results, [])] == [2.0, 3.0]
-    assert has_result(context, inputs, **row)
-    assert not has_result(context, inputs, **row | {"round": 1})
+    assert has_result(context, inputs, row)
+    assert not has_result(context, inputs, row | {"round": 1})
     for other in ({"weights": "cd"}, {"validation": {"fingerprint": "2"}}):
-        assert not has_result(context, inputs | other, **row)
+        assert not has_result(context, inputs | other, row)
     # A row of a version that did not record them.
-    assert not has_result(context, inputs, **row | {"network": "teacher"})
+    assert not has_result(context, inputs, row | {"network": "teacher"})
 
 
 class Unlabelled:
@@ -101,18 +102,21 @@ class Unlabelled:
 
 def test_no_labelled_pixel_is_an_error_and_leaves_no_number(context):
     model = starting_network(context).eval()
-    nothing = Unlabelled(context.validation)
+    nothing = Unlabelled(context.validation[VALIDATION])
+    context.validation = {VALIDATION: nothing}
     with pytest.raises(UserError, match="`data.validation`: no labelled pixel in its 3 images"):
-        measure(context, model, nothing, "network", None, {})
+        measure(context, model, VALIDATION, "network", None, {})
     assert not context.run.results.exists()
     assert not context.run.partial_evaluation("network").exists()
 
 
 def test_shares_of_no_pixels_are_null(context):
     model = starting_network(context).eval()
-    context.validation = Unlabelled(context.validation)
+    context.validation = {VALIDATION: Unlabelled(context.validation[VALIDATION])}
     centroids = Centroids(
         context.space.num_classes, model.feature_channels, context.config.centroids, CPU
     )
-    quality = consensus_quality(context, model, model, centroids, lambda items, *_: items, "x")
+    quality = consensus_quality(
+        context, VALIDATION, model, model, centroids, lambda items, *_: items, "x"
+    )
     assert quality == {"kept": None, "accuracy": None, "accuracy_offline": None, "images": 3}

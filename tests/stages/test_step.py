@@ -5,6 +5,7 @@ from dataclasses import replace
 import kornia  # noqa: F401  makes tensors from numbers, once, when it is imported
 import pytest
 
+from diga_hpc.inspection.opening import VALIDATION
 from diga_hpc.method.centroids import Centroids
 from diga_hpc.stages import evaluation, pseudo_labels
 from diga_hpc.stages.networks import starting_network
@@ -60,29 +61,25 @@ def test_labels_of_whole_images_hold_no_full_size_logits_and_never_wait(
     """What waits does so once at the end: as often for three images as for one."""
     monkeypatch.setattr("diga_hpc.kernels._checks.check_consensus_labels", lambda *_: None)
     pipeline, model = opened
-    context, target, validation = (
-        pipeline.context,
-        pipeline.context.target,
-        pipeline.context.validation,
-    )
+    context, target = pipeline.context, pipeline.context.target
+    validation = context.validation[VALIDATION]
     means = Centroids(
         context.space.num_classes, model.feature_channels, context.config.centroids, ALONE.device
     )
 
     def work(count):
-        first = FirstImages(target, count), FirstImages(validation, count)
+        first = FirstImages(target, count)
+        few = replace(context, validation={VALIDATION: FirstImages(validation, count)})
         {
             "evaluation": lambda: evaluation.measure(
-                context, model, first[1], f"images_{count}", "panel", {}
+                few, model, VALIDATION, f"images_{count}", "panel", {}
             ),
             "pseudo_labels": lambda: pseudo_labels.write_pseudo_labels(
-                context, model, first[0], tmp_path / str(count), everything
+                context, model, first, tmp_path / str(count), everything
             ),
-            "centroids": lambda: pseudo_labels.initial_centroids(
-                context, model, first[0], everything
-            ),
+            "centroids": lambda: pseudo_labels.initial_centroids(context, model, first, everything),
             "consensus": lambda: pseudo_labels.consensus_quality(
-                replace(context, validation=first[1]), model, model, means, everything, "consensus"
+                few, VALIDATION, model, model, means, everything, "consensus"
             ),
         }[stage]()
 

@@ -8,7 +8,7 @@ import torch
 from diga_hpc import kernels
 from diga_hpc.distributed.stop import StopFlag
 from diga_hpc.distributed.world import World
-from diga_hpc.inspection.opening import open_all
+from diga_hpc.inspection.opening import VALIDATION, open_all
 from diga_hpc.inspection.start import inspect
 from diga_hpc.loading import dataset
 from diga_hpc.run.directory import Run
@@ -51,9 +51,10 @@ def test_evaluation_synchronises_at_its_end_only(tmp_path, world):
     """As many host synchronisations for three images as for one."""
     config = large_images(tmp_path, "evaluation.scales=[1.0, 0.5]", "evaluation.flip=true")
     data = (dataset.open_source(config), dataset.open_target(config))
-    validation = dataset.open_validation(config)
+    sets = dataset.open_validation(config)
     inspected, _ = inspect(config, open_all(config), world)
-    context = Context(config, Run(config), world, StopFlag(world), *data, validation, inspected)
+    context = Context(config, Run(config), world, StopFlag(world), *data, sets, inspected)
+    (validation,) = sets.values()
     model = starting_network(context).eval().to(world.device)
 
     def synchronisations(images):
@@ -61,8 +62,8 @@ def test_evaluation_synchronises_at_its_end_only(tmp_path, world):
         try:
             with warnings.catch_warnings(record=True) as found:
                 warnings.simplefilter("always")
-                images_of = FirstImages(validation, images)
-                evaluation.measure(context, model, images_of, "images", None, {})
+                context.validation = {VALIDATION: FirstImages(validation, images)}
+                evaluation.measure(context, model, VALIDATION, "images", None, {})
         finally:
             torch.cuda.set_sync_debug_mode("default")
         return sum("synchronizing CUDA operation" in str(warning.message) for warning in found)

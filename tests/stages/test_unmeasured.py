@@ -147,6 +147,6 @@ def test_a_target_without_labels_and_validation_with_them(file, tmp_path):
     config = configuration.load(
         file, ["data.validation={kind: folder, images: source/images, labels: source/labels}"]
     )
-    assert datasets.open_validation(config) is not None
-    assert datasets.open_validation(configuration.load(file)) is None
+    assert list(datasets.open_validation(config)) == ["validation"]
+    assert datasets.open_validation(configuration.load(file)) == {}
     assert configuration.load(file, ["data.validation=null"]).data.validation is None

@@ -1,4 +1,7 @@
-"""SYNTHIA RAND_CITYSCAPES (Ros et al., CVPR 2016): rendered street scenes, 16-bit labels."""
+"""SYNTHIA RAND_CITYSCAPES (Ros et al., CVPR 2016): 9400 rendered street scenes, 16-bit labels.
+
+Licence: non-commercial.
+"""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -7,13 +10,13 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from diga_hpc.datasets.class_names import NamedClasses
-from diga_hpc.datasets.color_maps import check_palette
 from diga_hpc.datasets.files import Files
 from diga_hpc.datasets.index_files import equal_names
-from diga_hpc.datasets.label_spaces import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, LabelSpace
-from diga_hpc.datasets.label_tables import id_table
+from diga_hpc.datasets.label_spaces import LabelSpace
+from diga_hpc.datasets.layouts import unwrapped
 from diga_hpc.images.labels import read_first_channel
 
+WRAPPER = "RAND_CITYSCAPES"  # the folder in the archive
 CLASS_IDS = {
     1: "sky",
     2: "building",
@@ -35,8 +38,6 @@ CLASS_IDS = {
     20: "train",
     21: "wall",
 }
-_TABLE = id_table({i: CITYSCAPES_CLASSES.index(name) for i, name in CLASS_IDS.items()}, range(23))
-_COLORS = {color: i for i, color in enumerate(CITYSCAPES_PALETTE)}
 # Defined, but in no file of the data set.
 NEVER_USED = (16, 18, 20)
 VOID_IDS = {
@@ -49,7 +50,7 @@ VOID_IDS = {
 
 class Synthia(NamedClasses):
     """SYNTHIA: images `RGB/*.png`, labels `GT/LABELS/*.png` with the class in the first channel
-    (16-bit RGB, as published) or in the only one."""
+    (16-bit RGB, as published) or in the only one; `RAND_CITYSCAPES/` may be around them."""
 
     kind: Literal["synthia"]
     index: Path | None = None
@@ -59,11 +60,15 @@ class Synthia(NamedClasses):
 
     def files(self, root: Path) -> list[Files]:
         """Images of the folder or the index; a label has the name of its image."""
-        return equal_names(root, "RGB", "GT/LABELS", self.index)[0]
+        return self._select(root)[0]
 
     def left_out(self, root: Path) -> dict[str, int]:
         """Other files in the folder of images, and the images that the index does not name."""
-        return equal_names(root, "RGB", "GT/LABELS", self.index)[1]
+        return self._select(root)[1]
+
+    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
+        below = unwrapped(root, WRAPPER, "RGB").relative_to(root)
+        return equal_names(root, str(below / "RGB"), str(below / "GT/LABELS"), self.index)
 
     def class_ids(self) -> dict[int, str]:
         return CLASS_IDS
@@ -76,9 +81,7 @@ class Synthia(NamedClasses):
 
         Raises UserError as `read_first_channel`, and for a palette that was numbered anew.
         """
-        found = read_first_channel(path)
-        check_palette(path, found, _TABLE, _COLORS, CITYSCAPES_CLASSES, "use the original file")
-        return found.ids
+        return self.checked_palette(path, read_first_channel(path))
 
     def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:
         return "SYNTHIA defines 0..22; labels with ids of their own are read with kind folder"

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from diga_hpc.datasets.cityscapes import Cityscapes
 from diga_hpc.datasets.label_spaces import IGNORE, SPACES
 from diga_hpc.datasets.listing import list_files
+from diga_hpc.datasets.real.cityscapes import Cityscapes
 from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
 from helpers.image_files import ALL_IDS, config_with, write_ids, write_image
+from helpers.miniatures import write as write_miniature
 
 
 def write(root, split="train"):
@@ -158,3 +159,11 @@ def test_dummy_labels_of_the_test_split(split, label_ids):
         assert (text is None) == (label_ids is not None)
     counts[[7, 26]] = 1
     assert section.suspicion(counts, SPACES["cityscapes"]) is None
+
+
+@pytest.mark.parametrize("source", ["cps", "unimatch", "st", "u2pl", "diga"])
+def test_lists_of_semi_supervised_splits(tmp_path, source):
+    write_miniature("cityscapes", tmp_path)
+    section = Cityscapes(kind="cityscapes", index=f"splits/{source}.txt")
+    listing = list_files(section, "data.source", tmp_path, SPACES["cityscapes"], labels=True)
+    assert [file.name for file in listing.files] == ["bochum_000001_000019"]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from diga_hpc.datasets.camvid import Camvid
 from diga_hpc.datasets.label_spaces import IGNORE
+from diga_hpc.datasets.real.camvid import Camvid
 from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
 from helpers.image_files import ALL_IDS, config_with, write_ids, write_image

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diga_hpc.datasets.label_spaces import IGNORE, SPACES
-from diga_hpc.datasets.synthia import CLASS_IDS, VOID_IDS, Synthia
+from diga_hpc.datasets.synthetic.synthia import CLASS_IDS, VOID_IDS, Synthia
 from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
 from helpers.image_files import config_with, write_image

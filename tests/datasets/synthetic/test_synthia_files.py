@@ -1,6 +1,6 @@
 """SYNTHIA: its folders, and the list of files that are kept."""
 
-from diga_hpc.datasets.synthia import Synthia
+from diga_hpc.datasets.synthetic.synthia import Synthia
 
 
 def test_images_and_labels(tmp_path):

@@ -1,4 +1,7 @@
-"""CamVid (Brostow et al., 2009): 11 classes, as ids of the SegNet tutorial or as colours."""
+"""CamVid (Brostow et al., 2009): 11 classes, as ids of the SegNet tutorial or as colours.
+
+Licence: non-commercial.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -30,13 +33,26 @@ _COLORS = {color: i for color, i in CAMVID_CODES.items() if i != IGNORE} | {
 }
 
 
+# Split -> folder of its images: that of the original has all frames, without splits.
+FOLDERS = {"train": "train", "val": "val", "test": "test", "all": "701_StillsRaw_full"}
+# Where labels lie: in the SegNet tutorial, in copies of the original, in the original.
+LABELS = {
+    "{folder}annot": ("", "_L"),
+    "{folder}_labels": ("_L", ""),
+    "LabeledApproved_full": ("_L",),
+}
+
+
 class Camvid(NamedClasses):
-    """CamVid: images `{split}/*.png` (or .jpg), labels `{split}annot/*.png` with the ids 0 to
-    10, and 11 for "no label", or with the 32 colours of the original."""
+    """CamVid: images `{split}/*.png` (or .jpg), labels `{split}annot/*.png` or `{split}_labels/*`
+    with the ids 0 to 10, and 11 for "no label", or with the 32 colours of the original; the
+    original itself: `701_StillsRaw_full/*.png` and `LabeledApproved_full/*_L.png`."""
 
     kind: Literal["camvid"]
-    splits: Annotated[tuple[Literal["train", "val", "test"], ...], Field(min_length=1)] = ("train",)
-    """Splits to read, one after another."""
+    splits: Annotated[tuple[Literal["train", "val", "test", "all"], ...], Field(min_length=1)] = (
+        "train",
+    )
+    """Splits to read, one after another. `all`: the frames of the original, which has none."""
     sequences: tuple[Text, ...] = ()
     """Keep the frames whose name starts with one of these: the names of film sequences. Empty: all
     frames."""
@@ -58,13 +74,16 @@ class Camvid(NamedClasses):
         left_out: Counter[str] = Counter()
         frames, stems = [], []
         for split in self.splits:
-            found = scan(root / split)
+            folder = FOLDERS[split]
+            found = scan(root / folder)
             left_out += found.left_out
             stems += [image.stem for image in found.images]
             if not found.images:
-                raise UserError(f"{root / split}: holds no images; leave {split!r} out of `splits`")
+                raise UserError(
+                    f"{root / folder}: holds no images; leave {split!r} out of `splits`"
+                )
             for image in found.images:
-                label = root / f"{split}annot" / f"{image.stem}.png"
+                label = _label(root, folder, image.stem, finder)
                 if self.sequences and not image.stem.startswith(self.sequences):
                     left_out["images of other sequences"] += 1
                 elif self.labelled_only and not (finder.find(label) or finder.dead_link(label)):
@@ -110,3 +129,13 @@ class Camvid(NamedClasses):
             "CamVid's labels hold these ids, or its 32 colours as RGB; other ids are read with "
             "kind folder and `id_map`"
         )
+
+
+def _label(root: Path, folder: str, stem: str, finder: FileFinder) -> Path:
+    """The label of an image, in the first place that has one; the first place if none has."""
+    places = [
+        root / where.format(folder=folder) / f"{stem}{ending}.png"
+        for where, endings in LABELS.items()
+        for ending in endings
+    ]
+    return next((p for p in places if finder.find(p) or finder.dead_link(p)), places[0])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from diga_hpc.datasets.gta5 import Gta5
 from diga_hpc.datasets.label_spaces import CITYSCAPES_IDS, IGNORE, SPACES
 from diga_hpc.datasets.listing import list_files
+from diga_hpc.datasets.synthetic.gta5 import Gta5
 from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
 from helpers.image_files import ALL_IDS, config_with, write_ids, write_image

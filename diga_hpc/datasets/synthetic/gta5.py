@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from diga_hpc.datasets.cityscapes import CityscapesLabels
 from diga_hpc.datasets.files import Files
 from diga_hpc.datasets.index_files import equal_names
+from diga_hpc.datasets.real.cityscapes import CityscapesLabels
 
 
 class Gta5(CityscapesLabels):

@@ -1,9 +1,11 @@
 """Cityscapes (Cordts et al., CVPR 2016): `leftImg8bit` images and `gtFine` labels.
 
-`CityscapesLabels` is the base class of data sets with its ids, GTA5 among them.
+    CityscapesLabels    base class of data sets with its ids, GTA5 among them
+    CityscapesFrames    base class of data sets with its frames, Foggy Cityscapes among them
+
+Licence of its own: non-commercial, after registration.
 """
 
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -12,13 +14,11 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from diga_hpc.datasets.class_names import NamedClasses
-from diga_hpc.datasets.color_maps import check_palette
 from diga_hpc.datasets.files import Files, Scan, scan
 from diga_hpc.datasets.index_files import IndexLine, read_index
 from diga_hpc.datasets.label_spaces import (
     CITYSCAPES_CLASSES,
     CITYSCAPES_IDS,
-    CITYSCAPES_PALETTE,
     CITYSCAPES_VOID,
     IGNORE,
     LabelSpace,
@@ -26,30 +26,25 @@ from diga_hpc.datasets.label_spaces import (
 from diga_hpc.datasets.label_tables import (
     LAST_TRAIN_ID,
     LIKE_TRAIN_IDS,
-    id_table,
-    identity_table,
     may_be_train_ids,
 )
 from diga_hpc.errors import UserError
+from diga_hpc.images import archives
 from diga_hpc.images.labels import read_indexed
 
 IMAGE_ENDING = "_leftImg8bit"
 # Of the images, and of the labels that cityscapesScripts makes and lists of others name.
 ENDING = re.compile(
-    r"(_leftImg8bit|_gt(Fine|Coarse)_(labelIds|labelTrainIds|instanceIds|color|polygons))?"
+    r"(_leftImg8bit(_foggy(DBF)?_beta_0\.[0-9]+)?)?"
+    r"(_gt(Fine|Coarse)(_(labelIds|labelTrainIds|instanceIds|color|polygons))?)?"
     r"(\.(png|jpe?g|webp|bmp|tiff?|json))?$",
     re.IGNORECASE,
 )
 # Ids in the label files of the split `test`, whose real ones are not published.
 DUMMY_IDS = range(5)
-_TABLES = {
-    "cityscapes": id_table(CITYSCAPES_IDS, [*CITYSCAPES_VOID, IGNORE]),
-    "train_ids": identity_table(len(CITYSCAPES_CLASSES)),
-}
 # Void ids up to 18 that are not of the car or the border; they are pole, sign, sky, rider ... in
 # train ids.
 RARE_VOID = frozenset({5, 6, 9, 10, 14, 15, 16, 18})
-_COLORS = {color: i for i, color in enumerate(CITYSCAPES_PALETTE)}
 
 
 class CityscapesLabels(NamedClasses):
@@ -60,6 +55,15 @@ class CityscapesLabels(NamedClasses):
     car. Empty: Cityscapes ids, and labels that look like train ids are refused."""
 
     own_space: ClassVar[str] = "cityscapes"
+
+    @property
+    def label_ending(self) -> str:
+        """The end of the names of label files: cityscapesScripts writes one file for each kind."""
+        return "labelTrainIds" if self.label_ids == "train_ids" else "labelIds"
+
+    def without_label(self) -> str:
+        made = "make them with csCreateTrainIdLabelImgs of cityscapesScripts, or unset `label_ids`"
+        return made if self.label_ids == "train_ids" else ""
 
     def class_ids(self) -> dict[int, str]:
         if self.label_ids == "train_ids":
@@ -81,15 +85,10 @@ class CityscapesLabels(NamedClasses):
                 f"{path}: the ids are 0..{LAST_TRAIN_ID} and 255, which look like train ids; set "
                 "`label_ids: train_ids`, or `label_ids: cityscapes` if they are none"
             )
-        check_palette(
-            path,
-            indexed,
-            _TABLES[self.label_ids or "cityscapes"],
-            _COLORS,
-            CITYSCAPES_CLASSES,
-            "use the original file, or read the colours: kind folder with `color_map: label_space`",
+        remedy = (
+            "use the original file, or read the colours: kind folder with `color_map: label_space`"
         )
-        return indexed.ids
+        return self.checked_palette(path, indexed, remedy)
 
     def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:
         if self.label_ids == "train_ids":
@@ -130,16 +129,27 @@ def _like_train_ids(ids: np.ndarray) -> bool:
     return bool(void.any()) and not bool(((ids > LAST_TRAIN_ID) & ~void).any())
 
 
-class Cityscapes(CityscapesLabels):
-    """Cityscapes: images `leftImg8bit/{split}/{city}/*_leftImg8bit.png` (or .jpg), labels
-    `gtFine/{split}/{city}/*_gtFine_labelIds.png` (or `*_labelTrainIds.png`)."""
+class CityscapesFrames(CityscapesLabels):
+    """Frames of the cities of Cityscapes, with the labels in `gtFine`."""
 
-    kind: Literal["cityscapes"]
     split: Literal["train", "val", "test"] = "train"
     """Split to read."""
     index: Path | None = None
     """Text file with one frame per line, a subset for semi-supervised training:
     `aachen_000000_000019`, or a path of its image or its label. Empty: all images of the split."""
+    not_in: Path | None = None
+    """Text file as for `index` with frames to leave out: where the source has the list of the
+    labelled frames as its `index`, the target with the same list here is the unlabelled rest."""
+
+    @property
+    def image_folder(self) -> str:
+        """Folder of the images below `root`."""
+        return "leftImg8bit"
+
+    @property
+    def image_ending(self) -> str:
+        """What follows the name of a frame in the stem of its image."""
+        return IMAGE_ENDING
 
     def files(self, root: Path) -> list[Files]:
         """Images of all cities of the split; a frame is named as in `_frame`."""
@@ -150,28 +160,34 @@ class Cityscapes(CityscapesLabels):
         return self._select(root)[1]
 
     def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
-        folder, labels = root / "leftImg8bit" / self.split, root / "gtFine" / self.split
-        found = scan(folder, recursive=True) if os.path.isdir(folder) else Scan()
-        frames = [image for image in found.images if image.stem.endswith(IMAGE_ENDING)]
+        folder, labels = root / self.image_folder / self.split, root / "gtFine" / self.split
+        found = scan(folder, recursive=True) if archives.is_dir(folder) else Scan()
+        frames = [image for image in found.images if image.stem.endswith(self.image_ending)]
         others = len(found.images) - len(frames)
-        found.left_out[f"images without {IMAGE_ENDING} in their name"] = others
-        ending = "labelTrainIds" if self.label_ids == "train_ids" else "labelIds"
+        found.left_out[f"images without {self.image_ending} in their name"] = others
         lines = read_index(self.index, root) if self.index is not None else []
         named = _named(lines)
+        without = {} if self.not_in is None else _named(read_index(self.not_in, root))
+        _require_frames(without, {_frame(image) for image in frames}, folder)
         files = []
         for image in frames:
             name = _frame(image)
+            if name in without:
+                found.left_out[f"images that {self.not_in} names"] += 1
+                continue
             if self.index is not None and name not in named:
                 found.left_out[f"images that {self.index} does not name"] += 1
                 continue
-            label = labels / image.relative_to(folder).parent / f"{name}_gtFine_{ending}.png"
+            label = (
+                labels / image.relative_to(folder).parent / f"{name}_gtFine_{self.label_ending}.png"
+            )
             files.append(Files(name, image, label, named.get(name, "")))
         # What is left names nothing: `list_files` reports that these images do not exist.
         found_names = {entry.name for entry in files}
         for name, origin in named.items():
-            if name in found_names:
+            if name in found_names or name in without:
                 continue
-            image = folder / name.split("_")[0] / f"{name}{IMAGE_ENDING}.png"
+            image = folder / name.split("_")[0] / f"{name}{self.image_ending}.png"
             files.append(Files(name, image, None, origin))
         return files, dict(+found.left_out)
 
@@ -182,13 +198,25 @@ class Cityscapes(CityscapesLabels):
     def suspicion(
         self, counts: np.ndarray, space: LabelSpace, id_sets: Collection[frozenset[int]] = ()
     ) -> str | None:
-        """Dummy labels of the split `test`, and train ids."""
+        """Dummy labels of the split `test`, labels without void, and train ids."""
         if self.split == "test" and not np.delete(counts, DUMMY_IDS).any() and counts.any():
             return (
                 "the labels of split `test` are dummies, the real ones are not published; measure "
                 "on `split: val`"
             )
+        if counts.any() and not counts[list(self.void_ids())].any():
+            return (
+                "no pixel of any label file is void, but every frame shows the hood of the car, "
+                "which is; a class was written in its place: use the original labels"
+            )
         return super().suspicion(counts, space, id_sets)
+
+
+class Cityscapes(CityscapesFrames):
+    """Cityscapes: images `leftImg8bit/{split}/{city}/*_leftImg8bit.png` (or .jpg), labels
+    `gtFine/{split}/{city}/*_gtFine_labelIds.png` (or `*_labelTrainIds.png`)."""
+
+    kind: Literal["cityscapes"]
 
 
 def _named(lines: list[IndexLine]) -> dict[str, str]:
@@ -207,6 +235,17 @@ def _named(lines: list[IndexLine]) -> dict[str, str]:
             )
         named[name] = line.origin
     return named
+
+
+def _require_frames(named: dict[str, str], found: set[str], folder: Path) -> None:
+    """Raise UserError unless all frames to leave out exist: else it is a list of something else."""
+    absent = [origin for name, origin in named.items() if name not in found]
+    if absent:
+        others = f", and {len(absent) - 1} lines more" if absent[1:] else ""
+        raise UserError(
+            f"{absent[0]}: no such image below {folder}{others}; set `not_in` to a list of images "
+            "of this split"
+        )
 
 
 def _frame(file: Path) -> str:

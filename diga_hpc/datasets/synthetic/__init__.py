@@ -1,0 +1,1 @@
+"""Data sets of rendered street scenes, one per file."""
