@@ -46,9 +46,10 @@ def _translation_memory(config: Config, section: TranslationSection) -> int:
     trained = [*generator.parameters(), *critic.parameters(), *critic.parameters()]
     # Parameters, gradients and both moments of Adam.
     fixed = 4 * 4 * sum(p.numel() for p in trained)
-    frozen = sum(p.numel() for p in features.parameters())
+    frozen = [*features.parameters()]
+    fixed += 4 * sum(p.numel() for p in frozen)
     images = config.engine.micro_batch or section.batch.total
-    return fixed + 4 * frozen + images * saved_bytes(config, forward, [*trained])
+    return fixed + images * saved_bytes(config, forward, [*trained, *frozen])
 
 
 def _memory(

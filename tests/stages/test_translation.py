@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from diga_hpc.config import OptimizerSection
 from diga_hpc.errors import Stopped, UserError
+from diga_hpc.method.losses import StepTotals
 from diga_hpc.models.perceptual import load_perceptual
 from diga_hpc.stages.pipeline import Pipeline
 from diga_hpc.stages.plan import plan
@@ -16,6 +17,7 @@ from diga_hpc.stages.translation.training import Translation
 from diga_hpc.training import checkpoint
 from diga_hpc.training.loop import train
 from helpers.runs import final_files, load, losses, on_ranks
+from helpers.steps import batch_of, watched
 from helpers.translators import translation, write_vgg19
 
 COMMAND = "train-translator"
@@ -155,6 +157,22 @@ def test_two_ranks_equal_one(tiny_yaml, tmp_path, zero):
     assert losses(tmp_path / "two", "translation") == pytest.approx(expected, rel=1e-4)
     assert (tmp_path / "two/translator/translator.safetensors").is_file()
     assert len([*(tmp_path / "two/translator/panels").glob("*/*.jpg")]) == 3
+
+
+def test_a_step_never_waits_for_the_device(tiny_yaml, tmp_path):
+    write_vgg19(tmp_path / "vgg19.pth")
+    options = translation(vgg19=str(tmp_path / "vgg19.pth"))
+    stage = build(load(tiny_yaml, tmp_path / "run", *options))
+    batch = batch_of(stage)
+
+    def step():
+        prepared = stage.prepare(batch)
+        for phase in stage.phases():
+            phase(prepared, stage.modules(), StepTotals({}, len(batch)))
+
+    watch = watched(step)
+    assert (2, 3, 64, 64) in watch.float_shapes
+    assert watch.waiting == [] and watch.from_numbers == []
 
 
 def test_zero_3_is_refused(tiny_yaml, tmp_path):
