@@ -55,6 +55,14 @@ def pipeline(config: ConfigPath, overrides: Overrides = None, stop_after: StopAf
     _run("pipeline", config, overrides, stop_after=stop_after)
 
 
+@app.command("train-translator")
+def train_translator(
+    config: ConfigPath, overrides: Overrides = None, stop_after: StopAfter = None
+) -> None:
+    """Train the learned image translator and write its file (section `translation`)."""
+    _run("train-translator", config, overrides, stop_after=stop_after)
+
+
 @app.command("warm-up")
 def warm_up(config: ConfigPath, overrides: Overrides = None, stop_after: StopAfter = None) -> None:
     """Train the warm-up (and before it the source-only network, if the configuration has one)."""

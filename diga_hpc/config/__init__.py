@@ -31,6 +31,7 @@ from diga_hpc.config.stages import (
     SelfTrainingSection,
     SourceOnlySection,
     TrainingSection,
+    TranslationSection,
     WarmUpSection,
 )
 
@@ -53,6 +54,7 @@ __all__ = [
     "SourceOnlySection",
     "TeacherSection",
     "TrainingSection",
+    "TranslationSection",
     "TranslatorSection",
     "WarmUpSection",
     "as_yaml",

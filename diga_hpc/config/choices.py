@@ -6,9 +6,11 @@ not import torch. Data sets, label spaces and networks have tables of their own:
 to any of them.
 """
 
+LEARNED = "learned"  # the translator that the stage `translation` trains
 TRANSLATORS = {
     "none": "diga_hpc.method.translators.none:Identity",
     "color": "diga_hpc.method.translators.color:ColorStatistics",
     "fourier": "diga_hpc.method.translators.fourier:LowFrequencies",
+    LEARNED: "diga_hpc.method.translators.learned:Learned",
 }
 SAMPLERS = {"shuffled": "diga_hpc.loading.sampling:Shuffled"}

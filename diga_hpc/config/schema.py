@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from diga_hpc.config.choices import TRANSLATORS
+from diga_hpc.config.choices import LEARNED, TRANSLATORS
 from diga_hpc.config.data import CustomClass, DataSection, distinct
 from diga_hpc.config.stages import (
     STAGE_SECTIONS,
@@ -28,6 +28,7 @@ from diga_hpc.config.stages import (
     PseudoLabelSection,
     SelfTrainingSection,
     SourceOnlySection,
+    TranslationSection,
     WarmUpSection,
 )
 from diga_hpc.config.validation import problem_at, validate_as
@@ -86,10 +87,23 @@ class TranslatorSection(Section):
     kind: Annotated[str, key_of(TRANSLATORS)] = "color"
     """`none`: no translation. `color`: mean and standard deviation of each Lab channel become
     those of a random target image (Reinhard et al., 2001). `fourier`: the lowest frequencies
-    take the amplitude of a random target image (Yang and Soatto, CVPR 2020)."""
+    take the amplitude of a random target image (Yang and Soatto, CVPR 2020). `learned`: a network
+    that the stage `translation` has trained."""
     window: Annotated[float, Field(gt=0.0, le=0.5)] = 0.01
     """`fourier` only: half the side of the window of exchanged frequencies, as a fraction of the
     image's shorter side; at least one frequency is exchanged."""
+    weights: FilePath | None = None
+    """`learned` only: the translator's file of another run. Empty: the one that the stage
+    `translation` of this run trains."""
+
+    @model_validator(mode="after")
+    def _weights_are_used(self) -> "TranslatorSection":
+        if self.weights is not None and self.kind != LEARNED:
+            raise ValueError(
+                f"weights: read with kind {LEARNED!r} alone, not with {self.kind!r}; set kind to "
+                f"{LEARNED}, or leave weights out"
+            )
+        return self
 
 
 class LossSection(Section):
@@ -186,6 +200,11 @@ class GuardSection(Section):
     of it the consensus counts as degenerate."""
     max_degenerate: Count = 20
     """End the run after this many log lines in a row with a degenerate consensus; 0: never."""
+    critic_loss: Factor = 0.01
+    """Lowest loss of a discriminator of the translator, which is 1.5 where it cannot tell domains
+    apart; below it the discriminator counts as saturated."""
+    max_saturated: Count = 20
+    """End the run after this many log lines in a row with a saturated discriminator; 0: never."""
 
 
 class LoggingSection(Section):
@@ -244,6 +263,8 @@ class Config(Section):
     loss: LossSection = LossSection()
     optimizer: OptimizerSection = OptimizerSection()
     engine: EngineSection = EngineSection()
+    translation: TranslationSection | None = None
+    """Without this section no image translator is trained."""
     source_only: SourceOnlySection | None = None
     """Without this section the baseline is not trained."""
     warm_up: WarmUpSection
@@ -304,6 +325,7 @@ class Config(Section):
                 "warm_up.second_view 'crdomix' needs data.target; set warm_up.second_view=color or "
                 "name a target"
             )
+        self._translated_from_something()
         if self.warm_up.target_statistics:
             self._check_target_statistics()
         if self.warm_up.start == "source_only" and self.source_only is None:
@@ -312,6 +334,18 @@ class Config(Section):
                 "set warm_up.start=model"
             )
         return self
+
+    def _translated_from_something(self) -> None:
+        """Refuse translations without a target, or without a translator."""
+        translator, view = self.translator, self.source_only and self.source_only.view
+        if self.data.target is None and (self.translation or view == "translated"):
+            key = "source_only.view 'translated'" if view == "translated" else "translation"
+            raise ValueError(f"{key} needs data.target; name a target, or leave it out")
+        if translator.kind == LEARNED and not (translator.weights or self.translation):
+            raise ValueError(
+                "translator.kind is 'learned', but there is no section translation that trains "
+                "it; add it, or set translator.weights to the file of another run"
+            )
 
     def _check_target_statistics(self) -> None:
         """Raise ValueError where `warm_up.target_statistics` could not do anything."""

@@ -6,13 +6,14 @@ that `stages.plan.register` gave it.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from diga_hpc.errors import UserError
 from diga_hpc.section import (
     LARGEST_SIDE,
     Count,
     Factor,
+    FilePath,
     Fraction,
     PositiveCount,
     PositiveFactor,
@@ -23,6 +24,8 @@ from diga_hpc.section import (
 )
 
 # Colour views filter crops with kernels of three pixels.
+# Sides of crops for the translator: its third discriminator reduces them by 64, its generator by 4.
+TRANSLATED_SMALLEST, TRANSLATED_MULTIPLE = 64, 4
 CropSide = Annotated[int, Field(ge=3, le=LARGEST_SIDE)]
 
 
@@ -73,8 +76,49 @@ class TrainingSection(Section):
         return True
 
 
+class TranslationSection(TrainingSection):
+    """Training of the learned image translator (CycleGAN with label edges), for `translator.kind:
+    learned`; it is written to RUN_DIR/translator/translator.safetensors."""
+
+    lr_scale: PositiveFactor = 1.0
+    """Factor on the learning rate of Adam, which is 1e-4 at the start and decays with power 0.9."""
+    width: Annotated[int, Field(ge=1, le=512)] = 64
+    """Channels of the first layer of every network. Published: 64."""
+    blocks: Annotated[int, Field(ge=1, le=64)] = 4
+    """Residual blocks of each encoder and each decoder. Published: 4."""
+    adversarial_weight: Factor = 0.5
+    """Factor on the adversarial loss of the generator, the sum of both directions (LSGAN)."""
+    cycle_weight: Factor = 10.0
+    """Factor on the mean absolute difference between images and those translated there and back."""
+    edge_weight: Factor = 20.0
+    """Factor on the mean absolute difference between source and translation where labels change."""
+    perceptual_weight: Factor = 0.1
+    """Factor on the distance between an image and its translation in features of VGG19; has no
+    effect without `vgg19`."""
+    self_reconstruction_weight: Factor = 0.001
+    """Factor on the mean absolute difference between images and those decoded in their own domain.
+    Published: 0.001, and 0.025 for SYNTHIA."""
+    vgg19: FilePath | None = None
+    """Weights of torchvision's vgg19 (.pth, .pt, .safetensors). Without them the perceptual term is
+    left out, with a warning."""
+
+    @field_validator("crop")
+    @classmethod
+    def _fits_networks(cls, crop: tuple[int, int]) -> tuple[int, int]:
+        if any(side % TRANSLATED_MULTIPLE or side < TRANSLATED_SMALLEST for side in crop):
+            raise ValueError(
+                f"expected multiples of {TRANSLATED_MULTIPLE}, at least {TRANSLATED_SMALLEST}, "
+                "which is what the translator's networks reduce images by"
+            )
+        return crop
+
+
 class SourceOnlySection(TrainingSection):
     """The baseline: cross-entropy on the labelled source, nothing else."""
+
+    view: Literal["clean", "translated"] = "clean"
+    """What the network sees: the source, or its translation to the style of the target (section
+    `translator`; needs `data.target`)."""
 
 
 class DistillationSection(TrainingSection):

@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 # Images that every rank reads, spread over a data set: hosts may have copies of their own.
 COMPARED = 16
-WEIGHTS = "weights"  # key in RUN_DIR/data.json beside those of the data sets
+# Keys in RUN_DIR/data.json beside those of the data sets: digests of the files of weights.
+WEIGHTS, TRANSLATOR, VGG19 = "weights", "translator", "vgg19"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,10 @@ class Binding:
     ):
         self.run, self.entries = run, entries
         self.data = {name: each for name, each in identities.items() if name in (SOURCE, TARGET)}
-        self.weights = _weights(run.config)
+        self.weights = {
+            name: file_digest(path) if path.is_file() else None
+            for name, path in _weight_files(run.config).items()
+        }
 
     def check(self) -> None:
         """Raise UserError where source, target or the file of starting weights differ from those
@@ -165,20 +169,22 @@ class Binding:
                     "this check"
                 ) from error
             self._require_same(name, old)
-        # Once training has begun, the file may be gone.
-        before = recorded.get(WEIGHTS)
-        self.weights = self.weights or before
-        if before and self.weights != before:
-            raise UserError(
-                f"{run.path}: begun with other starting weights: {run.config.model.weights} had "
-                f"the digest {before}, now {self.weights}; put the file back or choose another "
-                f"run_dir; if the change is meant, remove {run.data}"
-            )
+        for name, path in _weight_files(run.config).items():
+            # Once training has begun, the file may be gone.
+            before = recorded.get(name)
+            now = self.weights[name] = self.weights[name] or before
+            if before and now != before:
+                what = "starting weights" if name == WEIGHTS else f"weights of its {name}"
+                raise UserError(
+                    f"{run.path}: begun with other {what}: {path} had the digest {before}, now "
+                    f"{now}; put the file back or choose another run_dir; if the change is meant, "
+                    f"remove {run.data}"
+                )
 
     def record(self) -> None:
         """Write RUN_DIR/data.json."""
         data = {name: each.as_json() for name, each in self.data.items()}
-        write_json(self.run.data, data | {WEIGHTS: self.weights})
+        write_json(self.run.data, data | {WEIGHTS: None} | self.weights)
 
     def _require_same(self, name: str, old: DataIdentity) -> None:
         new = self.data[name]
@@ -204,9 +210,11 @@ class Binding:
         }
 
 
-def _weights(config: Config) -> str | None:
-    """Digest of the file of starting weights; None without a file."""
-    if config.model.weights in ("imagenet", "random"):
-        return None
-    path = Path(config.model.weights).expanduser()
-    return file_digest(path) if path.is_file() else None
+def _weight_files(config: Config) -> dict[str, Path]:
+    """Files of weights that a configuration names, by their key in RUN_DIR/data.json."""
+    named = {
+        WEIGHTS: None if config.model.weights in ("imagenet", "random") else config.model.weights,
+        TRANSLATOR: config.translator.weights,
+        VGG19: config.translation and config.translation.vgg19,
+    }
+    return {name: Path(path).expanduser() for name, path in named.items() if path}

@@ -62,6 +62,12 @@ def _pseudo_labels(run: RunPaths, stage: Planned, config: Config) -> Progress:
     return Progress(stage.name, done, total, "images", finished)
 
 
+def _translator_export(run: RunPaths, stage: Planned, config: Config) -> Progress:
+    # Pictures are written before the file.
+    finished = run.translator.is_file()
+    return Progress(stage.name, int(finished), 1, "files", finished)
+
+
 def _evaluation(run: RunPaths, stage: Planned, config: Config) -> Progress:
     section = config.evaluation
     adapted = section.adapt_normalization and config.data.target is not None
@@ -84,6 +90,7 @@ def _last_checkpoint(run: RunPaths, stage: Planned) -> Path:
 
 # Kind of a stage without training -> how its progress is read.
 READERS: dict[str, Callable[[RunPaths, Planned, Config], Progress]] = {
+    "translator_export": _translator_export,
     "pseudo_labels": _pseudo_labels,
     "evaluation": _evaluation,
 }

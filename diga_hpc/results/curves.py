@@ -34,6 +34,7 @@ ALARMS = {
     "guard/exploding_steps": "steps with an exploding gradient",
     "guard/teacher_diverged": "log points with a diverged teacher",
     "guard/consensus_degenerate": "log points where the consensus kept nothing or everything",
+    "guard/critic_saturated": "log points where a discriminator made no errors",
 }
 
 # Stage -> (step, value) of each point.

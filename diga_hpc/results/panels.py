@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from diga_hpc.results.stage_order import StageOrder
-from diga_hpc.run.directory import RunPaths
+from diga_hpc.run.directory import pictured
 
 PANEL_WIDTH = 480  # pixels
 # Characters of embedded pictures, so that a browser opens the report at once. Further images are
@@ -19,8 +19,8 @@ PANEL_BUDGET = 4_000_000
 JPEG_QUALITY = 80
 
 
-def read_panels(run: RunPaths, order: StageOrder) -> dict[str, Any]:
-    """Read the pictures of RUN_DIR/panels, image by image until PANEL_BUDGET is used up.
+def read_panels(panels: Path, order: StageOrder) -> dict[str, Any]:
+    """Read the pictures of a folder such as RUN_DIR/panels until PANEL_BUDGET is used up.
 
     Of several validation sets, the first image of each comes before the second of any.
 
@@ -28,9 +28,9 @@ def read_panels(run: RunPaths, order: StageOrder) -> dict[str, Any]:
     left_out: number of images beyond the budget.
     """
     images: dict[str, dict[str, str]] = {}
-    used, found = 0, _by_turns(run.panel_images())
+    used, found = 0, _by_turns(pictured(panels))
     for image in found:
-        folder = run.panels / image
+        folder = panels / image
         files = {file.stem: file for file in folder.iterdir() if file.suffix in (".png", ".jpg")}
         uris = {kind: _data_uri(files[kind]) for kind in order.pictures(files)}
         used += sum(len(uri) for uri in uris.values())

@@ -69,7 +69,8 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "palette": dict(zip(space.classes, space.palette, strict=True)),
         "charts": [curves.draw_chart(key, metrics.curves[key], offsets) for key in metrics.curves],
         "consensus": read_consensus(paths.consensus),
-        "panels": panels.read_panels(paths, order),
+        "panels": panels.read_panels(paths.panels, order),
+        "translated": panels.read_panels(paths.translator_panels, order),
         "files": {
             "Resolved configuration": _read_text(paths.config_file),
             "Environment": environment,

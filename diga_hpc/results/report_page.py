@@ -67,6 +67,29 @@ PAGE = """\
 <span class="key"><i class="{{ class }}" style="{{ style }}"></i>{{ text }}</span>
 {%- endmacro %}
 {% macro class_key(class) %}{{ key("", class, "background: rgb" ~ palette[class]) }}{% endmacro %}
+{% macro pictures(panels, folder) %}
+<div class="scroll"><table class="panels"><thead><tr>
+{% for kind in panels.kinds %}
+<th scope="col">{{ title(kind) }}</th>
+{% endfor %}
+</tr></thead><tbody>
+{% for image, uris in panels.images.items() %}
+<tr>
+{% for kind in panels.kinds %}
+<td>
+{% if uris.get(kind) %}
+{% set caption = image ~ ": " ~ title(kind) %}
+<img src="{{ uris[kind] }}" alt="{{ caption }}" title="{{ caption }}">
+{% endif %}
+</td>
+{% endfor %}
+</tr>
+{% endfor %}
+</tbody></table></div>
+{% if panels.left_out %}
+<p class="note">{{ panels.left_out }} more in the folder {{ folder }}.</p>
+{% endif %}
+{% endmacro %}
 <!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark"><title>{{ name }} – diga_hpc</title>
@@ -203,33 +226,19 @@ whose labels serve this diagnosis only: nothing in the run uses it. <em>All</em>
 labels before the consensus drops some.</p>
 {% endif %}
 
+{% if translated.images %}
+<h2>Translator</h2>
+<p class="note">Source images, translated to the style of the target, and translated back.</p>
+{{ pictures(translated, "translator/panels") }}
+{% endif %}
+
 {% if panels.images %}
 <h2>Validation images</h2>
 {% for class in palette %}
 {{ class_key(class) }}
 {% endfor %}
 {{ key("", "no label, or not kept", "background: #000") }}
-<div class="scroll"><table class="panels"><thead><tr>
-{% for kind in panels.kinds %}
-<th scope="col">{{ title(kind) }}</th>
-{% endfor %}
-</tr></thead><tbody>
-{% for image, uris in panels.images.items() %}
-<tr>
-{% for kind in panels.kinds %}
-<td>
-{% if uris.get(kind) %}
-{% set caption = image ~ ": " ~ title(kind) %}
-<img src="{{ uris[kind] }}" alt="{{ caption }}" title="{{ caption }}">
-{% endif %}
-</td>
-{% endfor %}
-</tr>
-{% endfor %}
-</tbody></table></div>
-{% if panels.left_out %}
-<p class="note">{{ panels.left_out }} more in the folder panels.</p>
-{% endif %}
+{{ pictures(panels, "panels") }}
 {% endif %}
 
 <h2>Files</h2>

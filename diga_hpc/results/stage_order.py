@@ -16,6 +16,8 @@ BASELINE = "source_only"
 # Names of the style sheet's colours; grey is kept for the baseline, the others repeat.
 BASELINE_COLOR, COLORS = "s0", ("s1", "s2", "s3", "s4", "s5")
 
+# Columns of the learned translator's pictures.
+TRANSLATED = ("source", "translated", "cycle")
 # Compounds spelled with a hyphen; any other underscore becomes a space.
 HYPHENATED = {"warm_up": "warm-up", "self_training": "self-training"}
 
@@ -61,7 +63,7 @@ class StageOrder:
 
     def pictures(self, kinds: Iterable[str]) -> list[str]:
         """Return the known kinds of pictures in RUN_DIR/panels, in the order of their columns."""
-        known = dict.fromkeys(["image", "truth", *self._pictures, *self.names])
+        known = dict.fromkeys(["image", "truth", *TRANSLATED, *self._pictures, *self.names])
         wanted = set(kinds)
         return [kind for kind in known if kind in wanted]
 

@@ -13,6 +13,7 @@ RUN_DIR/
     results.json                   evaluation results: a row per network and validation set
     partial/*.json                 class counts of an interrupted evaluation
     consensus.json                 share and accuracy of the pixels that the consensus keeps
+    translator/                    the learned translator's file, and pictures for the report
     panels/IMAGE/*.png             validation images and their predictions, for the report; of
                                    several validation sets panels/SET/IMAGE/*.png
     skipped_data.json              corrupt files that were skipped (data.skip_errors)
@@ -141,6 +142,16 @@ class RunPaths:
         return self.path / "consensus.json"
 
     @property
+    def translator(self) -> Path:
+        """The file of the translator that the run has trained."""
+        return self.path / "translator" / "translator.safetensors"
+
+    @property
+    def translator_panels(self) -> Path:
+        """Pictures of source images and their translations, a folder each."""
+        return self.path / "translator" / "panels"
+
+    @property
     def panels(self) -> Path:
         return self.path / "panels"
 
@@ -153,8 +164,7 @@ class RunPaths:
 
     def panel_images(self) -> list[str]:
         """The images that have pictures, as `panel_image` names them."""
-        files = [file for kind in ("png", "jpg") for file in self.panels.rglob(f"*.{kind}")]
-        return sorted({str(file.parent.relative_to(self.panels)) for file in files})
+        return pictured(self.panels)
 
     @property
     def skipped_data(self) -> Path:
@@ -258,6 +268,12 @@ class Run(RunPaths):
         with atomic_write(self.config_file) as temporary:
             configuration.save(self.config, temporary)
         self.env.write_text(environment(accelerator), "utf-8", "backslashreplace")
+
+
+def pictured(folder: Path) -> list[str]:
+    """Folders below `folder` that have pictures, relative to it, sorted."""
+    files = [file for kind in ("png", "jpg") for file in folder.rglob(f"*.{kind}")]
+    return sorted({str(file.parent.relative_to(folder)) for file in files})
 
 
 def panel_image(name: str, image: str) -> str:

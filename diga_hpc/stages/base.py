@@ -11,10 +11,9 @@ from diga_hpc.config.stages import DistillationSection
 from diga_hpc.loading.loader import Domain, Draws
 from diga_hpc.method.losses import Segmentation, StepTotals
 from diga_hpc.method.teacher import Teacher
-from diga_hpc.method.translators import build_translator
 from diga_hpc.method.views import SecondView
 from diga_hpc.models.base import Prediction, SegmentationModel
-from diga_hpc.stages.networks import segmentation, starting_network
+from diga_hpc.stages.networks import segmentation, starting_network, translator
 from diga_hpc.stages.plan import Planned
 from diga_hpc.training.stage import Context, TrainingStage
 
@@ -78,7 +77,7 @@ class DistillationStage(StudentStage):
         self.second_view = SecondView(
             self.section.second_view,
             self.section.color_blend,
-            build_translator(context.config.translator),
+            translator(context),
         )
 
     def draw(

@@ -3,7 +3,9 @@
 import torch
 
 from diga_hpc import models
+from diga_hpc.config.choices import LEARNED
 from diga_hpc.method.losses import Segmentation, class_weights
+from diga_hpc.method.translators import Translator, build_translator
 from diga_hpc.models.base import SegmentationModel
 from diga_hpc.stages.plan import Planned, trained
 from diga_hpc.training.resume import has_weights, trained_weights
@@ -35,6 +37,17 @@ def trained_network(context: Context, stage: str, network: str = STUDENT) -> Seg
 def has_network(context: Context, stage: str, network: str) -> bool:
     """Whether a finished stage has this network: not every stage has a teacher."""
     return has_weights(context, stage, _steps(context, stage), network)
+
+
+def translator(context: Context) -> Translator:
+    """The translator of the views; one that this run has trained is read from its directory.
+
+    Raises UserError for a file that is absent or corrupt.
+    """
+    section = context.config.translator
+    if section.kind == LEARNED and section.weights is None:
+        section = section.model_copy(update={"weights": context.run.translator})
+    return build_translator(section)
 
 
 def segmentation(context: Context) -> Segmentation:

@@ -14,7 +14,7 @@ from diga_hpc.inspection.start import Binding, inspect
 from diga_hpc.loading.dataset import open_dataset
 from diga_hpc.run.directory import Run
 from diga_hpc.section import load
-from diga_hpc.stages.networks import starting_network
+from diga_hpc.stages.networks import starting_network, translator
 from diga_hpc.stages.plan import PIPELINE, STAGES, Planned, select
 from diga_hpc.training.loop import train
 from diga_hpc.training.resume import is_finished
@@ -53,6 +53,8 @@ class Pipeline:
         if not run.exists:
             # Raises for weights that do not fit, before anything is written.
             starting_network(self.context)
+            if config.translator.weights is not None:
+                translator(self.context)
         binding = Binding(run, identities, self._entries)
         run.open(world, binding.check)
         world.on_rank0(binding.record)

@@ -6,7 +6,8 @@ plan(config) -> [Planned, ...]   what the pipeline runs; what status, report, pr
 select(config, command, round)   what one command runs
 register(...)                    adds a stage from outside the package
 
-source_only -> warm_up -> for each round: pseudo_labels -> self_training -> evaluation
+translation -> source_only -> warm_up
+-> for each round: pseudo_labels -> self_training -> evaluation
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from diga_hpc.errors import UserError
 from diga_hpc.section import Section, nearest
 
 PIPELINE = "pipeline"  # the command that runs every stage
+TRANSLATION = "translation"  # the stage that trains a translator
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,13 @@ class StageKind:
     """(config, stages before) -> its stages; None = planned along with another kind."""
 
 
+def _translation(config: Config, before: Sequence[Planned]) -> list[Planned]:
+    if config.translation is None:
+        return []
+    training = Planned(TRANSLATION, TRANSLATION, config.translation, student=False)
+    return [training, Planned("translator_export", "translator_export", config.translator)]
+
+
 def _source_only(config: Config, before: Sequence[Planned]) -> list[Planned]:
     section = config.source_only
     return [Planned("source_only", "source_only", section)] if section else []
@@ -99,6 +108,12 @@ def _evaluation(config: Config, before: Sequence[Planned]) -> list[Planned]:
 
 
 STAGES: dict[str, StageKind] = {
+    TRANSLATION: StageKind(
+        "diga_hpc.stages.translation.training:Translation", "train-translator", _translation
+    ),
+    "translator_export": StageKind(
+        "diga_hpc.stages.translation.export:TranslatorExport", "train-translator", None
+    ),
     "source_only": StageKind("diga_hpc.stages.source_only:SourceOnly", "warm-up", _source_only),
     "warm_up": StageKind("diga_hpc.stages.warm_up:WarmUp", "warm-up", _warm_up),
     "pseudo_labels": StageKind("diga_hpc.stages.pseudo_labels:PseudoLabels", "pseudo-labels", None),

@@ -3,6 +3,7 @@
     gradient     a norm far above the running median
     teacher      parameters far from the student's
     consensus    nothing of the target is kept, or everything
+    critic       a discriminator tells real from translated images without error
 
 Losses that are not finite are the engine's subject (engine.max_bad_steps). All counts are the same
 on all ranks, and nothing here synchronises with the device between two log points: the engine reads
@@ -21,6 +22,8 @@ WINDOW = 100
 # Fewest steps for a median; before that no gradient counts as exploded.
 FEWEST = 20
 KEPT = "consensus/kept"
+# Metrics of the stage `translation`.
+CRITICS = ("loss/target_critic", "loss/source_critic")
 
 
 class Guards:
@@ -35,7 +38,7 @@ class Guards:
         # Since the last log point:
         self._largest = 0.0
         self._exploded = 0
-        self._in_a_row = {"gradient": 0, "teacher": 0, "consensus": 0}
+        self._in_a_row = dict.fromkeys(("gradient", "teacher", "consensus", "critic"), 0)
 
     def step(self, number: int, norm: float) -> None:
         """Count an applied step. Sets `alarm` when too many gradients in a row exploded.
@@ -52,8 +55,8 @@ class Guards:
             exploded,
             self.section.max_exploding_steps,
             f"gradient norms are more than {self.section.gradient_factor:g} times the median "
-            f"{median:.4g}, {norm:.4g} at step {number}; lower optimizer.lr_head and "
-            "optimizer.lr_backbone, or set optimizer.clip_norm",
+            f"{median:.4g}, {norm:.4g} at step {number}; lower "
+            "`lr_scale` of the stage, or set optimizer.clip_norm",
         )
 
     def log_point(
@@ -78,7 +81,19 @@ class Guards:
             values["guard/teacher_diverged"] = int(diverged)
         if KEPT in metrics:
             values["guard/consensus_degenerate"] = int(degenerate)
+        losses = [metrics[name] for name in CRITICS if name in metrics]
+        saturated = any(loss < section.critic_loss for loss in losses)
+        if losses:
+            values["guard/critic_saturated"] = int(saturated)
         self._largest, self._exploded = 0.0, 0
+        self._count(
+            "critic",
+            saturated,
+            section.max_saturated,
+            f"a discriminator has a loss below {section.critic_loss:g} "
+            f"({', '.join(f'{loss:.3g}' for loss in losses)}), so that the translator learns "
+            "nothing from it; lower translation.lr_scale, or look at the pictures in translator/",
+        )
         self._count(
             "teacher",
             diverged,

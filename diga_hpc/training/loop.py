@@ -268,8 +268,7 @@ class _Loop:
                 f"{self.stage.name}: {self.bad_in_a_row} steps in a row up to step {self.done - 1} "
                 "had a loss or gradient that is not finite (gradient norm "
                 f"{self.gradient_norm:.4g}; means since the last log point: {parts}); lower "
-                "optimizer.lr_head and optimizer.lr_backbone, set optimizer.clip_norm, or use "
-                "engine.precision=fp32"
+                "`lr_scale` of the stage, set optimizer.clip_norm, or use engine.precision=fp32"
             )
         if self.guards.alarm:
             raise self._error(self.guards.alarm)

@@ -21,20 +21,26 @@ import sys
 from diga_hpc import config as configuration
 from diga_hpc.distributed import world as distributed
 from diga_hpc.stages.pipeline import Pipeline
-for line in sys.argv[2:]:
-    Pipeline(configuration.load(sys.argv[1], line.split())).run("warm-up")
+for line in sys.argv[3:]:
+    Pipeline(configuration.load(sys.argv[1], line.split())).run(sys.argv[2])
 distributed.finish()
 """
 
 
-def on_ranks(ranks: int, tiny_yaml: Path, runs: dict[Path, list[str]], timeout: int = 400) -> None:
-    """Run the warm-up of each run directory, one after the other, with torchrun."""
+def on_ranks(
+    ranks: int,
+    tiny_yaml: Path,
+    runs: dict[Path, list[str]],
+    timeout: int = 400,
+    command: str = "warm-up",
+) -> None:
+    """Run a command for each run directory, one after the other, with torchrun."""
     job = tiny_yaml.with_name("job.py")
     job.write_text(TWO_RANK_JOB)
     lines = [" ".join([f"run_dir={run_dir}", *o]) for run_dir, o in runs.items()]
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [sys.executable, "-m", *torchrun, job, tiny_yaml, *lines]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    arguments = [sys.executable, "-m", *torchrun, job, tiny_yaml, command, *lines]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -21,7 +21,7 @@ def run_dir(tmp_path):
 
 def read(run_dir, *found):
     order = StageOrder(configuration.load(run_dir / "config.yaml"), found)
-    return panels.read_panels(RunPaths(run_dir), order)
+    return panels.read_panels(RunPaths(run_dir).panels, order)
 
 
 def decode(uri: str) -> Image.Image:

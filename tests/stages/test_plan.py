@@ -68,7 +68,7 @@ def test_labels_alone_are_of_the_last_network(tiny_yaml):
 @pytest.mark.parametrize(
     ("command", "round_number", "overrides", "message"),
     [
-        ("train", 1, [], "unknown stage 'train'; known: pipeline, warm-up, pseudo-labels"),
+        ("train", 1, [], "unknown stage 'train'; known: pipeline, train-translator, warm-up"),
         ("self-train", 3, [], "round 3 of self-train: `self_training.rounds` is 1"),
         ("self-train", 1, ["self_training=null"], "self-train needs `self_training`"),
         (
@@ -96,11 +96,20 @@ def test_a_registration_that_does_not_fit_is_an_error(kind, after):
         plan.register(kind, "toy:Toy", TrainingSection, after=after)
 
 
+def test_a_translator_is_trained_and_exported_first_and_no_stage_starts_from_it(tiny_yaml):
+    section = "translation={steps: 1, crop: [64, 64]}"
+    config = configuration.load(tiny_yaml, [section, "translator.kind=learned"])
+    assert names(plan.plan(config))[:3] == ["translation", "translator_export", "source_only"]
+    assert names(plan.select(config, "train-translator")) == ["translation", "translator_export"]
+    assert names(plan.with_student(config)) == ["source_only", "warm_up", "self_training_1"]
+    assert plan.plan(config)[2].starts_from is None
+
+
 def test_registering_again_replaces_the_stage():
     with registrations_undone("toy"):
         for implementation in ("toy:Old", "toy:New"):
             plan.register("toy", implementation, TrainingSection, after="warm_up")
-        assert list(plan.STAGES)[1:3] == ["warm_up", "toy"]
+        assert list(plan.STAGES)[3:5] == ["warm_up", "toy"]
         assert plan.STAGES["toy"].implementation == "toy:New"
     assert "toy" not in plan.STAGES
 

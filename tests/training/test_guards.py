@@ -70,6 +70,19 @@ def test_a_consensus_that_keeps_nothing_or_everything(kept):
     assert "guard/consensus_degenerate" not in guards.log_point({}, 0.0)
 
 
+def test_a_discriminator_that_makes_no_errors_ends_the_run():
+    guards = Guards(GuardSection(critic_loss=0.1, max_saturated=2), "translation")
+    good, saturated = ({"loss/target_critic": 1.4, "loss/source_critic": s} for s in (0.2, 0.05))
+    assert guards.log_point(good, None)["guard/critic_saturated"] == 0
+    assert guards.log_point(saturated, None)["guard/critic_saturated"] == 1
+    guards.log_point(good, None)
+    guards.log_point(saturated, None)
+    assert guards.alarm is None
+    guards.log_point(saturated, None)
+    assert "translation: 2 log points in a row a discriminator has a loss below" in guards.alarm
+    assert "guard/critic_saturated" not in guards.log_point({}, None)
+
+
 def test_the_distance_of_a_teacher(tiny_yaml, tmp_path):
     from diga_hpc.method.teacher import Teacher
 

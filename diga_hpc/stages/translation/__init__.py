@@ -1,0 +1,1 @@
+"""The learned image translator: its training, and what is kept of it."""
