@@ -88,6 +88,10 @@ def test_a_dead_link_is_not_replaced_by_a_member(tmp_path):
 def test_names_as_they_would_be_unpacked(tmp_path):
     write(tmp_path / "x.zip", {"a\\1": b"x", "ü/2": b"x"})
     assert archives.is_file(tmp_path / "a/1") and archives.is_file(tmp_path / "ü/2")
+    # Of archivers that name the folder that was packed.
+    write(tmp_path / "z.zip", {"./": b"", "./a/": b"", "./a/3": b"x", "a//4": b"x", "e./5": b"x"})
+    assert [name for name, *_ in names(tmp_path / "a")] == ["1", "3", "4"]
+    assert [name for name, *_ in names(tmp_path)] == ["a", "e.", "ü"]
     # A name of Latin-1, written on Unix without the flag of UTF-8.
     info = zipfile.ZipInfo("b__")
     with zipfile.ZipFile(tmp_path / "y.zip", "w") as opened:
@@ -240,6 +244,15 @@ def test_members_that_lie_elsewhere_are_refused(tmp_path, name):
         archives.entries(tmp_path)
 
 
+def test_a_dead_link_to_an_archive_is_refused(tmp_path):
+    """As git-annex leaves it: a part of the data set would be missing without a word."""
+    write(tmp_path / "x.zip", {"images/1": b"x"})
+    (tmp_path / "y.zip").symlink_to("gone.zip")
+    archives.mount(tmp_path)
+    text = refusal(tmp_path / "y.zip", lambda _: archives.entries(tmp_path / "images"))
+    assert "a link to a file that does not exist" in text
+
+
 def test_links_are_refused(tmp_path):
     link = zipfile.ZipInfo("folder")
     link.external_attr = 0o120777 << 16
@@ -273,6 +286,10 @@ def test_one_path_in_two_archives(tmp_path):
     # Unpacked, it does not matter.
     (tmp_path / "a/2").write_bytes(b"mine")
     assert archives.read_bytes(tmp_path / "a/2") == b"mine"
+    # One of them is taken away while a process runs.
+    (tmp_path / "a/2").unlink()
+    (tmp_path / "y.zip").unlink()
+    assert archives.read_bytes(tmp_path / "a/2") == b"x"
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -283,7 +300,7 @@ def test_one_path_twice_in_an_archive(tmp_path):
             opened.writestr("2", b"same")
     archives.mount(tmp_path)
     assert archives.read_bytes(tmp_path / "2") == b"same"
-    assert "hold it with different content" in refusal(tmp_path / "1")
+    assert f"{tmp_path}/x.zip holds it twice, with different content" in refusal(tmp_path / "1")
 
 
 # --------------------------------------------------------------------------- changes, processes
