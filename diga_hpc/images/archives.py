@@ -315,7 +315,8 @@ def _parts(path: Path, on_disk: list[os.DirEntry[str]] | None = None) -> Iterato
     """Entries of a folder in the archives of each folder that may hold it, from the mounted one
     down to itself. on_disk: its entries on disk, where they are known."""
     text = os.path.abspath(path)
-    top = min((top for top in _mounts if _is_below(text, top)), key=len, default=None)
+    # Where one data set lies in the folder of another, archives above it are not its own.
+    top = max((top for top in _mounts if _is_below(text, top)), key=len, default=None)
     if top is None:
         return
     place = len(top.rstrip("/"))

@@ -21,13 +21,13 @@ from helpers import zips
 RANDOM = random.Random(0)
 
 
-def write(archive, content, method=zips.DEFLATED):
-    """Write member names and their bytes to an archive."""
+def write(archive, content, method=zips.DEFLATED, root=None):
+    """Write member names and their bytes to an archive, which lies in a data set's `root`."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(archive, "w", method) as opened:
         for name, data in content.items():
             opened.writestr(name, data)
-    archives.mount(archive.parent)
+    archives.mount(root or archive.parent)
 
 
 def names(folder):
@@ -41,7 +41,7 @@ def test_entries_of_a_folder_on_disk_and_in_archives(tmp_path):
     (tmp_path / "a/1").write_bytes(b"disk")
     write(tmp_path / "x.zip", {"a/1": b"x", "a/2": b"x", "a/b/c/3": b"x", "e/": b""})
     write(tmp_path / "y.zip", {"a/4": b"y"})
-    write(tmp_path / "a/z.ZIP", {"5": b"z"})
+    write(tmp_path / "a/z.ZIP", {"5": b"z"}, root=tmp_path)
     write(tmp_path / ".hidden.zip", {"6": b""})
     files = [(name, False, True) for name in "1245"]
     assert names(tmp_path / "a") == sorted([*files, ("b", True, False), ("d", True, False)])
@@ -278,7 +278,7 @@ def test_one_path_in_two_archives(tmp_path):
     (tmp_path / "a").mkdir()
     write(tmp_path / "x.zip", {"a/1": b"same", "a/2": b"x", "a/3": b"x"})
     write(tmp_path / "y.zip", {"a/1": b"same", "a/2": b"y"})
-    write(tmp_path / "a/z.zip", {"3": b"z"})
+    write(tmp_path / "a/z.zip", {"3": b"z"}, root=tmp_path)
     assert archives.read_bytes(tmp_path / "a/1") == b"same"
     text = refusal(tmp_path / "a/2")
     assert f"{tmp_path}/x.zip and {tmp_path}/y.zip hold it with different content" in text
