@@ -7,7 +7,7 @@ An archive that lies where it would be unpacked is read as though it were unpack
     mount(root)                     see through the archives in a folder and below it
     is_dir, is_file, entries        what is there, on disk or in an archive
     open_binary, read_bytes         content
-    archive_of, member_stamp        which archive a file is read from, and what changes with it
+    archive_of, stamp               which archive a file is read from, and what changes with it
 
 Tables of members are read once per process and archive, and again when the archive has changed.
 Threads and forked processes share them and the open file, which is read by position (os.pread).
@@ -133,10 +133,16 @@ def archive_of(path: Path) -> Path | None:
     return None if member is None else Path(member.archive.path)
 
 
-def member_stamp(path: Path) -> list[int] | None:
-    """Numbers that change with a file in an archive, or with the archive; None for one on disk."""
+def stamp(path: Path) -> list[int]:
+    """Size, times and inode of a file, which change with it; raises OSError without one.
+
+    A copy that keeps the time of modification has another time of change, or inode. Of a file in
+    an archive: those of the archive, and what its table says of the file.
+    """
     member = _find(path)
-    return None if member is None else [*member.archive.stamp, member.crc, member.size]
+    if member is None:
+        return file_stamp(path.stat())
+    return [*member.archive.stamp, member.crc, member.size]
 
 
 # ------------------------------------------------------------------------------- tables of members
