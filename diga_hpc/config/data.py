@@ -91,7 +91,7 @@ def _named_dataset(name: Any, value: Any) -> DatasetSection | None:
         )
     elif name in keys:
         message = f"a key of a data set; of several validation sets, write NAME.{name}"
-    elif name == MEAN:
+    elif name.casefold() == MEAN:
         message = "expected another name: tables have a line for the mean over the sets"
     if message:
         raise problem_at(DatasetSection, str(name), "value_error", msg=message, input=value)

@@ -54,10 +54,7 @@ def read_index(index: Path, root: Path) -> list[IndexLine]:
     Raises UserError where the file is in neither place or is no text, a line has more than two
     columns, or no line names anything.
     """
-    index = index.expanduser()
-    path = index if os.path.isfile(index) else root / index
-    if not archives.is_file(path):
-        raise UserError(f"{index}: no such index file, neither as given nor below {root}")
+    path = find_index(index, root)
     lines = []
     # Not `splitlines`: names may contain form feeds and the line separators of Unicode.
     for number, text in enumerate(re.split(r"\r\n|\n|\r", _decode(path)), start=1):
@@ -78,6 +75,15 @@ def read_index(index: Path, root: Path) -> list[IndexLine]:
     if not lines:
         raise UserError(f"{path}: the index names no image; write one path in each line")
     return lines
+
+
+def find_index(index: Path, root: Path) -> Path:
+    """An index file, as given or below `root`. Raises UserError where it is in neither place."""
+    index = index.expanduser()
+    path = index if os.path.isfile(index) else root / index
+    if not archives.is_file(path):
+        raise UserError(f"{index}: no such index file, neither as given nor below {root}")
+    return path
 
 
 def swapped(origin: str, why: str) -> UserError:

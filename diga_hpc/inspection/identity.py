@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diga_hpc.datasets.base import DatasetSection, FileDataset
-from diga_hpc.datasets.index_files import read_index
+from diga_hpc.datasets.index_files import find_index, read_index
 from diga_hpc.errors import listed
 from diga_hpc.inspection.facts import file_digest, text_digest
 from diga_hpc.inspection.scan import Scan
@@ -23,6 +23,8 @@ from diga_hpc.inspection.scan import Scan
 FINGERPRINT_LENGTH = 16
 # Keys of data sets that name a text file with images to take or to leave out.
 LIST_KEYS = ("index", "not_in")
+# Keys that are said elsewhere, or that change nothing about the files.
+NO_SETTINGS = {"kind", "root", "size", "half_size", *LIST_KEYS}
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class DataIdentity:
     """Image name -> digest of the image and its label, in the order of the data set."""
     meaning: str
     """Digest of what the ids of labels mean: the table to classes, the legend, the classes."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Keys of its section that have another value than their default: the split, or which of two
+    maps of its classes. Not part of the fingerprint, which covers what they choose."""
     lists: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Key of LIST_KEYS -> file, number of its lines and digest, to name it in results. Not part of
     the fingerprint, which covers the images that it names."""
@@ -62,7 +67,8 @@ class DataIdentity:
             "images": len(self.files),
             "fingerprint": self.fingerprint,
         }
-        return summary | ({"lists": self.lists} if self.lists else {})
+        more = {"settings": self.settings, "lists": self.lists}
+        return summary | {name: values for name, values in more.items() if values}
 
     def as_json(self) -> dict[str, Any]:
         """For RUN_DIR/data.json."""
@@ -72,7 +78,8 @@ class DataIdentity:
     def from_json(cls, values: dict[str, Any]) -> "DataIdentity":
         """What `as_json` gave."""
         names = ("key", "kind", "root", "files", "meaning")
-        return cls(**{name: values[name] for name in names}, lists=values.get("lists", {}))
+        more = {name: values.get(name, {}) for name in ("settings", "lists")}
+        return cls(**{name: values[name] for name in names}, **more)
 
 
 def identify(scan: Scan, classes: tuple[str, ...]) -> DataIdentity:
@@ -84,11 +91,12 @@ def identify(scan: Scan, classes: tuple[str, ...]) -> DataIdentity:
     }
     has_labels = any(facts.label for facts in scan.facts)
     meaning = text_digest([*entries.meaning(), classes]) if has_labels else ""
-    root = str(entries.root or "")
-    lists = {
-        key: _describe_list(path, Path(root)) for key, path in lists_of(entries.section).items()
-    }
-    return DataIdentity(entries.key, entries.section.kind, root, files, meaning, lists)
+    section = entries.section
+    # Absolute: a row of results may be read in another folder.
+    root = os.path.abspath(entries.root) if entries.root else ""
+    settings = section.model_dump(mode="json", exclude_defaults=True, exclude=NO_SETTINGS)
+    lists = {key: _describe_list(path, Path(root)) for key, path in lists_of(section).items()}
+    return DataIdentity(entries.key, section.kind, root, files, meaning, settings, lists)
 
 
 def lists_of(section: DatasetSection) -> dict[str, Path]:
@@ -100,10 +108,7 @@ def lists_of(section: DatasetSection) -> dict[str, Path]:
 
 
 def _describe_list(path: Path, root: Path) -> dict[str, Any]:
-    # Found as `read_index` finds it.
-    found = path.expanduser()
-    found = found if os.path.isfile(found) else root / found
-    digest, lines = file_digest(found), len(read_index(path, root))
+    digest, lines = file_digest(find_index(path, root)), len(read_index(path, root))
     return {"file": str(path), "lines": lines, "digest": digest}
 
 

@@ -10,7 +10,7 @@ from diga_hpc.datasets.real.wilddash import Wilddash
 from diga_hpc.errors import UserError
 from diga_hpc.inspection import scan as scan_module
 from diga_hpc.inspection.entries import FileEntries
-from diga_hpc.inspection.identity import identify
+from diga_hpc.inspection.identity import DataIdentity, identify
 from diga_hpc.inspection.scan import scan
 from helpers import zips
 from helpers.miniature_parts import mapped
@@ -108,6 +108,21 @@ def test_other_categories_are_other_labels(tmp_path, monkeypatch, packed):
         assert found.facts[0].label.ids[7] == first.facts[0].label.ids[8]
         new = identify(found, ())
         assert new.fingerprint != mark.fingerprint and new.meaning != mark.meaning
+
+
+def test_a_row_of_results_says_which_map_it_is_of(tmp_path, monkeypatch):
+    write("wilddash", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for name, text in (("plain", "map: cityscapes, index: kept.txt"), ("usual", "size: [45, 67]")):
+        scanned = scan(FileEntries(listed(f"{{kind: wilddash, root: ., {text}}}", None)))
+        found[name] = identify(scanned, ()).summary()
+        # As RUN_DIR/data.json keeps it.
+        values = json.loads(json.dumps(identify(scanned, ()).as_json()))
+        assert DataIdentity.from_json(values).summary() == found[name]
+    assert found["plain"]["settings"] == {"map": "cityscapes"} and "settings" not in found["usual"]
+    assert found["plain"]["lists"]["index"]["lines"] == 2
+    assert found["plain"]["root"] == found["usual"]["root"] == str(tmp_path)
 
 
 def test_every_id_is_defined_in_both_maps():
