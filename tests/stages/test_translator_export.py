@@ -140,6 +140,9 @@ def test_a_missing_file_is_refused_before_anything_is_written(tiny_yaml, tmp_pat
             [TRANSLATED, "data.target=null", "self_training=null", "warm_up.second_view=color"],
             "source_only.view 'translated' needs data.target",
         ),
+        ([TRANSLATED, "translator.kind=none"], "is 'translated', but translator.kind 'none'"),
+        ([*translation(), "translator.kind=color"], "nothing would use, since translator.kind is"),
+        ([*translation(), "translator.weights=a"], "would use, since translator.weights is set"),
     ],
 )
 def test_configurations_that_contradict_themselves(tiny_yaml, overrides, message):
