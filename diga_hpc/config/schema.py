@@ -341,6 +341,19 @@ class Config(Section):
         if self.data.target is None and (self.translation or view == "translated"):
             key = "source_only.view 'translated'" if view == "translated" else "translation"
             raise ValueError(f"{key} needs data.target; name a target, or leave it out")
+        if translator.kind == "none" and view == "translated":
+            raise ValueError(
+                "source_only.view is 'translated', but translator.kind 'none' leaves images as "
+                "they are; set source_only.view=clean, or another translator.kind"
+            )
+        # It would be trained for hours, and the results would be those of another translator.
+        if self.translation and (translator.kind != LEARNED or translator.weights):
+            other = "translator.weights is set" if translator.weights else "translator.kind is "
+            other += "" if translator.weights else repr(translator.kind)
+            raise ValueError(
+                f"translation trains a translator that nothing would use, since {other}; set "
+                "translation=null, or translator.kind=learned without translator.weights"
+            )
         if translator.kind == LEARNED and not (translator.weights or self.translation):
             raise ValueError(
                 "translator.kind is 'learned', but there is no section translation that trains "

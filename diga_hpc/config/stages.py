@@ -23,9 +23,9 @@ from diga_hpc.section import (
     Size,
 )
 
-# Colour views filter crops with kernels of three pixels.
 # Sides of crops for the translator: its third discriminator reduces them by 64, its generator by 4.
 TRANSLATED_SMALLEST, TRANSLATED_MULTIPLE = 64, 4
+# Colour views filter crops with kernels of three pixels.
 CropSide = Annotated[int, Field(ge=3, le=LARGEST_SIDE)]
 
 
@@ -75,6 +75,11 @@ class TrainingSection(Section):
         """Whether crops of `source` or `target` are scaled at random (`data.scale`)."""
         return True
 
+    @property
+    def translates(self) -> bool:
+        """Whether source images are translated (section `translator`)."""
+        return False
+
 
 class TranslationSection(TrainingSection):
     """Training of the learned image translator (CycleGAN with label edges), for `translator.kind:
@@ -120,6 +125,11 @@ class SourceOnlySection(TrainingSection):
     """What the network sees: the source, or its translation to the style of the target (section
     `translator`; needs `data.target`)."""
 
+    @property
+    def translates(self) -> bool:
+        """Whether source images are translated."""
+        return self.view == "translated"
+
 
 class DistillationSection(TrainingSection):
     """Keys of the stages that distil between two views of the source."""
@@ -137,6 +147,11 @@ class DistillationSection(TrainingSection):
     """Factor on the distillation loss, the sum of both directions."""
     color_blend: Fraction
     """Share of the colour-changed image in the colour view."""
+
+    @property
+    def translates(self) -> bool:
+        """Whether source images are translated, for CrDoMix."""
+        return self.second_view == "crdomix"
 
 
 class WarmUpSection(DistillationSection):

@@ -6,12 +6,14 @@ A dictionary, as JSON: `weights` is a digest of the network, and under the names
 
 from typing import Any
 
+from diga_hpc.errors import UserError
 from diga_hpc.inspection import identity
-from diga_hpc.run.directory import checkpoint_name
-from diga_hpc.stages.plan import Planned, trained
+from diga_hpc.run.directory import checkpoint_name, checkpoint_steps
+from diga_hpc.stages.plan import TRANSLATION, Planned, trained
+from diga_hpc.stages.translation.training import GENERATOR
 from diga_hpc.training import checkpoint
-from diga_hpc.training.resume import trained_weights
-from diga_hpc.training.stage import Context
+from diga_hpc.training.resume import MADE_FROM, trained_weights
+from diga_hpc.training.stage import STUDENT, Context
 
 Inputs = dict[str, Any]
 DIGEST_LENGTH = 16
@@ -48,6 +50,53 @@ def weights_digest(context: Context, stage: Planned, network: str) -> str | None
     except checkpoint.MALFORMED:
         return None
     return digest[:DIGEST_LENGTH]
+
+
+def translator_digest(context: Context) -> str | None:
+    """Digest of the generator that the stage `translation` has trained; None without one."""
+    stage = next((s for s in trained(context.config) if s.kind == TRANSLATION), None)
+    return weights_digest(context, stage, GENERATOR) if stage else None
+
+
+def networks_of(context: Context, planned: Planned) -> Inputs:
+    """Digests of the networks of this run that a stage is trained with: start and translator.
+
+    Those whose files are gone are left out. Rank 0 calls it.
+    """
+    start = next((s for s in trained(context.config) if s.name == planned.starts_from), None)
+    found: dict[str, str | None] = {}
+    if start is not None:
+        found["network to start from"] = weights_digest(context, start, STUDENT)
+    if planned.training and planned.training.translates:
+        found["translator"] = translator_digest(context)
+    return {name: digest for name, digest in found.items() if digest is not None}
+
+
+def require_same_networks(context: Context, planned: Planned) -> None:
+    """Raise UserError if a stage has a checkpoint that was trained with networks of other digests.
+
+    All ranks call it together.
+    """
+    folder = context.run.checkpoints(planned.name)
+
+    def check() -> None:
+        steps = checkpoint_steps(folder)
+        try:
+            state = checkpoint.read_state(folder / checkpoint_name(max(steps, default=0)))
+        except checkpoint.MALFORMED:
+            # None yet, or a corrupt one, which is not resumed from.
+            return
+        recorded = state.get(MADE_FROM, {})
+        for name, now in networks_of(context, planned).items():
+            before = recorded.get(name, now)
+            if now != before:
+                raise UserError(
+                    f"{folder}: trained with another {name} (digest {before}) than the one that "
+                    f"this run now has ({now}); remove the folder to train {planned.name} again, "
+                    "or choose another run_dir"
+                )
+
+    context.world.on_rank0(check)
 
 
 def same(old: Any, new: Inputs) -> bool:

@@ -4,10 +4,13 @@ import torch
 
 from diga_hpc import models
 from diga_hpc.config.choices import LEARNED
+from diga_hpc.errors import UserError
 from diga_hpc.method.losses import Segmentation, class_weights
 from diga_hpc.method.translators import Translator, build_translator
+from diga_hpc.method.translators.learned import read_metadata
 from diga_hpc.models.base import SegmentationModel
-from diga_hpc.stages.plan import Planned, trained
+from diga_hpc.stages.inputs import translator_digest
+from diga_hpc.stages.plan import TRANSLATION, Planned, trained
 from diga_hpc.training.resume import has_weights, trained_weights
 from diga_hpc.training.stage import STUDENT, Context
 
@@ -42,12 +45,27 @@ def has_network(context: Context, stage: str, network: str) -> bool:
 def translator(context: Context) -> Translator:
     """The translator of the views; one that this run has trained is read from its directory.
 
-    Raises UserError for a file that is absent or corrupt.
+    All ranks call it together. Raises UserError for a file that is absent, corrupt, or not of the
+    translator that this run has trained.
     """
     section = context.config.translator
     if section.kind == LEARNED and section.weights is None:
+        context.world.on_rank0(lambda: _require_own_translator(context))
         section = section.model_copy(update={"weights": context.run.translator})
     return build_translator(section)
+
+
+def _require_own_translator(context: Context) -> None:
+    """Raise UserError unless the exported translator is of the checkpoint that is there."""
+    path, digest = context.run.translator, translator_digest(context)
+    remedy = "run train-translator, or the pipeline, which writes it"
+    if not path.is_file():
+        raise UserError(f"{path}: no translator is trained yet; {remedy}")
+    # Checkpoints may be removed once they are not needed any more.
+    if digest is not None and read_metadata(path).get("made_from") != digest:
+        raise UserError(
+            f"{path}: not the translator of {context.run.checkpoints(TRANSLATION)}; {remedy} again"
+        )
 
 
 def segmentation(context: Context) -> Segmentation:

@@ -14,6 +14,7 @@ from diga_hpc.inspection.start import Binding, inspect
 from diga_hpc.loading.dataset import open_dataset
 from diga_hpc.run.directory import Run
 from diga_hpc.section import load
+from diga_hpc.stages.inputs import networks_of, require_same_networks
 from diga_hpc.stages.networks import starting_network, translator
 from diga_hpc.stages.plan import PIPELINE, STAGES, Planned, select
 from diga_hpc.training.loop import train
@@ -69,11 +70,15 @@ class Pipeline:
             self._run_stage(planned)
 
     def _run_stage(self, planned: Planned) -> None:
-        if planned.training and is_finished(self.context, planned.name, planned.training.steps):
-            return
+        context = self.context
+        if planned.training:
+            require_same_networks(context, planned)
+            if is_finished(context, planned.name, planned.training.steps):
+                return
         implementation: type[Stage] = load(STAGES[planned.kind].implementation, planned.kind)
-        stage = implementation.build(self.context, planned)
+        stage = implementation.build(context, planned)
         if isinstance(stage, TrainingStage):
+            stage.made_from = context.world.on_rank0(lambda: networks_of(context, planned))
             train(stage)
         elif isinstance(stage, DataPass):
             self._inspect_again()

@@ -36,7 +36,13 @@ from diga_hpc.training.checkpoint_writer import CheckpointWriter
 from diga_hpc.training.engine import Engine, StepResult
 from diga_hpc.training.guards import Guards
 from diga_hpc.training.metrics import Journal, Meter, peak_memory_gib
-from diga_hpc.training.resume import EXTRA, optimizer_group, restore_networks, resume_point
+from diga_hpc.training.resume import (
+    EXTRA,
+    MADE_FROM,
+    optimizer_group,
+    restore_networks,
+    resume_point,
+)
 from diga_hpc.training.stage import STUDENT, Prepared, StepOutput, TrainingStage
 
 log = logging.getLogger(__name__)
@@ -347,6 +353,7 @@ class _Loop:
             "commit": source_commit(),
             # Compared on resume: a checkpoint of another experiment is refused.
             "config": configuration.identity(self.context.config),
+            MADE_FROM: dict(self.stage.made_from),
         }
 
 

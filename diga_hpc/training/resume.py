@@ -15,6 +15,7 @@ from diga_hpc.training.stage import STUDENT, Context, TrainingStage
 
 OPTIMIZER = "optimizer"
 EXTRA = "extra"
+MADE_FROM = "made_from"  # in the state of a checkpoint: TrainingStage.made_from
 
 
 def optimizer_group(network: str) -> str:

@@ -136,6 +136,8 @@ class TrainingStage(Stage):
     section: TrainingSection
     student: nn.Module
     teacher: Teacher | None = None
+    made_from: Mapping[str, str] = {}
+    """Digests of the networks of other stages that it is trained with; kept in its checkpoints."""
 
     # ---------------------------------------------------------------------- data
 

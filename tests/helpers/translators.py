@@ -12,7 +12,11 @@ SECTION = {"steps": 3, "crop": [64, 64], "width": 2, "blocks": 1, "batch": {"ful
 def translation(**keys: object) -> list[str]:
     """Overrides: the section `translation` with some keys changed, and images that suffice."""
     section = "translation=" + json.dumps(SECTION | keys, separators=(",", ":"))
-    return [section, *(f"data.{name}.scene_size=[64,96]" for name in ("source", "target"))]
+    return [
+        "translator.kind=learned",
+        section,
+        *(f"data.{name}.scene_size=[64,96]" for name in ("source", "target")),
+    ]
 
 
 def write_vgg19(path) -> None:

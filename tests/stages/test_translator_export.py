@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from diga_hpc import config as configuration
 from diga_hpc.config import TranslatorSection
-from diga_hpc.errors import UserError
+from diga_hpc.errors import Stopped, UserError
 from diga_hpc.method.translators import build_translator
 from diga_hpc.method.translators.learned import load_translator, save_translator
 from diga_hpc.models.translation import Generator, SourceToTarget
@@ -140,8 +140,53 @@ def test_a_missing_file_is_refused_before_anything_is_written(tiny_yaml, tmp_pat
             [TRANSLATED, "data.target=null", "self_training=null", "warm_up.second_view=color"],
             "source_only.view 'translated' needs data.target",
         ),
+        ([TRANSLATED, "translator.kind=none"], "is 'translated', but translator.kind 'none'"),
+        ([*translation(), "translator.kind=color"], "nothing would use, since translator.kind is"),
+        ([*translation(), "translator.weights=a"], "would use, since translator.weights is set"),
     ],
 )
 def test_configurations_that_contradict_themselves(tiny_yaml, overrides, message):
     with pytest.raises(UserError, match=message):
         configuration.load(tiny_yaml, overrides)
+
+
+SHORT = ["warm_up.steps=2", "source_only=null", "warm_up.start=model"]
+
+
+def test_a_translator_that_is_not_trained_yet_is_named(tiny_yaml, tmp_path):
+    pipeline = Pipeline(load(tiny_yaml, tmp_path / "run", *translation(steps=1), *SHORT))
+    with pytest.raises(UserError, match=r"no translator is trained yet; run train-translator"):
+        pipeline.run("warm-up")
+
+
+def test_a_damaged_or_exchanged_export_is_written_again_and_not_used(
+    tiny_yaml, tmp_path, file, caplog
+):
+    """`train-translator` writes it again; the stages after it refuse the other one."""
+    options = [*translation(steps=1, width=3), *SHORT]
+    pipeline = Pipeline(load(tiny_yaml, tmp_path / "run", *options))
+    pipeline.run("train-translator")
+    path = pipeline.context.run.translator
+    content = path.read_bytes()
+    for other in (content[:-4] + b"\0\0\0\1", content[:-9], file[0].read_bytes()):
+        path.write_bytes(other)
+        with pytest.raises(UserError, match=r"translator.safetensors: (corrupt|not )"):
+            pipeline.run("warm-up")
+        pipeline.run("train-translator")
+        assert path.read_bytes() == content
+    assert caplog.text.count("it is written again") == 2
+
+
+def test_a_stage_does_not_go_on_with_another_translator(tiny_yaml, tmp_path):
+    """Of the steps of a warm-up some would see one, some the other."""
+    config = load(tiny_yaml, tmp_path / "run", *translation(steps=1), *SHORT)
+    Pipeline(config).run("train-translator")
+    with pytest.raises(Stopped):
+        Pipeline(config, stop_after=1).run("warm-up")
+    folder = tmp_path / "run/checkpoints/translation/step_00000001"
+    groups, state = checkpoint.load(folder)
+    groups["generator"] = {name: t + 1 for name, t in groups["generator"].items()}
+    checkpoint.save(folder.parent, 1, groups, state, keep=1)
+    Pipeline(config).run("train-translator")
+    with pytest.raises(UserError, match=r"warm_up: trained with another translator \(digest"):
+        Pipeline(config).run("warm-up")

@@ -1,10 +1,15 @@
-"""Warm-up: target images that set running statistics and nothing else."""
+"""Warm-up: target images that set running statistics alone; the network that it starts from."""
+
+import shutil
 
 import pytest
 import torch
 
 from diga_hpc import config as configuration
 from diga_hpc.errors import UserError
+from diga_hpc.stages.pipeline import Pipeline
+from diga_hpc.training import checkpoint
+from helpers.runs import load
 from helpers.steps import batch_of, build_stage, first_statistics, step_losses
 
 
@@ -57,3 +62,18 @@ def test_a_target_is_read_only_where_a_view_or_the_statistics_need_it(tiny_yaml)
 def test_statistics_that_nothing_would_set_are_refused(tiny_yaml, options, problem):
     with pytest.raises(UserError, match=problem):
         configuration.load(tiny_yaml, [*options, "warm_up.target_statistics=true"])
+
+
+def test_a_finished_stage_is_of_the_network_before_it(tiny_yaml, tmp_path):
+    """A baseline that is trained anew is not the one that the warm-up has started from."""
+    config = load(tiny_yaml, tmp_path / "run", "source_only.steps=1", "warm_up.steps=1")
+    Pipeline(config).run("warm-up")
+    folder = tmp_path / "run/checkpoints/source_only/step_00000001"
+    groups, state = checkpoint.load(folder)
+    groups["student"]["head.classifier.weight"] += 1
+    checkpoint.save(folder.parent, 1, groups, state, keep=1)
+    with pytest.raises(UserError, match=r"warm_up: trained with another network to start from"):
+        Pipeline(config).run("warm-up")
+    # Where it is gone, it is trained anew, and is the same.
+    shutil.rmtree(folder)
+    Pipeline(config).run("warm-up")

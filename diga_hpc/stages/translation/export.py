@@ -4,21 +4,25 @@ RUN_DIR/translator/translator.safetensors    written last; `translator.weights` 
 RUN_DIR/translator/panels/IMAGE/*.jpg        source, translated and back, of the first images
 """
 
+import logging
 from typing import Self
 
 import torch
 
+from diga_hpc.errors import UserError
 from diga_hpc.loading.loader import labelled_images
 from diga_hpc.loading.pictures import to_picture, write_picture
-from diga_hpc.method.translators.learned import read_metadata, save_translator
+from diga_hpc.method.translators.learned import load_translator, read_metadata, save_translator
 from diga_hpc.method.views import unit_range
 from diga_hpc.models.translation import STRIDE, Generator, signed, unsigned
-from diga_hpc.stages.inputs import weights_digest
+from diga_hpc.stages.inputs import translator_digest
 from diga_hpc.stages.plan import TRANSLATION, Planned, trained
 from diga_hpc.stages.translation.training import GENERATOR
 from diga_hpc.training.checkpoint import read_tensors
 from diga_hpc.training.resume import trained_weights
 from diga_hpc.training.stage import Context, DataPass
+
+log = logging.getLogger(__name__)
 
 
 class TranslatorExport(DataPass):
@@ -36,11 +40,18 @@ class TranslatorExport(DataPass):
         return cls(context)
 
     def is_done(self) -> bool:
-        """Whether the file is there, and of the checkpoint that is there."""
+        """Whether the file is there, intact, and of the checkpoint that is there."""
 
         def find() -> bool:
-            path, made_from = self.context.run.translator, self._digest()
-            return path.is_file() and read_metadata(path)["made_from"] == made_from
+            path, made_from = self.context.run.translator, translator_digest(self.context)
+            if not path.is_file():
+                return False
+            try:
+                load_translator(path)
+                return read_metadata(path).get("made_from") == made_from
+            except UserError as error:
+                log.warning("%s; it is written again", error)
+                return False
 
         return self.context.world.on_rank0(find)
 
@@ -59,12 +70,9 @@ class TranslatorExport(DataPass):
                 generator.state_dict(),
                 width=section.width,
                 blocks=section.blocks,
-                made_from=self._digest(),
+                made_from=translator_digest(context) or "",
             )
         )
-
-    def _digest(self) -> str:
-        return weights_digest(self.context, self.translation, GENERATOR) or ""
 
     @torch.inference_mode()
     def _write_panels(self, generator: Generator) -> None:
