@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from diga_hpc.datasets.files import Files, list_images
+from diga_hpc.datasets.files import Files, LeftOut, list_images
 from diga_hpc.datasets.index_files import read_index
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.images.labels import read_ids
@@ -28,6 +28,7 @@ __all__ = [
     "FileDataset",
     "Files",
     "GeneratedDataset",
+    "LeftOut",
     "ReaderDataset",
     "list_images",
     "read_index",
@@ -60,11 +61,12 @@ class FileDataset(DatasetSection):
     """Used bits of each channel of images with 16 bits, for example 12 of a camera's. Empty: 16;
     an image without a value of 15 bits is then refused. Images with 8 bits do not depend on it."""
 
-    def files(self, root: Path) -> list[Files]:
+    def files(self, root: Path, left_out: LeftOut) -> list[Files]:
         """List the images below `root`, sorted, each with the path where its label would be.
 
         Neither needs to exist: `list_files` looks for them and reports what is missing. Where a
         look at the disk is needed, `datasets.files` and `images.archives` see through archives.
+        left_out: counter of what is not read, by reason, to add to: `diga-hpc check` shows it.
         Raises UserError where a folder or an index file is missing.
         """
         raise NotImplementedError
@@ -79,10 +81,6 @@ class FileDataset(DatasetSection):
     def without_label(self) -> str:
         """What a user can do about images without a label; the end of an error, may be empty."""
         return ""
-
-    def left_out(self, root: Path) -> dict[str, int]:
-        """Count what `files` leaves out below `root`, by reason: for `diga-hpc check`."""
-        return {}
 
     def decode(self, path: Path) -> np.ndarray:
         """Ids uint8 [H,W] of a label file, which `table` maps; the default reads 8-bit PNGs.

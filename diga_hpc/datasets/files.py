@@ -49,6 +49,8 @@ class Files:
 
 
 Entry = os.DirEntry[str] | archives.Entry
+# Number of files that are not read, by reason: for `diga-hpc check`.
+LeftOut = Counter[str]
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Scan:
     """Images of a folder in the order of their paths, and the number of other entries by reason."""
 
     images: list[Path] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: LeftOut = field(default_factory=Counter)
 
 
 def list_images(folder: Path, recursive: bool = False) -> list[Path]:

@@ -21,7 +21,7 @@ from diga_hpc.datasets.color_maps import (
     read_by_color,
     unique_codes,
 )
-from diga_hpc.datasets.files import FileFinder, Files, scan, unique_names
+from diga_hpc.datasets.files import FileFinder, Files, LeftOut, scan, unique_names
 from diga_hpc.datasets.index_files import IndexLine, read_index, swapped
 from diga_hpc.datasets.label_spaces import (
     CAMVID_CLASSES,
@@ -108,19 +108,11 @@ class Folder(FileDataset):
             )
         return self
 
-    def files(self, root: Path) -> list[Files]:
+    def files(self, root: Path, left_out: LeftOut) -> list[Files]:
         """Images of the folder or the index; an image in a subfolder is named `subfolder_stem`.
 
         Those of an index are named by their stems if these differ.
         """
-        return self._select(root)[0]
-
-    def left_out(self, root: Path) -> dict[str, int]:
-        """Other files in the folder of images, and the images that the keys leave out."""
-        return self._select(root)[1]
-
-    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
-        left_out: Counter[str] = Counter()
         lines = read_index(self.index, root) if self.index is not None else []
         if self.index is not None:
             files = self._of_index(lines, root)
@@ -136,9 +128,9 @@ class Folder(FileDataset):
                 if f.label
                 and (f.origin in named or finder.find(f.label) or finder.dead_link(f.label))
             ]
-            left_out["images without a label"] = len(files) - len(kept)
+            left_out["images without a label"] += len(files) - len(kept)
             files = kept
-        return files, dict(+left_out)
+        return files
 
     def _of_index(self, lines: list[IndexLine], root: Path) -> list[Files]:
         images = [root / line.columns[0] for line in lines]
@@ -154,14 +146,14 @@ class Folder(FileDataset):
         names, origins = unique_names(images), [line.origin for line in lines]
         return [Files(*entry) for entry in zip(names, images, labels, origins, strict=True)]
 
-    def _of_folder(self, root: Path, left_out: Counter[str]) -> list[Files]:
+    def _of_folder(self, root: Path, left_out: LeftOut) -> list[Files]:
         folder, labels = root / self.images, root / (self.labels or self.images)
         beside = os.path.realpath(folder) == os.path.realpath(labels)
         found = scan(folder, recursive=True, without=None if beside else labels)
-        left_out += found.left_out
+        left_out.update(found.left_out)
         images = [image for image in found.images if self._is_image(image.stem)]
         others = len(found.images) - len(images)
-        left_out[f"images without {self.image_suffix} in their name"] = others
+        left_out[f"images without {self.image_suffix} in their name"] += others
         if beside and (self.labels or self.label_suffix):
             images = self._without_labels(images, left_out)
         files = []
@@ -172,7 +164,7 @@ class Folder(FileDataset):
             files.append(Files(name, image, self._label(root, image)))
         return files
 
-    def _without_labels(self, images: list[Path], left_out: Counter[str]) -> list[Path]:
+    def _without_labels(self, images: list[Path], left_out: LeftOut) -> list[Path]:
         """Images of a folder that holds their labels too, without these.
 
         Raises UserError where an image and its label would be one file.

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from diga_hpc.datasets.files import IMAGE_SUFFIXES, Files, scan, unique_names
+from diga_hpc.datasets.files import IMAGE_SUFFIXES, Files, LeftOut, scan, unique_names
 from diga_hpc.errors import UserError
 from diga_hpc.images import archives
 
@@ -145,12 +145,11 @@ def _slashes(column: str, root: Path) -> str:
 
 
 def equal_names(
-    root: Path, images: str, labels: str, index: Path | None
-) -> tuple[list[Files], dict[str, int]]:
+    root: Path, images: str, labels: str, index: Path | None, left_out: LeftOut
+) -> list[Files]:
     """Images of a folder, or those that an index names, whose labels are PNGs of the same stem.
 
-    images, labels: folders below `root`. Also returns the files that are left out, counted by
-    reason. Raises UserError as `scan` and `read_index`.
+    images, labels: folders below `root`. Raises UserError as `scan` and `read_index`.
     """
     lines = read_index(index, root) if index is not None else []
     found = scan(root / images)
@@ -160,12 +159,12 @@ def equal_names(
         chosen = _named(lines, root / images, found.images)
         origins = [line.origin for line in lines]
         unnamed = len(set(found.images) - set(chosen))
-        found.left_out[f"images that {index} does not name"] = unnamed
-    files = [
+        left_out[f"images that {index} does not name"] += unnamed
+    left_out.update(found.left_out)
+    return [
         Files(name, image, root / labels / f"{image.stem}.png", origin)
         for name, image, origin in zip(unique_names(chosen), chosen, origins, strict=True)
     ]
-    return files, dict(+found.left_out)
 
 
 def _require_folders(lines: list[IndexLine], *folders: Path) -> None:

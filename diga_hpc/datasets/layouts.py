@@ -1,11 +1,10 @@
 """Layouts of data sets on disk: folders in one of several places, labels parallel to images."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from diga_hpc.datasets.files import Files, scan, unique_names
+from diga_hpc.datasets.files import Files, LeftOut, scan, unique_names
 from diga_hpc.errors import UserError
 from diga_hpc.images import archives
 
@@ -30,25 +29,23 @@ def unwrapped(root: Path, wrapper: str, inside: str) -> Path:
 
 
 def parallel_trees(
-    images: Path, labels: Path, image_ending: str, label_ending: str
-) -> tuple[list[Files], Counter[str]]:
+    images: Path, labels: Path, image_ending: str, label_ending: str, left_out: LeftOut
+) -> list[Files]:
     """Images `X{image_ending}.*` of a folder and its subfolders, with the labels
     `X{label_ending}.png` in the same subfolders of another.
 
-    An image is named X; where two are equal, all with their subfolders. Also returns the files that
-    are left out, counted by reason. Raises UserError as `scan`.
+    An image is named X; where two are equal, all with their subfolders. Raises UserError as `scan`.
     """
     found = scan(images, recursive=True)
     chosen = [image for image in found.images if image.stem.endswith(image_ending)]
-    others = len(found.images) - len(chosen)
-    if others:
-        found.left_out[f"images without {image_ending} in their name"] = others
+    left_out.update(found.left_out)
+    left_out[f"images without {image_ending} in their name"] += len(found.images) - len(chosen)
     files = []
     for name, image in zip(unique_names(chosen), chosen, strict=True):
         stem = image.stem.removesuffix(image_ending)
         label = labels / image.relative_to(images).parent / f"{stem}{label_ending}.png"
         files.append(Files(name.removesuffix(image_ending), image, label))
-    return files, found.left_out
+    return files
 
 
 def read_json(path: Path) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from diga_hpc.datasets.base import DatasetSection, FileDataset
-from diga_hpc.datasets.files import FileFinder, Files, dead_link, is_utf8
+from diga_hpc.datasets.files import FileFinder, Files, LeftOut, dead_link, is_utf8
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.label_tables import identity_table, map_ids
 from diga_hpc.errors import UserError, first_of
@@ -30,6 +30,8 @@ class Listing:
     space: LabelSpace
     table: np.ndarray
     """uint8 [256], see label_tables.py"""
+    left_out: LeftOut
+    """Number of files that are not read, by reason."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle, in a process that was not forked from the one that listed the files."""
@@ -93,10 +95,12 @@ def list_files(
     `problems`, for the first of them, with the number of the others.
     """
     root = find_root(section, key, data_root)
-    files = section.files(root)
+    left_out = LeftOut()
+    files = section.files(root, left_out)
+    left_out = +left_out
     if not files:
         raise UserError(
-            f"{root}: no images found for `{key}` ({section.kind}){_summary(section, root)}; check "
+            f"{root}: no images found for `{key}` ({section.kind}){_summary(left_out)}; check "
             "the split and the folder names"
         )
     if not labels:
@@ -112,7 +116,7 @@ def list_files(
         raise UserError(first_of(found))
     # Without labels, the data set need not know the classes of the label space.
     table = _table(section, key, space) if labels else identity_table(space.num_classes)
-    return Listing(key, section, root, files, space, table)
+    return Listing(key, section, root, files, space, table, left_out)
 
 
 def _table(section: FileDataset, key: str, space: LabelSpace) -> np.ndarray:
@@ -145,10 +149,10 @@ def find_root(section: DatasetSection, key: str, data_root: Path | None) -> Path
     return root
 
 
-def _summary(section: FileDataset, root: Path) -> str:
-    """What was left out, in brackets; empty for nothing."""
-    left_out = ", ".join(f"{count} {reason}" for reason, count in section.left_out(root).items())
-    return f", left out: {left_out}" if left_out else ""
+def _summary(left_out: LeftOut) -> str:
+    """What was left out; empty for nothing."""
+    texts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+    return f", left out: {texts}" if texts else ""
 
 
 def _existing(

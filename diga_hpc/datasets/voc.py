@@ -10,7 +10,7 @@ import numpy as np
 
 from diga_hpc.datasets.base import FileDataset
 from diga_hpc.datasets.color_maps import check_palette, class_colors
-from diga_hpc.datasets.files import Files
+from diga_hpc.datasets.files import Files, LeftOut
 from diga_hpc.datasets.index_files import equal_names
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.label_tables import identity_table
@@ -30,19 +30,12 @@ class Voc(FileDataset):
     split: Text = "train"
     """List to read: `train`, `val`, `trainval`, or another one in `ImageSets/Segmentation`."""
 
-    def files(self, root: Path) -> list[Files]:
+    def files(self, root: Path, left_out: LeftOut) -> list[Files]:
         """Images of the list. Raises UserError if there is no such list."""
-        return self._select(root)[0]
-
-    def left_out(self, root: Path) -> dict[str, int]:
-        """Other files in the folder of images, and the images that the list does not name."""
-        return self._select(root)[1]
-
-    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
         places = ("", "VOC2012/", "VOCdevkit/VOC2012/")
         root = first_folder(root, *(f"{place}{IMAGES}" for place in places)).parent
         index = root / "ImageSets" / "Segmentation" / f"{self.split}.txt"
-        return equal_names(root, IMAGES, LABELS, index)
+        return equal_names(root, IMAGES, LABELS, index, left_out)
 
     def table(self, space: LabelSpace) -> np.ndarray:
         return identity_table(space.num_classes)

@@ -136,7 +136,7 @@ def _checked_set(config: Config, name: str, scan: Scan) -> CheckedSet:
         classes = dict(zip([*config.space.classes, "(ignored)"], counts.tolist(), strict=True))
     left_out: dict[str, int] = {}
     if isinstance(entries, FileEntries) and isinstance(entries.section, FileDataset):
-        left_out = entries.section.left_out(entries.listing.root)
+        left_out = dict(entries.listing.left_out)
     return CheckedSet(name, len(entries), len(scan.facts), _sizes(scan), classes, left_out)
 
 

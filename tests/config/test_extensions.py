@@ -36,7 +36,7 @@ class Toy(FileDataset):
     """Folder below the root."""
     camera: Camera = Camera()
 
-    def files(self, root):
+    def files(self, root, left_out):
         return [Files(p.stem, p, None) for p in sorted((root / self.folder).iterdir())]
 
     def table(self, space):

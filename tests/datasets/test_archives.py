@@ -24,7 +24,7 @@ from diga_hpc.inspection.scan import scan
 from diga_hpc.loading import dataset as datasets
 from diga_hpc.loading.loader import inference_images
 from helpers import zips
-from helpers.image_files import ALL_IDS, config_with, write_ids, write_image
+from helpers.image_files import ALL_IDS, config_with, left_out_of, write_ids, write_image
 from helpers.miniatures import MINIATURES
 from helpers.miniatures import write as write_miniature
 
@@ -75,7 +75,7 @@ def assert_equal(tiny_yaml, section, root, packed):
     listings = [open_entries(each, SOURCE).listing for each in (config, other)]
     below = [[f.image.relative_to(each.root) for f in each.files] for each in listings]
     assert below[0] == below[1]
-    left_out = [each.section.left_out(each.root) for each in listings]
+    left_out = [each.left_out for each in listings]
     assert left_out[0] == left_out[1]
     marks = [
         identify(scan(open_entries(each, SOURCE)), ("a",)).fingerprint for each in (config, other)
@@ -108,7 +108,7 @@ def test_every_data_set_as_unpacked(tmp_path, name, pack):
                 FileEntries(list_files(section, "data.source", place, space, labels=labels))
                 for place in (root, packed)
             )
-            left_out = (str(section.left_out(place)) for place in (root, packed))
+            left_out = (str(left_out_of(section, place)) for place in (root, packed))
             assert next(left_out).replace(str(root), str(packed)) == next(left_out)
             truth, found = scan(truth, decode=True), scan(found, decode=True)
             assert identify(truth, ()).fingerprint == identify(found, ()).fingerprint

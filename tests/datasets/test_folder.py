@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from diga_hpc.datasets.files import LeftOut
 from diga_hpc.datasets.folder import Folder
 from diga_hpc.datasets.label_spaces import IGNORE, LabelSpace
 from diga_hpc.datasets.listing import list_files
 from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
-from helpers.image_files import config_with, write_ids, write_image
+from helpers.image_files import config_with, left_out_of, write_ids, write_image
 from helpers.png import CHANNELS, GREY_ALPHA, RGB, RGBA, write_png
 
 CLASSES = "classes=[{name: thing, color: [1, 2, 3]}, {name: stuff, color: [4, 5, 6]}]"
@@ -63,7 +64,7 @@ def test_swapped_columns_are_refused(tmp_path, line, why):
 
 def test_an_index_of_images_without_labels(tiny_yaml, root):
     (root / "images.txt").write_text("rgb/a/x.png\n")
-    (entry,) = Folder(kind="folder", index="images.txt").files(root)
+    (entry,) = Folder(kind="folder", index="images.txt").files(root, LeftOut())
     assert entry.image == root / "rgb/a/x.png" and entry.label is None
 
 
@@ -139,7 +140,7 @@ def test_labels_beside_the_images_are_counted(tmp_path):
     touch(tmp_path, "x.png", "x_L.png", "y_L.png", "z_L.jpg", "z_L_L.png", "c_L.png", "c_L_L.png")
     keys = {"images": ".", "labels": ".", "label_suffix": "_L"}
     assert [name for name, _, _ in listed(tmp_path, keys, True)] == ["c_L", "x", "z_L"]
-    left_out = Folder(kind="folder", **keys).left_out(tmp_path)
+    left_out = left_out_of(Folder(kind="folder", **keys), tmp_path)
     assert left_out == {"labels beside images": 4}
     # A suffix alone says that such files are labels.
     keys = {"images": ".", "label_suffix": "_L"}
@@ -167,7 +168,7 @@ def test_acdc(tmp_path):
     name = below.replace("/", "_")
     image, label = f"rgb_anon/{below}_rgb_anon.png", f"gt/{below}_gt_labelIds.png"
     assert listed(tmp_path, keys, labels=True) == [(name, image, label)]
-    left_out = Folder(kind="folder", **keys).left_out(tmp_path)
+    left_out = left_out_of(Folder(kind="folder", **keys), tmp_path)
     assert left_out == {"images without _rgb_anon in their name": 1}
     # Dark Zurich as a target: images and labels below one folder, two of three splits unlabelled.
     keys = {"images": ".", "image_suffix": "_rgb_anon"}
@@ -186,7 +187,7 @@ def test_images_without_a_label_can_be_skipped(tmp_path):
     touch(tmp_path, *(f"images/{i}.png" for i in range(5)), "labels/3.png", "labels/1.PNG")
     keys = {"labels": "labels", "labelled_only": True}
     assert [name for name, _, _ in listed(tmp_path, keys, True)] == ["1", "3"]
-    left_out = Folder(kind="folder", **keys).left_out(tmp_path)
+    left_out = left_out_of(Folder(kind="folder", **keys), tmp_path)
     assert left_out == {"images without a label": 3}
     (tmp_path / "list.txt").write_text("images/1.png labels/1.PNG\nimages/2.png\n")
     keys = {"index": "list.txt", "labelled_only": True}
@@ -208,7 +209,7 @@ def test_labels_that_are_dead_links_are_not_skipped(tmp_path, link):
     message = rf"images/1.png: has no label .*{link}.*link to .git/annex/objects/gone, which does"
     with pytest.raises(UserError, match=message):
         listed(tmp_path, keys, True)
-    left_out = Folder(kind="folder", **keys).left_out(tmp_path)
+    left_out = left_out_of(Folder(kind="folder", **keys), tmp_path)
     assert left_out == ({} if link == "labels" else {"images without a label": 1})
 
 
@@ -217,7 +218,7 @@ def test_an_index_of_images_alone_skips_those_without_a_label(tmp_path):
     (tmp_path / "list.txt").write_text("images/1.png\nimages/2.png\nimages/3.png\n")
     keys = {"labels": "labels", "labelled_only": True, "index": "list.txt"}
     assert [name for name, _, _ in listed(tmp_path, keys, True)] == ["1"]
-    assert Folder(kind="folder", **keys).left_out(tmp_path) == {"images without a label": 2}
+    assert left_out_of(Folder(kind="folder", **keys), tmp_path) == {"images without a label": 2}
 
 
 def test_an_index_of_paths_with_blanks_and_equal_stems(tmp_path):

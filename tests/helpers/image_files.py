@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from diga_hpc import config as configuration
+from diga_hpc.datasets.base import FileDataset, LeftOut
 
 # Every id of Cityscapes, and the first ones a second time.
 ALL_IDS = np.arange(54, dtype=np.uint8).reshape(6, 9) % 35
@@ -49,3 +50,10 @@ def config_with(
             *overrides,
         ],
     )
+
+
+def left_out_of(section: FileDataset, root: Path) -> dict[str, int]:
+    """Number of files that a data set does not read, by reason."""
+    counts = LeftOut()
+    section.files(root, counts)
+    return dict(+counts)

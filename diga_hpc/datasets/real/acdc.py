@@ -3,14 +3,13 @@
 `AnonymousFrames` is the base class for Dark Zurich too. Licence of its own: non-commercial.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from diga_hpc.datasets.files import Files
+from diga_hpc.datasets.files import Files, LeftOut
 from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.datasets.layouts import first_folder, parallel_trees
 from diga_hpc.datasets.real.cityscapes import CityscapesLabels
@@ -32,24 +31,14 @@ class AnonymousFrames(CityscapesLabels):
         """What follows the common name in the stems of images and labels."""
         return "_rgb_anon", f"_gt_{self.label_ending}"
 
-    def files(self, root: Path) -> list[Files]:
+    def files(self, root: Path, left_out: LeftOut) -> list[Files]:
         """Images of the split, part by part. Raises UserError for a part without a folder."""
-        return self._select(root)[0]
-
-    def left_out(self, root: Path) -> dict[str, int]:
-        """Other files in the folders of images."""
-        return self._select(root)[1]
-
-    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
         files: list[Files] = []
-        left_out: Counter[str] = Counter()
         for places in self.places():
             images = first_folder(root / "rgb_anon", *places)
             labels = first_folder(root / "gt", *places)
-            found, others = parallel_trees(images, labels, *self.endings())
-            files += found
-            left_out += others
-        return files, dict(left_out)
+            files += parallel_trees(images, labels, *self.endings(), left_out)
+        return files
 
     def void_ids(self) -> dict[int, str]:
         return {IGNORE: "void"} | super().void_ids()

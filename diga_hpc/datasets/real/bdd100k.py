@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from diga_hpc.datasets.class_names import NamedClasses
-from diga_hpc.datasets.files import Files
+from diga_hpc.datasets.files import Files, LeftOut
 from diga_hpc.datasets.label_spaces import CITYSCAPES_CLASSES, IGNORE, LabelSpace
 from diga_hpc.datasets.layouts import first_folder, parallel_trees
 from diga_hpc.errors import UserError
@@ -41,21 +41,13 @@ class Bdd100k(NamedClasses):
 
     own_space: ClassVar[str] = "cityscapes"
 
-    def files(self, root: Path) -> list[Files]:
+    def files(self, root: Path, left_out: LeftOut) -> list[Files]:
         """Images of the split, of the first layout that is found."""
-        return self._select(root)[0]
-
-    def left_out(self, root: Path) -> dict[str, int]:
-        """Other files in the folder of the split."""
-        return self._select(root)[1]
-
-    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
         images = first_folder(root, *self._places(IMAGES))
         endings = dict(zip(self._places(tuple(LABELS)), [*LABELS.values()] * 2, strict=True))
         labels = first_folder(root, *endings)
         ending = endings[labels.relative_to(root).as_posix()]
-        files, left_out = parallel_trees(images, labels, "", ending)
-        return files, dict(left_out)
+        return parallel_trees(images, labels, "", ending, left_out)
 
     def _places(self, folders: tuple[str, ...]) -> list[str]:
         return [wrapper + each.format(split=self.split) for wrapper in WRAPPERS for each in folders]

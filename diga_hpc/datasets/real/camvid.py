@@ -3,7 +3,6 @@
 Licence: non-commercial.
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -12,7 +11,7 @@ from pydantic import Field
 
 from diga_hpc.datasets.class_names import NamedClasses
 from diga_hpc.datasets.color_maps import CAMVID_CODES, check_palette, classes_by_color
-from diga_hpc.datasets.files import FileFinder, Files, scan, unique_names
+from diga_hpc.datasets.files import FileFinder, Files, LeftOut, scan, unique_names
 from diga_hpc.datasets.label_spaces import (
     CAMVID_CLASSES,
     CAMVID_PALETTE,
@@ -61,22 +60,14 @@ class Camvid(NamedClasses):
 
     own_space: ClassVar[str] = "camvid"
 
-    def files(self, root: Path) -> list[Files]:
+    def files(self, root: Path, left_out: LeftOut) -> list[Files]:
         """Frames of the splits, in their order."""
-        return self._select(root)[0]
-
-    def left_out(self, root: Path) -> dict[str, int]:
-        """Other files in the folders of the splits, and the frames that the keys leave out."""
-        return self._select(root)[1]
-
-    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
         finder = FileFinder()
-        left_out: Counter[str] = Counter()
         frames, stems = [], []
         for split in self.splits:
             folder = FOLDERS[split]
             found = scan(root / folder)
-            left_out += found.left_out
+            left_out.update(found.left_out)
             stems += [image.stem for image in found.images]
             if not found.images:
                 raise UserError(
@@ -92,8 +83,7 @@ class Camvid(NamedClasses):
                     frames.append((image, label))
         self._require_sequences(stems)
         names = unique_names([image for image, _ in frames])
-        files = [Files(name, *frame) for name, frame in zip(names, frames, strict=True)]
-        return files, dict(left_out)
+        return [Files(name, *frame) for name, frame in zip(names, frames, strict=True)]
 
     def _require_sequences(self, stems: list[str]) -> None:
         """Raise UserError for a sequence without a frame: its name may be misspelt."""

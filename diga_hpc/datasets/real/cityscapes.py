@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from diga_hpc.datasets.class_names import NamedClasses
-from diga_hpc.datasets.files import Files, Scan, scan
+from diga_hpc.datasets.files import Files, LeftOut, Scan, scan
 from diga_hpc.datasets.index_files import IndexLine, read_index
 from diga_hpc.datasets.label_spaces import (
     CITYSCAPES_CLASSES,
@@ -151,20 +151,14 @@ class CityscapesFrames(CityscapesLabels):
         """What follows the name of a frame in the stem of its image."""
         return IMAGE_ENDING
 
-    def files(self, root: Path) -> list[Files]:
+    def files(self, root: Path, left_out: LeftOut) -> list[Files]:
         """Images of all cities of the split; a frame is named as in `_frame`."""
-        return self._select(root)[0]
-
-    def left_out(self, root: Path) -> dict[str, int]:
-        """Other files in the folder of the split, and the frames that the index does not name."""
-        return self._select(root)[1]
-
-    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
         folder, labels = root / self.image_folder / self.split, root / "gtFine" / self.split
         found = scan(folder, recursive=True) if archives.is_dir(folder) else Scan()
         frames = [image for image in found.images if image.stem.endswith(self.image_ending)]
         others = len(found.images) - len(frames)
-        found.left_out[f"images without {self.image_ending} in their name"] = others
+        left_out.update(found.left_out)
+        left_out[f"images without {self.image_ending} in their name"] += others
         lines = read_index(self.index, root) if self.index is not None else []
         named = _named(lines)
         without = {} if self.not_in is None else _named(read_index(self.not_in, root))
@@ -173,10 +167,10 @@ class CityscapesFrames(CityscapesLabels):
         for image in frames:
             name = _frame(image)
             if name in without:
-                found.left_out[f"images that {self.not_in} names"] += 1
+                left_out[f"images that {self.not_in} names"] += 1
                 continue
             if self.index is not None and name not in named:
-                found.left_out[f"images that {self.index} does not name"] += 1
+                left_out[f"images that {self.index} does not name"] += 1
                 continue
             label = (
                 labels / image.relative_to(folder).parent / f"{name}_gtFine_{self.label_ending}.png"
@@ -189,7 +183,7 @@ class CityscapesFrames(CityscapesLabels):
                 continue
             image = folder / name.split("_")[0] / f"{name}{self.image_ending}.png"
             files.append(Files(name, image, None, origin))
-        return files, dict(+found.left_out)
+        return files
 
     def void_ids(self) -> dict[int, str]:
         # The id of a license plate is -1, in 8 bits 255.

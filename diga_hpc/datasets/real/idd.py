@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from diga_hpc.datasets.class_names import NamedClasses
-from diga_hpc.datasets.files import Files
+from diga_hpc.datasets.files import Files, LeftOut
 from diga_hpc.datasets.label_spaces import CITYSCAPES_CLASSES, IGNORE, LabelSpace
 from diga_hpc.datasets.label_tables import LAST_TRAIN_ID
 from diga_hpc.datasets.layouts import parallel_trees, unwrapped
@@ -58,20 +58,12 @@ class Idd(NamedClasses):
 
     own_space: ClassVar[str] = "cityscapes"
 
-    def files(self, root: Path) -> list[Files]:
+    def files(self, root: Path, left_out: LeftOut) -> list[Files]:
         """Images of all drives of the split."""
-        return self._select(root)[0]
-
-    def left_out(self, root: Path) -> dict[str, int]:
-        """Other files in the folder of the split."""
-        return self._select(root)[1]
-
-    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
         root = unwrapped(root, WRAPPER, "leftImg8bit")
         images, labels = root / "leftImg8bit" / self.split, root / "gtFine" / self.split
         ending = f"_gtFine_label{self.label_ids}"
-        files, left_out = parallel_trees(images, labels, "_leftImg8bit", ending)
-        return files, dict(left_out)
+        return parallel_trees(images, labels, "_leftImg8bit", ending, left_out)
 
     def without_label(self) -> str:
         id_type = self.label_ids.removesuffix("s")

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from diga_hpc.datasets.class_names import NamedClasses
-from diga_hpc.datasets.files import Files
+from diga_hpc.datasets.files import Files, LeftOut
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.layouts import first_folder, parallel_trees, read_json
 from diga_hpc.datasets.real.mapillary_classes import NAMES, TO_CITYSCAPES
@@ -41,20 +41,12 @@ class Mapillary(NamedClasses):
 
     own_space: ClassVar[str] = "cityscapes"
 
-    def files(self, root: Path) -> list[Files]:
+    def files(self, root: Path, left_out: LeftOut) -> list[Files]:
         """Images of the split. Raises UserError if the package numbers the classes otherwise."""
         self._require_same_ids(root)
-        return self._select(root)[0]
-
-    def left_out(self, root: Path) -> dict[str, int]:
-        """Other files in the folder of images."""
-        return self._select(root)[1]
-
-    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
         split = FOLDERS[self.split]
         labels = first_folder(root, *(each.format(split=split) for each in LABELS[self.version]))
-        files, left_out = parallel_trees(root / split / "images", labels, "", "")
-        return files, dict(left_out)
+        return parallel_trees(root / split / "images", labels, "", "", left_out)
 
     def _require_same_ids(self, root: Path) -> None:
         """Compare the names by id with those that the configuration of the package gives."""

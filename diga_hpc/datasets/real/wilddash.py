@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from diga_hpc.datasets.class_names import NamedClasses
-from diga_hpc.datasets.files import Files
+from diga_hpc.datasets.files import Files, LeftOut
 from diga_hpc.datasets.index_files import equal_names
 from diga_hpc.datasets.label_spaces import (
     CITYSCAPES_CLASSES,
@@ -67,16 +67,9 @@ class Wilddash(NamedClasses):
 
     own_space: ClassVar[str] = "cityscapes"
 
-    def files(self, root: Path) -> list[Files]:
+    def files(self, root: Path, left_out: LeftOut) -> list[Files]:
         """Images of the folder or the index; a label has the stem of its image."""
-        return self._select(root)[0]
-
-    def left_out(self, root: Path) -> dict[str, int]:
-        """Other files in the folder of images, and the images that the index does not name."""
-        return self._select(root)[1]
-
-    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
-        return equal_names(root, "images", self._labels(root).name, self.index)
+        return equal_names(root, "images", self._labels(root).name, self.index, left_out)
 
     def legend(self, root: Path) -> list[Path]:
         """The categories of the segments in `panoptic`."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from diga_hpc.datasets.files import Files
+from diga_hpc.datasets.files import Files, LeftOut
 from diga_hpc.datasets.index_files import equal_names
 from diga_hpc.datasets.real.cityscapes import CityscapesLabels
 
@@ -16,10 +16,6 @@ class Gta5(CityscapesLabels):
     """Text file with one image per line (`00001.png`, `images/00001.png` or `00001`), and possibly
     its label; a common list keeps 18 111 of the 24 966. Empty: all images."""
 
-    def files(self, root: Path) -> list[Files]:
+    def files(self, root: Path, left_out: LeftOut) -> list[Files]:
         """Images of the folder or the index; a label is a PNG with the stem of its image."""
-        return equal_names(root, "images", "labels", self.index)[0]
-
-    def left_out(self, root: Path) -> dict[str, int]:
-        """Other files in the folder of images, and the images that the index does not name."""
-        return equal_names(root, "images", "labels", self.index)[1]
+        return equal_names(root, "images", "labels", self.index, left_out)

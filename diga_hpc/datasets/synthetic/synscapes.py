@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from diga_hpc.datasets.files import Files
+from diga_hpc.datasets.files import Files, LeftOut
 from diga_hpc.datasets.index_files import equal_names
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.layouts import unwrapped
@@ -29,17 +29,11 @@ class Synscapes(CityscapesLabels):
     index: Path | None = None
     """Text file with one image per line, as for gta5. Empty: all images."""
 
-    def files(self, root: Path) -> list[Files]:
+    def files(self, root: Path, left_out: LeftOut) -> list[Files]:
         """Images of the folder or the index, in the order of their names: 1, 10, 100, ..."""
-        return self._select(root)[0]
-
-    def left_out(self, root: Path) -> dict[str, int]:
-        """Other files in the folder of images, and the images that the index does not name."""
-        return self._select(root)[1]
-
-    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
         below = unwrapped(root, WRAPPER, "img").relative_to(root) / "img"
-        return equal_names(root, str(below / self.images), str(below / "class"), self.index)
+        images, labels = str(below / self.images), str(below / "class")
+        return equal_names(root, images, labels, self.index, left_out)
 
     def decode_for(self, path: Path, space: LabelSpace) -> np.ndarray:
         """Ids uint8 [H,W], at the size of the images; raises as for Cityscapes ids."""

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from diga_hpc.datasets.class_names import NamedClasses
-from diga_hpc.datasets.files import Files
+from diga_hpc.datasets.files import Files, LeftOut
 from diga_hpc.datasets.index_files import equal_names
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.layouts import unwrapped
@@ -58,17 +58,10 @@ class Synthia(NamedClasses):
 
     own_space: ClassVar[str] = "synthia"
 
-    def files(self, root: Path) -> list[Files]:
+    def files(self, root: Path, left_out: LeftOut) -> list[Files]:
         """Images of the folder or the index; a label has the name of its image."""
-        return self._select(root)[0]
-
-    def left_out(self, root: Path) -> dict[str, int]:
-        """Other files in the folder of images, and the images that the index does not name."""
-        return self._select(root)[1]
-
-    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
         below = unwrapped(root, WRAPPER, "RGB").relative_to(root)
-        return equal_names(root, str(below / "RGB"), str(below / "GT/LABELS"), self.index)
+        return equal_names(root, str(below / "RGB"), str(below / "GT/LABELS"), self.index, left_out)
 
     def class_ids(self) -> dict[int, str]:
         return CLASS_IDS

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from diga_hpc.datasets.class_names import NamedClasses
-from diga_hpc.datasets.files import Files, scan
+from diga_hpc.datasets.files import Files, LeftOut, scan
 from diga_hpc.datasets.label_spaces import CITYSCAPES_CLASSES, LabelSpace
 from diga_hpc.images.labels import read_first_channel
 
@@ -25,23 +25,16 @@ class Urbansyn(NamedClasses):
 
     own_space: ClassVar[str] = "cityscapes"
 
-    def files(self, root: Path) -> list[Files]:
+    def files(self, root: Path, left_out: LeftOut) -> list[Files]:
         """Images of the folder `rgb`; the label of `rgb_0001.png` is `ss_0001.png`."""
-        return self._select(root)[0]
-
-    def left_out(self, root: Path) -> dict[str, int]:
-        """Other files in the folder `rgb`."""
-        return self._select(root)[1]
-
-    def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
         found = scan(root / "rgb")
         images = [image for image in found.images if image.stem.startswith(PREFIX)]
-        found.left_out[f"images without {PREFIX} in their name"] = len(found.images) - len(images)
-        files = [
+        left_out.update(found.left_out)
+        left_out[f"images without {PREFIX} in their name"] += len(found.images) - len(images)
+        return [
             Files(image.stem, image, root / "ss" / f"ss_{image.stem.removeprefix(PREFIX)}.png")
             for image in images
         ]
-        return files, dict(+found.left_out)
 
     def class_ids(self) -> dict[int, str]:
         return dict(enumerate(CITYSCAPES_CLASSES))

@@ -2,11 +2,12 @@
 
 import pytest
 
+from diga_hpc.datasets.files import LeftOut
 from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.datasets.real.camvid import Camvid
 from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
-from helpers.image_files import ALL_IDS, config_with, write_ids, write_image
+from helpers.image_files import ALL_IDS, config_with, left_out_of, write_ids, write_image
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_a_source_needs_labels(tiny_yaml, root):
 
 def test_splits_follow_one_another(root):
     write_image(root / "val/0016E5_1.png")
-    names = [f.name for f in Camvid(kind="camvid", splits=("val", "train")).files(root)]
+    names = [f.name for f in Camvid(kind="camvid", splits=("val", "train")).files(root, LeftOut())]
     assert names == ["0016E5_1", "0001TP_1", "0001TP_2", "0006R0_1"]
 
 
@@ -41,8 +42,8 @@ def test_what_is_left_out_is_counted(root):
     (root / "train/.0001TP_1.jpg").touch()
     (root / "trainannot/0001TP_2.PNG").touch()
     section = Camvid(kind="camvid", labelled_only=True, sequences=["0001TP"])
-    assert [file.name for file in section.files(root)] == ["0001TP_2"]
-    assert section.left_out(root) == {
+    assert [file.name for file in section.files(root, LeftOut())] == ["0001TP_2"]
+    assert left_out_of(section, root) == {
         "hidden files and folders": 1,
         "images of other sequences": 1,
         "images without a label": 1,
@@ -58,7 +59,7 @@ def test_labels_that_are_dead_links_are_not_skipped(tiny_yaml, root):
 
 def test_equal_stems_in_two_splits(root):
     write_image(root / "val/0001TP_1.png")
-    names = [f.name for f in Camvid(kind="camvid", splits=("val", "train")).files(root)]
+    names = [f.name for f in Camvid(kind="camvid", splits=("val", "train")).files(root, LeftOut())]
     assert names == ["val_0001TP_1", "train_0001TP_1", "train_0001TP_2", "train_0006R0_1"]
 
 
@@ -73,4 +74,4 @@ def test_equal_stems_in_two_splits(root):
 def test_what_names_nothing_is_refused(root, keys, message):
     (root / "test").mkdir()
     with pytest.raises(UserError, match=message):
-        Camvid(kind="camvid", **keys).files(root)
+        Camvid(kind="camvid", **keys).files(root, LeftOut())

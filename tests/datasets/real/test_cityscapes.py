@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from diga_hpc.datasets.files import LeftOut
 from diga_hpc.datasets.label_spaces import IGNORE, SPACES
 from diga_hpc.datasets.listing import list_files
 from diga_hpc.datasets.real.cityscapes import Cityscapes
 from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
-from helpers.image_files import ALL_IDS, config_with, write_ids, write_image
+from helpers.image_files import ALL_IDS, config_with, left_out_of, write_ids, write_image
 from helpers.miniatures import write as write_miniature
 
 
@@ -36,10 +37,10 @@ def test_an_index_chooses_a_subset(tiny_yaml, tmp_path):
 
 def test_the_split_chooses_the_folders(tmp_path):
     write(tmp_path, "val")
-    files = Cityscapes(kind="cityscapes", split="val").files(tmp_path)
+    files = Cityscapes(kind="cityscapes", split="val").files(tmp_path, LeftOut())
     assert [entry.name for entry in files] == ["aachen_000", "bochum_000"]
     assert all(entry.label.is_file() for entry in files)
-    assert Cityscapes(kind="cityscapes").files(tmp_path) == []
+    assert Cityscapes(kind="cityscapes").files(tmp_path, LeftOut()) == []
 
 
 def listed(root, text=None, problems=None):
@@ -114,7 +115,7 @@ def test_what_is_left_out_is_counted(tmp_path):
     for name in (".trash.png", "other.png", "notes.txt"):
         (folder / name).touch()
     (tmp_path / "list.txt").write_text("bochum_000\n")
-    left_out = Cityscapes(kind="cityscapes", index="list.txt").left_out(tmp_path)
+    left_out = left_out_of(Cityscapes(kind="cityscapes", index="list.txt"), tmp_path)
     assert left_out == {
         "hidden files and folders": 1,
         "other suffixes (.txt)": 1,

@@ -9,7 +9,7 @@ from diga_hpc.datasets.listing import list_files
 from diga_hpc.datasets.synthetic.gta5 import Gta5
 from diga_hpc.errors import UserError
 from diga_hpc.loading import dataset as datasets
-from helpers.image_files import ALL_IDS, config_with, write_ids, write_image
+from helpers.image_files import ALL_IDS, config_with, left_out_of, write_ids, write_image
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])
@@ -87,7 +87,7 @@ def test_lines_of_an_index(mixed, line):
     line = line.format(root=mixed)
     (mixed / "kept.txt").write_text(f"{line}\n1.png\n")
     assert listed(mixed, index="kept.txt") == [("3", "3.png", "3.png"), ("1", "1.jpg", "1.png")]
-    left_out = Gta5(kind="gta5", index="kept.txt").left_out(mixed)
+    left_out = left_out_of(Gta5(kind="gta5", index="kept.txt"), mixed)
     assert left_out == {"images that kept.txt does not name": 1}
 
 
