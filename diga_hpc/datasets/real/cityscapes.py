@@ -147,18 +147,18 @@ class CityscapesFrames(CityscapesLabels):
         return "leftImg8bit"
 
     @property
-    def image_ending(self) -> str:
-        """What follows the name of a frame in the stem of its image."""
-        return IMAGE_ENDING
+    def image_endings(self) -> tuple[str, ...]:
+        """What may follow the name of a frame in the stem of its image."""
+        return (IMAGE_ENDING,)
 
     def files(self, root: Path, left_out: LeftOut) -> list[Files]:
         """Images of all cities of the split; a frame is named as in `_frame`."""
         folder, labels = root / self.image_folder / self.split, root / "gtFine" / self.split
         found = scan(folder, recursive=True) if archives.is_dir(folder) else Scan()
-        frames = [image for image in found.images if image.stem.endswith(self.image_ending)]
+        frames = [image for image in found.images if image.stem.endswith(self.image_endings)]
         others = len(found.images) - len(frames)
         left_out.update(found.left_out)
-        left_out[f"images without {self.image_ending} in their name"] += others
+        left_out[f"images without {self.image_endings[0]} in their name"] += others
         lines = read_index(self.index, root) if self.index is not None else []
         named = _named(lines)
         without = {} if self.not_in is None else _named(read_index(self.not_in, root))
@@ -181,7 +181,7 @@ class CityscapesFrames(CityscapesLabels):
         for name, origin in named.items():
             if name in found_names or name in without:
                 continue
-            image = folder / name.split("_")[0] / f"{name}{self.image_ending}.png"
+            image = folder / name.split("_")[0] / f"{name}{self.image_endings[0]}.png"
             files.append(Files(name, image, None, origin))
         return files
 

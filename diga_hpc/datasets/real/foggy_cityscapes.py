@@ -34,5 +34,7 @@ class FoggyCityscapes(CityscapesFrames):
         return f"leftImg8bit_{self.variant}"
 
     @property
-    def image_ending(self) -> str:
-        return f"{IMAGE_ENDING}_foggy_beta_{self.beta:g}"
+    def image_endings(self) -> tuple[str, ...]:
+        # Those of the later release may have its name.
+        variants = dict.fromkeys(("foggy", self.variant))
+        return tuple(f"{IMAGE_ENDING}_{name}_beta_{self.beta:g}" for name in variants)

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -48,6 +49,20 @@ def test_densities_that_were_published(tmp_path):
         assert [f.image.stem.rpartition("_")[2] for f in files] == [beta, beta]
     with pytest.raises(ValidationError, match=r"expected one of 0.005, 0.01, 0.02"):
         FoggyCityscapes(kind="foggy_cityscapes", beta=0.03)
+
+
+@pytest.mark.parametrize("name", ["foggy", "foggyDBF"])
+def test_the_later_release_under_either_name(tmp_path, name):
+    truth = write("foggy_cityscapes", tmp_path)
+    folder = tmp_path / "leftImg8bit_foggyDBF"
+    (tmp_path / "leftImg8bit_foggy").rename(folder)
+    for path in list(folder.rglob("*.png")):
+        path.rename(path.with_name(path.name.replace("_foggy_", f"_{name}_")))
+    listing = listed("{kind: foggy_cityscapes, variant: foggyDBF}", tmp_path)
+    assert len(listing.files) == 2
+    for files in listing.files:
+        assert files.image.stem == f"{files.name}_leftImg8bit_{name}_beta_0.02"
+        assert np.array_equal(listing.read_label(files.label), truth[files.name])
 
 
 def test_lists_of_foggy_frames(tmp_path):
