@@ -52,7 +52,6 @@ TEACHER_VIEWS = {"source_only": 0, "warm_up": 2, "self_training": 3}
 DRY_RUN = [
     "model.weights=random",
     "engine.device=cpu",
-    "engine.precision=fp32",
     "engine.micro_batch=1",
     "data.workers=0",
     "logging.every=1",
