@@ -97,7 +97,7 @@ def test_a_registration_that_does_not_fit_is_an_error(kind, after):
 
 
 def test_a_translator_is_trained_and_exported_first_and_no_stage_starts_from_it(tiny_yaml):
-    keys = ["translator.kind=learned", "translation={steps: 1, crop: [64, 64]}"]
+    section = "translation={steps: 1, crop: [64, 64]}"
     config = configuration.load(tiny_yaml, [section, "translator.kind=learned"])
     assert names(plan.plan(config))[:3] == ["translation", "translator_export", "source_only"]
     assert names(plan.select(config, "train-translator")) == ["translation", "translator_export"]
