@@ -118,9 +118,17 @@ def test_a_file_of_another_run_is_used_and_bound_to_the_run(tiny_yaml, tmp_path,
         Pipeline(load(tiny_yaml, tmp_path / "run", *options, "warm_up.steps=1"))
 
 
-def test_a_missing_file_is_refused_before_anything_is_written(tiny_yaml, tmp_path):
-    options = [LEARNED, f"translator.weights={tmp_path}/absent.safetensors"]
-    with pytest.raises(UserError, match=r"absent.safetensors: no such file"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([LEARNED, "translator.weights=absent.safetensors"], "absent.safetensors: no such file"),
+        (translation(vgg19="absent.pth"), "`translation.vgg19`: .*there is no file absent.pth"),
+    ],
+)
+def test_a_missing_file_is_refused_before_anything_is_written(
+    tiny_yaml, tmp_path, options, message
+):
+    with pytest.raises(UserError, match=message):
         Pipeline(load(tiny_yaml, tmp_path / "run", *options))
     assert not (tmp_path / "run").exists()
 
