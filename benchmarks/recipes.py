@@ -7,9 +7,10 @@ python benchmarks/recipes.py gta5_to_cityscapes --run --record KEY=VALUE ...
 
 FLOP are those of convolutions and matrix products of one optimiser step over all ranks, two per
 multiplication with addition, counted on the meta device: the student forward and backward on all
-of its views (forward alone on the target for `warm_up.target_statistics`), and the teacher forward.
-Translators, views and losses are not counted. Memory is the estimate of `diga-hpc check`, of one of
-the ranks that the recipe's command starts.
+of its views (forward alone on the target for `warm_up.target_statistics`), and the teacher forward;
+of a translator, its training without VGG19. Views (with a trained translator too) and losses are
+not counted. Memory is the estimate of `diga-hpc check`, of one of the ranks that the recipe's
+command starts.
 
 `--run` writes a few files of the true sizes in the data sets' layouts, and runs every job of the
 recipe in a process of its own: wall time, CPU time and peak memory of the process (resident set).
@@ -35,11 +36,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diga_hpc import config as configuration
 from diga_hpc import models
-from diga_hpc.config import Config
+from diga_hpc.config import Config, TranslationSection
 from diga_hpc.launch import recipes
 from diga_hpc.launch.chain import chain
 from diga_hpc.launch.recipes import Recipe
 from diga_hpc.models.base import SegmentationModel
+from diga_hpc.models.translation import Generator, MultiScaleCritic
 from diga_hpc.stages.memory import estimates
 from diga_hpc.stages.plan import Planned, trained
 
@@ -50,7 +52,6 @@ TEACHER_VIEWS = {"source_only": 0, "warm_up": 2, "self_training": 3}
 DRY_RUN = [
     "model.weights=random",
     "engine.device=cpu",
-    "engine.precision=fp32",
     "engine.micro_batch=1",
     "data.workers=0",
     "logging.every=1",
@@ -98,7 +99,7 @@ def steps(recipe: Recipe, overrides: Sequence[str] = ()) -> dict[str, tuple[int,
     network = models.build(config.model, config.space.num_classes, weights="random").to("meta")
     needs = {}
     for stage in trained(config):
-        if stage.kind in TEACHER_VIEWS and stage.training:
+        if stage.training:
             share = stage.training.batch.share(ranks(recipe))
             engine = config.engine.model_copy(update={"micro_batch": share})
             memory = estimates(config.model_copy(update={"engine": engine}))[stage.kind]
@@ -109,12 +110,34 @@ def steps(recipe: Recipe, overrides: Sequence[str] = ()) -> dict[str, tuple[int,
 def step_flop(config: Config, stage: Planned, network: SegmentationModel) -> int:
     """FLOP of one optimiser step of a stage, over all ranks. network: on the meta device."""
     assert stage.training is not None
+    if isinstance(stage.training, TranslationSection):
+        return translation_flop(stage.training)
     total, crop = stage.training.batch.total, stage.training.crop
     flop = _pass_flop(network, total * stage.views, crop, backward=True)
     # Without gradient: the teacher, and the student on the target for its running statistics.
     without = total * TEACHER_VIEWS[stage.kind]
     without += total * getattr(stage.training, "target_statistics", False)
     return flop + (_pass_flop(network, without, crop, backward=False) if without else 0)
+
+
+def translation_flop(section: TranslationSection) -> int:
+    """FLOP of one step that trains a translator, over all ranks (stages/translation)."""
+    with torch.device("meta"):
+        generator = Generator(section.width, section.blocks)
+        critic = MultiScaleCritic(section.width)
+        image = torch.empty(section.batch.total, 3, *section.crop)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        with torch.no_grad():
+            translations = generator.translate(image, image)
+        for translated in translations:
+            sum(scores.sum() for scores in critic(torch.cat([image, translated]))).backward()
+        # The discriminators are frozen for the generator.
+        critic.requires_grad_(False)
+        made = generator(image, image)
+        of_critics = [scores.sum() for translated in made[:2] for scores in critic(translated)]
+        sum([*of_critics, *(image.sum() for image in made)]).backward()
+    return int(counter.get_total_flops())
 
 
 def _pass_flop(

@@ -1,7 +1,8 @@
 """Configuration files: load, override, save and compare.
 
-Precedence: defaults of the schema < YAML file < the chosen variant < `key=value` overrides. The
-resolved configuration is written into the run directory, which refuses any other one.
+Precedence: defaults of the schema < YAML file (on top of its `base`, see reading.py) < the chosen
+variant < `key=value` overrides. The resolved configuration is written into the run directory, which
+refuses any other one.
 
     load(path, overrides) -> Config        read, override, import extensions, validate
     variants(path) -> names                of the variants in a file, see overrides.py
@@ -21,9 +22,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from diga_hpc.config.overrides import VARIANTS, apply, is_about_variants, take_variants
+from diga_hpc.config.reading import read
 from diga_hpc.config.schema import Config
 from diga_hpc.config.validation import explain, shown
-from diga_hpc.config.yaml_text import YamlProblem, decode, dump, parse
+from diga_hpc.config.yaml_text import dump
 from diga_hpc.datasets import DATASETS
 from diga_hpc.errors import UserError
 
@@ -50,7 +52,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     what was expected.
     """
     path = Path(path)
-    return from_values(_parsed(path), overrides, path)
+    return from_values(read(path), overrides, path)
 
 
 def from_values(values: Any, overrides: Sequence[str], path: Path) -> Config:
@@ -71,21 +73,10 @@ def from_values(values: Any, overrides: Sequence[str], path: Path) -> Config:
 def variants(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> list[str]:
     """Names of the variants of a configuration file. Raises UserError if it has none."""
     path = Path(path)
-    _, _, found = _with_variants(_parsed(path), overrides, path)
+    _, _, found = _with_variants(read(path), overrides, path)
     if not found:
         raise UserError(f"{path}: has no section `{VARIANTS}`, whose names could be swept")
     return list(found)
-
-
-def _parsed(path: Path) -> Any:
-    try:
-        return parse(decode(path.read_bytes()))
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a YAML file"
-        ) from error
-    except YamlProblem as problem:
-        raise UserError(f"{path}: {problem}") from problem
 
 
 def _with_variants(

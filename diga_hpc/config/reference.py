@@ -41,6 +41,9 @@ file with all of its defaults.
 diga-hpc pipeline configs/demo.yaml seed=1 warm_up.batch.full=8 'evaluation.scales=[1.0, 0.5]'
 ```
 
+**Base.** `base: FILE` takes the values of another file, named relative to this one, and sets those
+of this file on top, key by key; a section of another `kind` replaces that of the base.
+
 **Variants.** `variants: {{name: [key=value, ...]}}` in a file names lists of overrides;
 `variant=name` applies one after the file and before the command line. See
 [sweeps](cluster.md#sweeps).

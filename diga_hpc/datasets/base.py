@@ -102,6 +102,11 @@ class FileDataset(DatasetSection):
         """What a user can do about ids that the table does not know; the end of an error."""
         return f"the data set {self.kind!r} defines no other; correct the file"
 
+    def legend(self, root: Path) -> list[Path]:
+        """Files below `root` that say what the values of the label files mean, such as a list of
+        categories: where one changes, the labels count as other labels."""
+        return []
+
     def suspicion(
         self, counts: np.ndarray, space: LabelSpace, id_sets: Collection[frozenset[int]] = ()
     ) -> str | None:

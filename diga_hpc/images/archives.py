@@ -7,7 +7,7 @@ An archive that lies where it would be unpacked is read as though it were unpack
     mount(root)                     see through the archives in a folder and below it
     is_dir, is_file, entries        what is there, on disk or in an archive
     open_binary, read_bytes         content
-    archive_of, member_stamp        which archive a file is read from, and what changes with it
+    archive_of, stamp               which archive a file is read from, and what changes with it
 
 Tables of members are read once per process and archive, and again when the archive has changed.
 Threads and forked processes share them and the open file, which is read by position (os.pread).
@@ -133,10 +133,16 @@ def archive_of(path: Path) -> Path | None:
     return None if member is None else Path(member.archive.path)
 
 
-def member_stamp(path: Path) -> list[int] | None:
-    """Numbers that change with a file in an archive, or with the archive; None for one on disk."""
+def stamp(path: Path) -> list[int]:
+    """Size, times and inode of a file, which change with it; raises OSError without one.
+
+    A copy that keeps the time of modification has another time of change, or inode. Of a file in
+    an archive: those of the archive, and what its table says of the file.
+    """
     member = _find(path)
-    return None if member is None else [*member.archive.stamp, member.crc, member.size]
+    if member is None:
+        return file_stamp(path.stat())
+    return [*member.archive.stamp, member.crc, member.size]
 
 
 # ------------------------------------------------------------------------------- tables of members
@@ -184,7 +190,12 @@ def _name(info: zipfile.ZipInfo) -> str:
     if not name.isascii() and not info.flag_bits & UTF8_NAME and info.create_system == UNIX:
         name = os.fsdecode(name.encode("cp437"))
     # Some archivers of Windows.
-    return name.replace("\\", "/") if "/" not in name else name
+    name = name.replace("\\", "/") if "/" not in name else name
+    if name.startswith("/") or ("./" not in name and "//" not in name):
+        return name
+    # Of others, which name the folder that was packed: `./images/1.png`.
+    plain = "/".join(part for part in name.split("/") if part not in ("", "."))
+    return f"{plain}/" if plain and name.endswith("/") else plain
 
 
 def _table(path: str) -> _Table:
@@ -197,6 +208,11 @@ def _table(path: str) -> _Table:
         return known
     try:
         known = _tables[path] = _Table(path)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: removed, or a link to a file that does not exist, and files of the data set "
+            "may be in it; restore the archive, or remove the link if it is not needed"
+        ) from error
     except Exception as error:
         # Of a damaged table, zipfile raises anything.
         raise as_user_error(error, Path(path)) or UserError(
@@ -223,9 +239,7 @@ class _Folder:
     def __init__(self, path: str, on_disk: list[os.DirEntry[str]] | None):
         self.exists = on_disk is not None
         self.places = sorted(
-            os.path.join(path, entry.name)
-            for entry in on_disk or ()
-            if entry.name.lower().endswith(".zip") and entry.name[0] != "." and entry.is_file()
+            os.path.join(path, entry.name) for entry in on_disk or () if _is_archive(entry)
         )
         self.held: dict[str, _Part] = {}
         for table in map(_table, self.places):
@@ -244,6 +258,13 @@ class _Folder:
             above, _, name = folder.rpartition("/")
             (self.held[above] if above in self.held else self._add(above)).setdefault(name, None)
         return part
+
+
+def _is_archive(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is an archive, or a dead link by which somebody meant one."""
+    if not entry.name.lower().endswith(".zip") or entry.name.startswith("."):
+        return False
+    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
 
 
 def _either(one: Member | _Clash, other: Member) -> Member | _Clash:
@@ -300,7 +321,8 @@ def _parts(path: Path, on_disk: list[os.DirEntry[str]] | None = None) -> Iterato
     """Entries of a folder in the archives of each folder that may hold it, from the mounted one
     down to itself. on_disk: its entries on disk, where they are known."""
     text = os.path.abspath(path)
-    top = min((top for top in _mounts if _is_below(text, top)), key=len, default=None)
+    # Where one data set lies in the folder of another, archives above it are not its own.
+    top = max((top for top in _mounts if _is_below(text, top)), key=len, default=None)
     if top is None:
         return
     place = len(top.rstrip("/"))
@@ -331,13 +353,25 @@ def _find(path: Path) -> Member | None:
             found = _either(found, held)
     if found is None or os.path.lexists(path):
         return None
-    if isinstance(found, _Clash):
-        raise UserError(
-            f"{path}: {found.first.archive.path} and {found.second.archive.path} hold it with "
-            "different content; move one of them to another folder"
-        )
-    if found.archive.is_current():
-        return found
+    members = (found.first, found.second) if isinstance(found, _Clash) else (found,)
+    changed = [each.archive.path for each in members if not each.archive.is_current()]
+    if not changed:
+        return _require_one(path, found)
     # Another thread may have looked again already, which costs no more than a second look.
-    _forget(os.path.dirname(found.archive.path))
+    for archive in changed:
+        _forget(os.path.dirname(archive))
     return _find(path)
+
+
+def _require_one(path: Path, found: Member | _Clash) -> Member:
+    """The member at a path. Raises UserError for two of different content."""
+    if isinstance(found, Member):
+        return found
+    one, two = found.first.archive.path, found.second.archive.path
+    raise UserError(
+        f"{path}: {one} holds it twice, with different content; unpack the archive, and move it to "
+        "another folder"
+        if one == two
+        else f"{path}: {one} and {two} hold it with different content; move one of them to another "
+        "folder"
+    )

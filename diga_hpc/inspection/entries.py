@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from diga_hpc.datasets.label_spaces import IGNORE
 from diga_hpc.datasets.label_tables import UNKNOWN, identity_table
 from diga_hpc.datasets.listing import Listing
 from diga_hpc.errors import MachineError, UserError
+from diga_hpc.images import archives
 from diga_hpc.images.opening import read_header
 from diga_hpc.images.pixels import read_pixels
 from diga_hpc.inspection.facts import (
@@ -34,7 +35,6 @@ from diga_hpc.inspection.facts import (
     image_digest,
     text_digest,
 )
-from diga_hpc.run.files import stamp
 
 # Keys of a section that do not change what its files hold.
 UNRELATED_KEYS = {"root", "size", "half_size"}
@@ -50,6 +50,8 @@ class Entries(ABC):
     root: Path | None = None
     table: np.ndarray
     """uint8 [256]: id -> class index, see datasets/label_tables.py"""
+    legend: Sequence[Path] = ()
+    """Files that say what the values of its label files mean, see datasets/base.py."""
 
     @functools.cached_property
     def seen(self) -> dict[int, tuple[list[int] | None, Facts]]:
@@ -82,6 +84,10 @@ class Entries(ABC):
     def paths(self, index: int) -> list[Path]:
         """Files of an image and its label."""
         return []
+
+    def meaning(self) -> list[Any]:
+        """What makes labels of the same bytes other labels: for digests, as JSON."""
+        return [self.table.tolist(), *(_digest(file_digest, path) for path in self.legend)]
 
     def cache_key(self) -> str | None:
         """Under which the facts are kept; None: they are not kept."""
@@ -116,6 +122,7 @@ class FileEntries(Entries):
         self.key, self.section, self.root = listing.key, listing.section, listing.root
         self.listing = listing
         self.table = listing.table
+        self.legend = listing.section.legend(listing.root)
 
     def __len__(self) -> int:
         return len(self.listing.files)
@@ -129,7 +136,9 @@ class FileEntries(Entries):
 
     def stamp(self, index: int) -> list[int] | None:
         try:
-            return [value for path in self.paths(index) for value in stamp(path)]
+            legend = self.legend if self.listing.files[index].label else ()
+            paths = (*self.paths(index), *legend)
+            return [value for path in paths for value in archives.stamp(path)]
         except OSError:
             return None
 

@@ -37,7 +37,7 @@ class DataIdentity:
     files: dict[str, str]
     """Image name -> digest of the image and its label, in the order of the data set."""
     meaning: str
-    """Digest of what the ids of labels mean: the table to classes, and the classes."""
+    """Digest of what the ids of labels mean: the table to classes, the legend, the classes."""
     lists: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Key of LIST_KEYS -> file, number of its lines and digest, to name it in results. Not part of
     the fingerprint, which covers the images that it names."""
@@ -83,7 +83,7 @@ def identify(scan: Scan, classes: tuple[str, ...]) -> DataIdentity:
         for index, facts in enumerate(scan.facts)
     }
     has_labels = any(facts.label for facts in scan.facts)
-    meaning = text_digest([entries.table.tolist(), classes]) if has_labels else ""
+    meaning = text_digest([*entries.meaning(), classes]) if has_labels else ""
     root = str(entries.root or "")
     lists = {
         key: _describe_list(path, Path(root)) for key, path in lists_of(entries.section).items()

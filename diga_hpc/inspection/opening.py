@@ -5,6 +5,7 @@ from diga_hpc.config.data import SOURCE, TARGET, VALIDATION, is_validation, vali
 from diga_hpc.datasets.base import FileDataset, GeneratedDataset, ReaderDataset
 from diga_hpc.datasets.listing import list_files
 from diga_hpc.errors import UserError
+from diga_hpc.images import archives
 from diga_hpc.inspection.entries import Entries, FileEntries, GeneratedEntries, ReaderEntries
 
 __all__ = [
@@ -28,6 +29,7 @@ def open_entries(config: Config, name: str, problems: list[str] | None = None) -
     section = config.data.sets.get(name)
     if section is None:
         return None
+    _mount_all(config)
     key, labels = f"data.{name}", name != TARGET
     # A reader may need no folder, so the root is not checked here.
     if isinstance(section, ReaderDataset):
@@ -44,6 +46,15 @@ def open_entries(config: Config, name: str, problems: list[str] | None = None) -
     assert isinstance(section, FileDataset), type(section)
     root, space = config.data.root, config.space
     return FileEntries(list_files(section, key, root, space, labels=labels, problems=problems))
+
+
+def _mount_all(config: Config) -> None:
+    """See through the archives of every data set, so that what one of them holds does not depend
+    on which was opened before it: one may lie in the folder of another."""
+    for section in config.data.sets.values():
+        root = section.root or config.data.root
+        if isinstance(section, FileDataset) and root is not None:
+            archives.mount(root.expanduser())
 
 
 def open_all(config: Config) -> dict[str, Entries]:

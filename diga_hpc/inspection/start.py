@@ -130,7 +130,7 @@ def _sample_digest(entries: Entries) -> str:
     compared = np.linspace(0, count - 1, min(COMPARED, count)).astype(int).tolist()
     names = [entries.name(index) for index in range(count)]
     contents = [entries.identity(i, entries.facts(i, decode=False)) for i in compared]
-    return text_digest([names, contents])
+    return text_digest([names, contents, entries.meaning()])
 
 
 class Binding:

@@ -20,7 +20,7 @@ from typing import Any, Self
 from diga_hpc.datasets.files import IMAGE_SUFFIXES, scan
 from diga_hpc.errors import UserError
 from diga_hpc.images import archives
-from diga_hpc.run.files import read_jsonl, stamp
+from diga_hpc.run.files import read_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Record:
     def entry(self, picture: Picture) -> dict[str, Any]:
         """The line of an image as it is now. Raises OSError for a missing image."""
         # Taken before the image is read: a later change of the file is noticed by the next call.
-        size, *changed = stamp(picture.file)
+        size, *changed = archives.stamp(picture.file)
         return {
             "output": picture.name,
             "image": str(picture.file.absolute()),

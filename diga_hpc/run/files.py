@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from diga_hpc.errors import UserError
-from diga_hpc.images import archives
 
 
 @contextlib.contextmanager
@@ -50,15 +49,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def stamp(path: Path) -> list[int]:
-    """Size, times and inode of a file, which change with it; raises OSError without one.
-
-    A copy that keeps the time of modification has another time of change, or inode. Of a file in
-    an archive: those of the archive, and what its table says of the file.
-    """
-    return archives.member_stamp(path) or archives.file_stamp(path.stat())
 
 
 def read_json(path: Path, default: Any) -> Any:

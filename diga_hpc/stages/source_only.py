@@ -69,7 +69,7 @@ class SourceOnly(StudentStage):
     def step(
         self, prepared: SourceImages, networks: Mapping[str, Engine], totals: StepTotals
     ) -> StepOutput:
-        """loss = cross-entropy of the student on the clean source."""
+        """loss = cross-entropy of the student on the source, clean or translated."""
         prediction = networks[STUDENT](prepared.images, prepared.keys)
         loss = self.cross_entropy(prediction, "source", prepared.labels, totals)
         return StepOutput({STUDENT: loss}, {"loss/total": loss})

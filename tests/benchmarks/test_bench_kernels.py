@@ -72,7 +72,9 @@ def test_rows_are_kept_when_a_later_case_fails(tmp_path, monkeypatch):
             raise SystemExit("wrong")
 
     monkeypatch.setattr(bench_kernels, "check", check)
-    monkeypatch.setattr(bench_kernels, "SMOKE", bench_kernels.SMOKE[2:4])
+    kept = ("cross_entropy_loss", "argmax_labels")
+    cases = [case for case in bench_kernels.SMOKE if case.operation in kept]
+    monkeypatch.setattr(bench_kernels, "SMOKE", cases)
     monkeypatch.setattr(sys, "argv", ["bench_kernels.py", "--smoke", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="wrong"):
         bench_kernels.main()

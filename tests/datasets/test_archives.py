@@ -19,7 +19,7 @@ from diga_hpc.inspection import scan as scan_module
 from diga_hpc.inspection.entries import FileEntries
 from diga_hpc.inspection.findings import findings
 from diga_hpc.inspection.identity import identify
-from diga_hpc.inspection.opening import SOURCE, open_entries
+from diga_hpc.inspection.opening import SOURCE, TARGET, open_entries
 from diga_hpc.inspection.scan import scan
 from diga_hpc.loading import dataset as datasets
 from diga_hpc.loading.loader import inference_images
@@ -222,3 +222,23 @@ def test_the_only_archive_of_a_part_that_is_broken_stops_the_listing(tiny_yaml, 
         broken.truncate(100)
     with pytest.raises(UserError, match="02_images.zip: not a readable zip archive"):
         opened(tiny_yaml, GTA5, packed)
+
+
+def test_a_data_set_in_the_folder_of_another(tmp_path, tiny_yaml, gta5):
+    """What it holds depends neither on the other one, nor on which is opened first."""
+    data = tmp_path / "data"
+    zips.pack(gta5, data / "gta5/images.zip")
+    # Of an older release, beside it: no part of the data set.
+    write_image(tmp_path / "old/gta5/images/09999.png")
+    zips.pack(tmp_path / "old", data / "old.zip")
+    write_image(data / "photos/1.png")
+    config = config_with(
+        tiny_yaml,
+        f"{{kind: gta5, root: {data}/gta5}}",
+        "cityscapes",
+        data,
+        "data.target={kind: folder, images: photos}",
+    )
+    for names in ((SOURCE, TARGET, SOURCE), (TARGET, SOURCE)):
+        found = [len(open_entries(config, name)) for name in names]
+        assert found == [{SOURCE: IMAGES, TARGET: 1}[name] for name in names]

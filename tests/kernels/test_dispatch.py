@@ -128,6 +128,7 @@ def test_tensors_may_be_passed_by_name():
         ("symmetric_kl_loss", "symmetric_kl"),
         ("cross_entropy_loss", "cross_entropy"),
         ("warm_up_loss", "warm_up"),
+        ("ohem_cross_entropy_loss", "ohem"),
         ("consensus_labels", "consensus"),
         ("argmax_labels", "argmax"),
     ],
@@ -141,7 +142,7 @@ def test_reference_and_triton_have_one_signature(name, module):
 
 
 @pytest.mark.parametrize(
-    "kernel", ["warm_up._warm_up", "argmax.label_strips", "consensus.consensus"]
+    "kernel", ["warm_up._warm_up", "ohem._ohem", "argmax.label_strips", "consensus.consensus"]
 )
 def test_the_probe_runs_every_kind_of_kernel(kernel, monkeypatch):
     """Otherwise a Triton that fails on label kernels only would end a run at its first labels."""

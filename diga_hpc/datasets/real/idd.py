@@ -13,6 +13,7 @@ import numpy as np
 from diga_hpc.datasets.class_names import NamedClasses
 from diga_hpc.datasets.files import Files
 from diga_hpc.datasets.label_spaces import CITYSCAPES_CLASSES, IGNORE, LabelSpace
+from diga_hpc.datasets.label_tables import LAST_TRAIN_ID
 from diga_hpc.datasets.layouts import parallel_trees, unwrapped
 from diga_hpc.images.labels import read_indexed
 
@@ -36,7 +37,11 @@ LEVEL3 = (
     *("billboard", "traffic sign", "traffic light", "pole/polegroup", "obs-str-bar-fallback"),
     *("building", "bridge/tunnel", "vegetation", "sky/fallback background"),
 )
-LARGEST_OF_OTHERS = len(LEVEL3) - 1
+# Of masks of other ids that fit in a range: the largest one, and what lies above it.
+OTHERS = {
+    "ids": (len(LEVEL3) - 1, "csTrainIds or level3Ids", "building is 29, vegetation 32 and sky 33"),
+    "level3Ids": (LAST_TRAIN_ID, "csTrainIds", "building is 22, vegetation 24 and sky 25"),
+}
 
 
 class Idd(NamedClasses):
@@ -100,11 +105,13 @@ class Idd(NamedClasses):
     def suspicion(
         self, counts: np.ndarray, space: LabelSpace, id_sets: Collection[frozenset[int]] = ()
     ) -> str | None:
-        """Masks of other ids under the name of `ids`: vegetation is 32 and sky 33 there."""
-        if self.label_ids == "ids" and counts.any() and not counts[LARGEST_OF_OTHERS + 1 :].any():
-            return (
-                f"no id above {LARGEST_OF_OTHERS} in any file, but building is 29, vegetation 32 "
-                "and sky 33: these look like csTrainIds or level3Ids; set `label_ids`, and name "
-                "the files so"
-            )
-        return None
+        """Masks of other ids, all of which these ids define too."""
+        if self.label_ids not in OTHERS:
+            return None
+        largest, others, above = OTHERS[self.label_ids]
+        if not counts.any() or counts[largest + 1 : IGNORE].any():
+            return None
+        return (
+            f"no id above {largest} in any file, but {above}: these look like {others}; set "
+            "`label_ids`, and name the files so"
+        )

@@ -4,6 +4,7 @@ Licence: CC BY-NC-SA, research. Sizes differ, up to 22 megapixels; images may ha
 orientation.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -98,6 +99,19 @@ class Mapillary(NamedClasses):
         if found.ids.max() >= len(NAMES[self.version]):
             return found.ids
         return self.checked_palette(path, found, "use the original file, or set `version`")
+
+    def suspicion(
+        self, counts: np.ndarray, space: LabelSpace, id_sets: Collection[frozenset[int]] = ()
+    ) -> str | None:
+        """Labels of v1.2 in the folder of v2.0, which defines all their ids too."""
+        last = len(NAMES["v1.2"]) - 1
+        if self.version == "v1.2" or not counts.any() or counts[last + 1 :].any():
+            return None
+        car = NAMES["v2.0"].index("object--vehicle--car")
+        return (
+            f"no id above {last} in any file, but a car is {car} in v2.0: these look like labels "
+            "of v1.2; use the original files, or read them as `version: v1.2` from its folder"
+        )
 
     def unknown_ids(self, ids: list[int], space: LabelSpace) -> str:
         if self.version == "v1.2" and max(ids) < len(NAMES["v2.0"]):

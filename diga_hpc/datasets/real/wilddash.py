@@ -20,6 +20,7 @@ from diga_hpc.datasets.label_spaces import (
 )
 from diga_hpc.datasets.layouts import first_folder, read_json
 from diga_hpc.errors import UserError
+from diga_hpc.images import archives
 from diga_hpc.images.labels import read_colors, read_indexed
 
 LAST_ID = 80
@@ -75,8 +76,15 @@ class Wilddash(NamedClasses):
         return self._select(root)[1]
 
     def _select(self, root: Path) -> tuple[list[Files], dict[str, int]]:
-        labels = first_folder(root, "labels", "panoptic")
-        return equal_names(root, "images", labels.name, self.index)
+        return equal_names(root, "images", self._labels(root).name, self.index)
+
+    def legend(self, root: Path) -> list[Path]:
+        """The categories of the segments in `panoptic`."""
+        labels = self._labels(root)
+        return [] if labels.name == "labels" else [labels.with_suffix(".json")]
+
+    def _labels(self, root: Path) -> Path:
+        return first_folder(root, "labels", "panoptic")
 
     def class_ids(self) -> dict[int, str]:
         classes = {i: CITYSCAPES_CLASSES[train_id] for i, train_id in CITYSCAPES_IDS.items()}
@@ -100,7 +108,9 @@ class Wilddash(NamedClasses):
         if path.parent.name != "panoptic":
             return self.checked_palette(path, read_indexed(path))
         source = path.parent.with_suffix(".json")
-        images = _categories(source)
+        if not archives.is_file(source):
+            raise UserError(f"{source}: no such file; the labels in panoptic/ need it")
+        images = _categories(source, tuple(archives.stamp(source)))
         if path.name not in images:
             raise UserError(f"{source}: no segments of {path.name}; use the file of this release")
         categories = {0: 0} | images[path.name]
@@ -122,21 +132,26 @@ class Wilddash(NamedClasses):
 
 # Decoding asks for it once for each label file.
 @lru_cache(maxsize=2)
-def _categories(path: Path) -> dict[str, dict[int, int]]:
-    """Label file -> segment -> id of its class. Raises UserError for another kind of file."""
+def _categories(path: Path, stamp: tuple[int, ...]) -> dict[str, dict[int, int]]:
+    """Label file -> segment -> id of its class, of a file that has this stamp.
+
+    Raises UserError for another kind of file.
+    """
     content: Any = read_json(path)
-    if content is None:
-        raise UserError(f"{path}: no such file; the labels in panoptic/ need it")
     try:
         found = {
             one["file_name"]: {s["id"]: s["category_id"] for s in one["segments_info"]}
             for one in content["annotations"]
         }
+        categories = {i for segments in found.values() for i in segments.values()}
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path}: no `annotations` with `segments_info` ({error!r}); restore the original file"
         ) from error
-    largest = max((i for segments in found.values() for i in segments.values()), default=0)
-    if not largest <= 255:
-        raise UserError(f"{path}: category_id {largest}; WildDash 2 defines 0..{LAST_ID}")
+    for category in categories:
+        if category not in range(LAST_ID + 1):
+            raise UserError(
+                f"{path}: category_id {category!r}; WildDash 2 defines 0..{LAST_ID}, labels of "
+                "other ids are read with kind folder"
+            )
     return found

@@ -45,12 +45,17 @@ def test_masks_of_other_ids(tmp_path, other):
         listing.read_label(path)
 
 
-def test_masks_of_other_ids_without_void():
+@pytest.mark.parametrize(
+    ("label_ids", "largest", "others", "sky"),
+    [("ids", 25, "csTrainIds or level3Ids", 33), ("level3Ids", 18, "csTrainIds", 25)],
+)
+@pytest.mark.parametrize("void", [0, 5])
+def test_masks_of_other_ids_that_are_all_defined(label_ids, largest, others, sky, void):
     counts = np.zeros(256, np.int64)
-    counts[:26] = 5
-    section = Idd(kind="idd")
-    assert "these look like csTrainIds or level3Ids" in section.suspicion(
-        counts, SPACES["cityscapes"]
-    )
-    counts[33] = 5
-    assert section.suspicion(counts, SPACES["cityscapes"]) is None
+    counts[: largest + 1] = 5
+    counts[255] = void
+    section, space = Idd(kind="idd", label_ids=label_ids), SPACES["cityscapes"]
+    assert f"these look like {others}; set" in section.suspicion(counts, space)
+    counts[sky] = 5
+    assert section.suspicion(counts, space) is None
+    assert section.suspicion(np.zeros(256, np.int64), space) is None

@@ -4,12 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diga_hpc import config as configuration
 from diga_hpc.datasets.label_spaces import LabelSpace
 from diga_hpc.datasets.real.mapillary import Mapillary
 from diga_hpc.errors import UserError
+from diga_hpc.inspection.entries import FileEntries
+from diga_hpc.inspection.scan import scan
 from diga_hpc.loading import dataset as datasets
+from helpers.miniature_parts import grey
 from helpers.miniatures import listed, write
 
 RUN = """
@@ -55,6 +59,23 @@ def test_labels_of_the_other_version(tmp_path):
     listing = listed("{kind: mapillary}", tmp_path)
     with pytest.raises(UserError, match=r"unknown label id 66.*set `version: v2.0`"):
         listing.read_label(listing.files[0].label)
+
+
+def test_labels_of_v12_in_the_folder_of_v20(tmp_path):
+    """All their ids are defined there too; their palette tells, but a converted file has none."""
+    write("mapillary", tmp_path)
+    (tmp_path / "training/v2.0").mkdir()
+    (tmp_path / "training/labels").rename(tmp_path / "training/v2.0/labels")
+    listing = listed("{kind: mapillary, version: v2.0}", tmp_path)
+    for files in listing.files:
+        with pytest.raises(UserError, match="numbered anew.*or set `version`"):
+            listing.read_label(files.label)
+        grey(files.label, np.asarray(Image.open(files.label)))
+    counts = scan(FileEntries(listing)).id_counts()
+    text = listing.section.suspicion(counts, listing.space)
+    assert "a car is 108 in v2.0: these look like labels of v1.2" in text
+    counts[108] = 1
+    assert listing.section.suspicion(counts, listing.space) is None
 
 
 def test_labels_are_drawn_on_the_pixels_as_stored(tmp_path):

@@ -8,6 +8,11 @@ import pytest
 from diga_hpc.datasets.label_spaces import SPACES
 from diga_hpc.datasets.real.wilddash import Wilddash
 from diga_hpc.errors import UserError
+from diga_hpc.inspection import scan as scan_module
+from diga_hpc.inspection.entries import FileEntries
+from diga_hpc.inspection.identity import identify
+from diga_hpc.inspection.scan import scan
+from helpers import zips
 from helpers.miniature_parts import mapped
 from helpers.miniatures import listed, write
 
@@ -57,6 +62,16 @@ def test_segments_and_json_of_two_releases(tmp_path):
             '"segments_info": [{"id": 1, "category_id": 300}]}]}',
             "category_id 300; WildDash 2 defines 0..80",
         ),
+        (
+            '{"annotations": [{"file_name": "us0000_100000.png", '
+            '"segments_info": [{"id": 1, "category_id": -1}]}]}',
+            "category_id -1; WildDash 2 defines 0..80",
+        ),
+        (
+            '{"annotations": [{"file_name": "us0000_100000.png", '
+            '"segments_info": [{"id": 1, "category_id": "7"}]}]}',
+            "category_id '7'; WildDash 2 defines 0..80",
+        ),
     ],
 )
 def test_a_json_that_does_not_fit(tmp_path, text, message):
@@ -65,6 +80,34 @@ def test_a_json_that_does_not_fit(tmp_path, text, message):
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(UserError, match=message):
         listing.read_label(listing.files[0].label)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_other_categories_are_other_labels(tmp_path, monkeypatch, packed):
+    """The label files stay as they are: neither this process, nor the cache, nor a fingerprint may
+    take the labels for the same."""
+    monkeypatch.setenv("DIGA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(scan_module, "RECENT", 0.0)
+    root, path = tmp_path / "data", tmp_path / "data/panoptic.json"
+    write("wilddash", root)
+    if packed:
+        root = zips.nested(root, tmp_path / "packed")
+        path = root / "panoptic.json"
+    opened = FileEntries(listed("{kind: wilddash}", root))
+    first = scan(opened)
+    mark = identify(first, ())
+    content = json.loads(path.read_text())
+    swapped = {7: 8, 8: 7}
+    for one in content["annotations"]:
+        for segment in one["segments_info"]:
+            segment["category_id"] = swapped.get(segment["category_id"], segment["category_id"])
+    path.write_text(json.dumps(content))
+    again = FileEntries(listed("{kind: wilddash}", root))
+    for entries in (opened, again):
+        found = scan(entries)
+        assert found.facts[0].label.ids[7] == first.facts[0].label.ids[8]
+        new = identify(found, ())
+        assert new.fingerprint != mark.fingerprint and new.meaning != mark.meaning
 
 
 def test_every_id_is_defined_in_both_maps():
