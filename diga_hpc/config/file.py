@@ -62,7 +62,11 @@ def from_values(values: Any, overrides: Sequence[str], path: Path) -> Config:
     config = _validated(values, (*variant, *given), str(path))
     # A slip in a variant is found now, not when a sweep has come to it.
     for name, texts in others.items():
-        _validated(values, texts, f"{path}: variant {name!r}")
+        try:
+            _validated(values, texts, f"{path}: variant {name!r}")
+        except UserError:
+            # The command line may have what the file lacks, as run_dir.
+            _validated(values, (*given, *texts), f"{path}: variant {name!r}")
     return config
 
 

@@ -80,6 +80,11 @@ def take_variants(values: dict[str, Any]) -> tuple[Sequence[str], dict[str, list
     if chosen is None:
         return (), variants
     name = str(chosen)
+    if name == ALL:
+        raise UserError(
+            f"`{VARIANT}` = {ALL!r}: a run has one variant; `diga-hpc launch --sweep "
+            f"{VARIANT}={ALL}` makes a run of each"
+        )
     if name not in variants:
         near = nearest(name, variants)
         hint = f"did you mean {near!r}? " if near else ""
@@ -95,11 +100,13 @@ def _checked(section: Any) -> dict[str, list[str]]:
             "{half: [warm_up.steps=100]}"
         )
     for name, overrides in section.items():
-        # A name becomes part of the name of a folder.
-        if not re.fullmatch(r"[\w+-]+", str(name)) or str(name) == ALL:
+        # A name becomes part of the name of a folder, and is chosen by a text of YAML: `null` would
+        # choose none, and 010 may be another one.
+        text = str(name)
+        if not re.fullmatch(r"[\w+-]+", text) or text == ALL or str(parse(text)) != text:
             raise UserError(
                 f"`{VARIANTS}`: {name!r} is no name for a variant: expected letters, digits, "
-                f"`_`, `-` and `+`, and not {ALL!r}"
+                f"`_`, `-` and `+`, and neither {ALL!r} nor a word of YAML such as null"
             )
         if not isinstance(overrides, list) or not all(isinstance(o, str) for o in overrides):
             raise UserError(

@@ -33,6 +33,11 @@ log = logging.getLogger(__name__)
 COMPARED = 16
 # Keys in RUN_DIR/data.json beside those of the data sets: digests of the files of weights.
 WEIGHTS, TRANSLATOR, VGG19 = "weights", "translator", "vgg19"
+WEIGHT_KEYS = {
+    WEIGHTS: "model.weights",
+    TRANSLATOR: "translator.weights",
+    VGG19: "translation.vgg19",
+}
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ class Binding:
         self.data = {name: each for name, each in identities.items() if name in (SOURCE, TARGET)}
         self.weights = {
             name: file_digest(path) if path.is_file() else None
-            for name, path in _weight_files(run.config).items()
+            for name, path in weight_files(run.config).items()
         }
 
     def check(self) -> None:
@@ -169,7 +174,7 @@ class Binding:
                     "this check"
                 ) from error
             self._require_same(name, old)
-        for name, path in _weight_files(run.config).items():
+        for name, path in weight_files(run.config).items():
             # Once training has begun, the file may be gone.
             before = recorded.get(name)
             now = self.weights[name] = self.weights[name] or before
@@ -210,7 +215,7 @@ class Binding:
         }
 
 
-def _weight_files(config: Config) -> dict[str, Path]:
+def weight_files(config: Config) -> dict[str, Path]:
     """Files of weights that a configuration names, by their key in RUN_DIR/data.json."""
     named = {
         WEIGHTS: None if config.model.weights in ("imagenet", "random") else config.model.weights,

@@ -109,6 +109,11 @@ class LaunchRequest:
     ) -> "LaunchRequest":
         """Load and validate the configuration of every run; see `submit` for the arguments."""
         asked = Resources(**resources)
+        if asked.parallel is not None and not sweep:
+            raise UserError(
+                f"parallel={asked.parallel}: of the runs of a sweep, but there is one run; add "
+                "--sweep KEY=VALUES, or leave parallel out"
+            )
         # Absolute: a job need not start in the folder that it was submitted from.
         folder = configuration.load(config, tuple(overrides)).run_dir.absolute()
         if sweep and list(sweep.get(VARIANT, ())) == [ALL]:

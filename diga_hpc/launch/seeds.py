@@ -5,10 +5,11 @@
 A run without a result is named and never averaged over silently: each mean says its number of runs.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from diga_hpc import config as configuration
@@ -29,6 +30,8 @@ class SweptRun:
     """Name of a result -> mIoU in %; None where it is not a number."""
     config: Config | None
     """The resolved configuration; None before the run has a directory."""
+    images: Mapping[str, str] = field(default_factory=dict)
+    """Name of a validation set -> the images that the results are of."""
 
     def score(self, result: str) -> float | None:
         """A result, or None where the run has no number."""
@@ -62,7 +65,7 @@ class Group:
     means: dict[str, Mean]
     """Name of a result -> its mean over the runs that have it."""
     differs: str
-    """Keys that tell the group from an earlier one of its name, of another launch; else empty."""
+    """What tells the group from an earlier one of its name; else empty."""
 
     @property
     def missing(self) -> dict[str, str]:
@@ -87,14 +90,15 @@ def group(runs: Iterable[SweptRun]) -> list[Group]:
     """Group runs by all that they compute except for the seed, in the order of the runs.
 
     Empty for a sweep that does not set the seed. Runs of a later launch with other keys on the
-    command line are a group of their own, even where the sweep sets the same.
+    command line are a group of their own, even where the sweep sets the same; so are those that
+    were measured on other images.
     """
     runs = list(runs)
     if not any(SEED in run.chosen for run in runs):
         return []
     groups: list[list[SweptRun]] = []
-    # Those without a directory yet come last: they join the first group that they fit.
-    for run in sorted(runs, key=lambda run: run.config is None):
+    # Those without a directory or results yet come last: they join the first group that they fit.
+    for run in sorted(runs, key=lambda run: (run.config is None, not run.images)):
         mates = next((mates for mates in groups if _differ_in_seed(mates[0], run)), None)
         if mates is None:
             groups.append([run])
@@ -115,10 +119,15 @@ def _differ_in_seed(one: SweptRun, other: SweptRun) -> bool:
 
 
 def _differences(one: SweptRun, other: SweptRun) -> str:
-    """Keys other than the seed by which two runs compute something else, with both values."""
+    """Keys other than the seed, and validation images, that two runs differ in; both values."""
     assert one.config is not None and other.config is not None
     lines = configuration.differences(one.config, other.config)
-    return "; ".join(line for line in lines if not line.startswith(f"{SEED}:"))
+    lines = [line for line in lines if not line.startswith(f"{SEED}:")]
+    for name in one.images.keys() & other.images.keys():
+        before, now = one.images[name], other.images[name]
+        if before != now:
+            lines.append(f"images of {name}: {before} there, {now} now")
+    return "; ".join(sorted(lines))
 
 
 def _name(run: SweptRun) -> str:
@@ -129,11 +138,11 @@ def _group(mates: list[SweptRun], before: Iterable[list[SweptRun]]) -> Group:
     results = dict.fromkeys(result for run in mates for result in run.scores)
     means = {}
     for result in results:
-        known = [score for run in mates if (score := run.score(result)) is not None]
-        if known:
-            means[result] = Mean.of(known)
-    namesake = next(
-        (earlier[0] for earlier in before if _name(earlier[0]) == _name(mates[0])), None
-    )
-    differs = _differences(namesake, mates[0]) if namesake else ""
-    return Group(_name(mates[0]), mates, means, differs)
+        scores = [score for run in mates if (score := run.score(result)) is not None]
+        if scores:
+            means[result] = Mean.of(scores)
+    namesakes = next((earlier for earlier in before if _name(earlier[0]) == _name(mates[0])), [])
+    # Of those that do not differ, one may not be measured yet.
+    pairs = itertools.product(namesakes, mates)
+    known = (_differences(a, b) for a, b in pairs if a.config is not None and b.config is not None)
+    return Group(_name(mates[0]), mates, means, next(filter(None, known), ""))

@@ -134,7 +134,7 @@ def _notes(table: SweepTable) -> list[str]:
             notes.append(f"missing in the means: {missing}")
         if group.differs:
             runs = ", ".join(run.name for run in group.runs)
-            notes.append(f"{runs}: of another launch, a row of its own ({group.differs})")
+            notes.append(f"{runs}: a row of its own, since it differs ({group.differs})")
     return notes
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from diga_hpc.config import Config
-from diga_hpc.config.data import MEAN, validation_name
+from diga_hpc.config.data import MEAN, is_validation, validation_name
 from diga_hpc.errors import UserError
 from diga_hpc.launch import seeds, status
 from diga_hpc.results.tables import PRESENT, read_rows
@@ -139,17 +139,26 @@ def collect(folder: Path) -> SweepTable:
 def _runs(folder: Path) -> list[seeds.SweptRun]:
     entries = read(folder)
     found = status.read_all({name: folder / name for name in entries if (folder / name).is_dir()})
-    return [
-        seeds.SweptRun(
-            name,
-            # A user may have removed the directory of a run.
-            found[name].summary if name in found else "removed",
-            entry["set"],
-            _scores(folder / name, found[name].config if name in found else None),
-            found[name].config if name in found else None,
-        )
-        for name, entry in entries.items()
-    ]
+    runs = []
+    for name, entry in entries.items():
+        rows, config = read_rows(folder / name), found[name].config if name in found else None
+        # A user may have removed the directory of a run.
+        state = found[name].summary if name in found else "removed"
+        scores, images = _scores(rows, config), _images(rows)
+        runs.append(seeds.SweptRun(name, state, entry["set"], scores, config, images))
+    return runs
+
+
+def _images(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Name of a validation set -> number and fingerprint of the images of its rows."""
+    found = {}
+    for row in rows:
+        for name, data in row.get("inputs", {}).items():
+            if is_validation(name) and isinstance(data, dict):
+                # Generated images have no folder; they are others for each seed.
+                digest = f" ({data.get('fingerprint')})" if data.get("root") else ""
+                found[name] = f"{data.get('images')}{digest}"
+    return found
 
 
 def _write(folder: Path, table: SweepTable) -> None:
@@ -167,11 +176,10 @@ def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row))
 
 
-def _scores(run_dir: Path, config: Config | None) -> dict[str, float | None]:
+def _scores(rows: Sequence[Mapping[str, Any]], config: Config | None) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     # Column -> its values on each of several validation sets.
     sets: dict[str, dict[str, float | None]] = defaultdict(dict)
-    rows = read_rows(run_dir)
     for row in rows:
         network = f"{stage_name(row)}/{row['network']}/{row['normalization']}"
         # The mean over the classes present in the truth is for the report alone.

@@ -31,6 +31,16 @@ def unsigned(images: Tensor) -> Tensor:
     return (images + 1) / 2
 
 
+def padded(images: Tensor) -> Tensor:
+    """Extend images [B,3,H,W] downwards and to the right to sides that the networks take.
+
+    These are multiples of STRIDE, two of them at least; the last pixels are repeated.
+    """
+    # Two pixels at least in the smallest map, which borders are reflected in.
+    down, right = (max(-side % STRIDE, 2 * STRIDE - side) for side in images.shape[-2:])
+    return F.pad(images, (0, right, 0, down), mode="replicate")
+
+
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     padding = 1 if stride == 2 else kernel // 2
     return nn.Conv2d(inputs, outputs, kernel, stride, padding, padding_mode="reflect")
@@ -167,8 +177,5 @@ class SourceToTarget(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        # Two pixels at least in the smallest map, which borders are reflected in.
-        down, right = (max(-side % STRIDE, 2 * STRIDE - side) for side in (height, width))
-        padded = F.pad(signed(images), (0, right, 0, down), mode="replicate")
-        translated = unsigned(self.target_decoder(self.source_encoder(padded)))
+        translated = unsigned(self.target_decoder(self.source_encoder(padded(signed(images)))))
         return translated[..., :height, :width]

@@ -25,6 +25,7 @@ from diga_hpc.inspection.entries import Entries, FileEntries
 from diga_hpc.inspection.findings import Finding, findings
 from diga_hpc.inspection.opening import SOURCE, TARGET, open_entries
 from diga_hpc.inspection.scan import Scan, scan
+from diga_hpc.inspection.start import WEIGHT_KEYS, weight_files
 from diga_hpc.models import MODELS
 from diga_hpc.stages.plan import trained
 
@@ -89,11 +90,11 @@ def check(config: Config, *, limit: int | None = None, as_json: bool = False) ->
     errors = checked.at("error")
     if errors:
         problems = f"{len(errors)} problem{'s' if len(errors) > 1 else ''}"
-        raise UserError(f"{problems} in the data: {first_of(errors)}")
+        raise UserError(f"{problems}: {first_of(errors)}")
 
 
 def look(config: Config, limit: int | None = None) -> Checked:
-    """Look at all data sets, with a progress bar on the terminal."""
+    """Look at all data sets, with a progress bar on the terminal, and for the files of weights."""
     opened: dict[str, Entries] = {}
     problems: list[Finding] = []
     for name in config.data.sets:
@@ -105,6 +106,10 @@ def look(config: Config, limit: int | None = None) -> Checked:
         except UserError as error:
             unusable.append(str(error))
         problems += [Finding("error", f"data.{name}", text) for text in unusable]
+    for name, path in weight_files(config).items():
+        if not path.is_file():
+            text = f"`{WEIGHT_KEYS[name]}`: there is no file {path}; give the path of one"
+            problems.append(Finding("error", WEIGHT_KEYS[name], text))
     scans = {}
     with _progress() as progress:
         for name, entries in opened.items():

@@ -69,6 +69,7 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "palette": dict(zip(space.classes, space.palette, strict=True)),
         "charts": [curves.draw_chart(key, metrics.curves[key], offsets) for key in metrics.curves],
         "consensus": read_consensus(paths.consensus),
+        "selection": _selection(config),
         "panels": panels.read_panels(paths.panels, order),
         "translated": panels.read_panels(paths.translator_panels, order),
         "files": {
@@ -82,6 +83,16 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "color": order.color,
         "title": title,
     }
+
+
+def _selection(config: Config) -> str:
+    """Title of the table of pseudo labels that are trained on."""
+    section = config.self_training
+    if section is None or section.selection == "consensus":
+        return "Consensus of the pseudo labels"
+    if section.selection == "confidence":
+        return f"Pseudo labels of a probability of at least {section.confidence_threshold:g}"
+    return "Pseudo labels, none dropped"
 
 
 def print_results(run_dir: Path) -> None:

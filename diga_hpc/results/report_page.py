@@ -208,7 +208,7 @@ logged. Long logs are averaged.</p>
 
 {% set images = consensus | selectattr("round", "equalto", 1) | sum("images") %}
 {% if images %}
-<h2>Consensus of the pseudo labels</h2>
+<h2>{{ selection }}</h2>
 <div class="scroll"><table><thead><tr>
 <th scope="col">round</th><th scope="col">pixels kept</th>
 <th scope="col">accuracy of kept</th><th scope="col">accuracy of all</th>
@@ -223,7 +223,7 @@ logged. Long logs are averaged.</p>
 </tbody></table></div>
 <p class="note">At the start of each round, on the {{ images }} validation images,
 whose labels serve this diagnosis only: nothing in the run uses it. <em>All</em> are the pseudo
-labels before the consensus drops some.</p>
+labels before the selection drops some.</p>
 {% endif %}
 
 {% if translated.images %}

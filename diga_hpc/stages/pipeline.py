@@ -17,6 +17,7 @@ from diga_hpc.section import load
 from diga_hpc.stages.inputs import networks_of, require_same_networks
 from diga_hpc.stages.networks import starting_network, translator
 from diga_hpc.stages.plan import PIPELINE, STAGES, Planned, select
+from diga_hpc.stages.translation.training import perceptual
 from diga_hpc.training.loop import train
 from diga_hpc.training.resume import is_finished
 from diga_hpc.training.stage import Context, DataPass, Stage, TrainingStage
@@ -56,6 +57,8 @@ class Pipeline:
             starting_network(self.context)
             if config.translator.weights is not None:
                 translator(self.context)
+            if config.translation is not None:
+                perceptual(config.translation)
         binding = Binding(run, identities, self._entries)
         run.open(world, binding.check)
         world.on_rank0(binding.record)

@@ -74,6 +74,11 @@ REFUSED = {
     "no mapping": (["variants=[a]"], "`variants` = ['a']: expected names with lists of overrides"),
     "name of a folder": (["variants={a/b: [seed=1]}"], "'a/b' is no name for a variant"),
     "all": (["variants={all: [seed=1]}"], "'all' is no name for a variant"),
+    "all outside of a sweep": (["variant=all"], "a run has one variant; `diga-hpc launch --sweep"),
+    # Chosen by `variant=null`, which means no variant.
+    "none by name": (["variants={'null': [seed=1]}"], "'null' is no name for a variant"),
+    "another number": (["variants={'1_0': [seed=1]}"], "'1_0' is no name for a variant"),
+    "a list": (["variants={'-': [seed=1]}"], "'-' is no name for a variant"),
 }
 
 
@@ -83,6 +88,21 @@ def test_refused_in_one_line(with_variants, case):
     with pytest.raises(UserError) as error:
         configuration.load(with_variants, overrides)
     assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_command_line_may_have_what_the_file_lacks(with_variants):
+    lines = with_variants.read_text().splitlines(keepends=True)
+    with_variants.write_text("".join(line for line in lines if not line.startswith("run_dir")))
+    config = configuration.load(with_variants, ["run_dir=here", "variant=color"])
+    assert (str(config.run_dir), config.warm_up.steps) == ("here", 7)
+    with pytest.raises(UserError, match="`run_dir` is missing"):
+        configuration.load(with_variants, ["variant=color"])
+
+
+def test_a_variant_may_have_a_number_as_its_name(with_variants):
+    for name in ("7", "'7'", "true", "a-1"):
+        given = [f"variants={{{name}: [seed=3]}}", f"variant={str(name).strip(chr(39))}"]
+        assert configuration.load(with_variants, given).seed == 3
 
 
 def test_an_override_below_an_anchor_sets_one_key(tiny_yaml):

@@ -66,6 +66,12 @@ REFUSED = {
         "has no section `variants`, whose names could be swept",
     ),
     "no run at a time": ("warm-up", [], {"parallel": 0}, "parallel=0: at least one run at a time"),
+    "one run": (
+        "warm-up",
+        [],
+        {"parallel": 2},
+        "parallel=2: of the runs of a sweep, but there is one",
+    ),
     "swept directory": (
         "warm-up",
         [],

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,20 @@ def test_a_later_launch_with_other_keys_is_not_averaged_with_the_first(swept_run
     assert not first.differs and second.differs == "warm_up.steps: 4 there, 9 now"
 
 
+def test_runs_measured_on_other_images_are_not_averaged(swept_run):
+    """A validation image was removed between two runs; one is not measured yet."""
+    runs = [
+        swept_run("seed=0", {}, seed=0),
+        replace(swept_run("seed=1", {RESULT: 1.0}, seed=1), images={"validation": "500 (ab)"}),
+        replace(swept_run("seed=2", {RESULT: 2.0}, seed=2), images={"validation": "499 (cd)"}),
+        replace(swept_run("seed=3", {RESULT: 3.0}, seed=3), images={"validation": "500 (ab)"}),
+    ]
+    first, second = seeds.group(runs)
+    assert [run.name for run in first.runs] == ["seed=0", "seed=1", "seed=3"]
+    assert first.means[RESULT].mean == 2.0 and second.means[RESULT].n == 1
+    assert second.differs == "images of validation: 500 (ab) there, 499 (cd) now"
+
+
 def test_runs_without_a_result_are_named_and_not_counted(swept_run):
     later = "self_training_1/student/running"
     runs = [
@@ -117,6 +132,25 @@ def test_means_are_written_beside_the_single_rows(swept):
     assert second["missing"] == "variant=c,seed=1 (not started)"
     with (swept / "means.csv").open(newline="") as stream:
         assert next(csv.DictReader(stream))["warm_up/teacher/running"] == "1.0"
+
+
+def test_the_images_of_the_rows_are_compared(swept):
+    """Those of files: generated ones are others for each seed."""
+    for name, root, fingerprint, images in (
+        ("variant=a_b,seed=0", "/data", "ab", 3),
+        ("variant=a_b,seed=1", "/data", "cd", 3),
+        ("variant=c,seed=0", "", "ab", 3),
+    ):
+        path = swept / name / "results.json"
+        rows = json.loads(path.read_text())
+        data = {"kind": "x", "root": root, "images": images, "fingerprint": fingerprint}
+        for row in rows:
+            row["inputs"] = {"weights": "1", "validation": data}
+        path.write_text(json.dumps(rows))
+    table = sweep.collect(swept)
+    assert [len(group.runs) for group in table.groups] == [1, 1, 2]
+    assert [run.images for run in table.groups[2].runs] == [{"validation": "3"}, {}]
+    assert "differs (images of validation: 3 (ab) there, 3 (cd) now)" in show.markdown(swept)
 
 
 def test_the_table_as_markdown(swept):

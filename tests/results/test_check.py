@@ -135,3 +135,10 @@ def test_every_file_that_a_list_misses_is_named(files_yaml, tmp_path):
     assert [each.images for each in look(configuration.load(files_yaml)).sets] == [1, 3, 1]
     (tmp_path / "labels/1.png").unlink()
     assert [each.name for each in look(configuration.load(files_yaml)).sets] == ["target"]
+
+
+def test_files_of_weights_that_are_not_there(tiny_yaml, capsys):
+    keys = ["model.weights=a.pth", "translator.kind=learned", "translator.weights=b.safetensors"]
+    with pytest.raises(UserError, match=r"2 problems: `model.weights`: there is no file a.pth"):
+        check(configuration.load(tiny_yaml, keys))
+    assert "ERROR: `translator.weights`: there is no file b.safetensors" in capsys.readouterr().out

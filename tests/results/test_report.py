@@ -230,3 +230,18 @@ def test_printed_results_of_a_young_run(tmp_path, capsys):
 def test_reporting_does_not_load_torch():
     code = "import sys, diga_hpc.results.report; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("selection", "heading"),
+    [
+        ("consensus", "Consensus of the pseudo labels"),
+        ("confidence", "Pseudo labels of a probability of at least 0.968"),
+        ("none", "Pseudo labels, none dropped"),
+    ],
+)
+def test_the_rule_that_chose_the_pseudo_labels_is_named(full_run, selection, heading):
+    config = configuration.load(full_run / "config.yaml", [f"self_training.selection={selection}"])
+    configuration.save(config, full_run / "config.yaml")
+    html, _ = read_page(full_run)
+    assert f"<h2>{heading}</h2>" in html

@@ -25,7 +25,9 @@ def test_a_stage_without_a_teacher_needs_less(tiny_yaml):
 def test_memory_of_the_translator_grows_with_crop_and_features(tiny_yaml):
     def memory(**keys):
         section = {"steps": 1, "crop": [64, 64], "width": 8, "blocks": 1} | keys
-        config = configuration.load(tiny_yaml, [f"translation={json.dumps(section)}"])
+        config = configuration.load(
+            tiny_yaml, ["translator.kind=learned", f"translation={json.dumps(section)}"]
+        )
         return estimates(config)["translation"]
 
     small, large = memory(), memory(crop=[128, 128])

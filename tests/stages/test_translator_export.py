@@ -73,7 +73,7 @@ def test_a_file_that_is_damaged_absent_or_another_is_refused(file, tmp_path):
 def test_the_export_is_of_the_trained_generator_and_is_written_again_if_it_is_gone(
     tiny_yaml, tmp_path
 ):
-    pipeline = Pipeline(load(tiny_yaml, tmp_path / "run", *translation(steps=1), LEARNED))
+    pipeline = Pipeline(load(tiny_yaml, tmp_path / "run", *translation(steps=1)))
     pipeline.run("train-translator")
     run = pipeline.context.run
     groups, _ = checkpoint.load(checkpoint.newest(run.checkpoints("translation")))
@@ -91,7 +91,7 @@ def test_the_export_is_of_the_trained_generator_and_is_written_again_if_it_is_go
 
 def test_a_run_trains_a_translator_and_uses_it_frozen_in_all_stages(tiny_yaml, tmp_path):
     steps = ["warm_up.steps=2", "self_training.steps=2", "evaluation.adapt_normalization=false"]
-    options = [*translation(steps=1), LEARNED, TRANSLATED, *steps]
+    options = [*translation(steps=1), TRANSLATED, *steps, "data.source.scene_size=[65,97]"]
     config = load(tiny_yaml, tmp_path / "run", *options)
     pipeline = Pipeline(config)
     pipeline.run("train-translator")
@@ -103,7 +103,7 @@ def test_a_run_trains_a_translator_and_uses_it_frozen_in_all_stages(tiny_yaml, t
     assert not [*(tmp_path / "run/checkpoints/warm_up").glob("*/*translat*")]
     (folder,) = (tmp_path / "run/translator/panels").iterdir()
     assert {path.stem for path in folder.iterdir()} == {"source", "translated", "cycle"}
-    assert Image.open(folder / "cycle.jpg").size == (96, 64)
+    assert Image.open(folder / "cycle.jpg").size == (97, 65)
     html = write_report(tmp_path / "run").read_text()
     assert "<h2>Translator</h2>" in html and f"{folder.name}: translated" in html
 
@@ -118,9 +118,17 @@ def test_a_file_of_another_run_is_used_and_bound_to_the_run(tiny_yaml, tmp_path,
         Pipeline(load(tiny_yaml, tmp_path / "run", *options, "warm_up.steps=1"))
 
 
-def test_a_missing_file_is_refused_before_anything_is_written(tiny_yaml, tmp_path):
-    options = [LEARNED, f"translator.weights={tmp_path}/absent.safetensors"]
-    with pytest.raises(UserError, match=r"absent.safetensors: no such file"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([LEARNED, "translator.weights=absent.safetensors"], "absent.safetensors: no such file"),
+        (translation(vgg19="absent.pth"), "`translation.vgg19`: .*there is no file absent.pth"),
+    ],
+)
+def test_a_missing_file_is_refused_before_anything_is_written(
+    tiny_yaml, tmp_path, options, message
+):
+    with pytest.raises(UserError, match=message):
         Pipeline(load(tiny_yaml, tmp_path / "run", *options))
     assert not (tmp_path / "run").exists()
 

@@ -18,6 +18,7 @@ from diga_hpc.run.files import write_json
 from diga_hpc.stages.pipeline import Pipeline
 from diga_hpc.training.broken_files import BrokenFiles
 from helpers.runs import final_files, load, losses
+from helpers.translators import translation
 
 
 @pytest.fixture
@@ -211,3 +212,12 @@ def test_a_corrupt_image_that_only_the_evaluation_reads_is_listed(corrupt_yaml, 
     Pipeline(config).run()
     (problem,) = json.loads((config.run_dir / "skipped_data.json").read_text())
     assert f"{tmp_path}/data/images/3.png: not a readable image" in problem
+
+
+def test_pictures_of_the_translator_leave_corrupt_images_out(corrupt_yaml, tmp_path):
+    (tmp_path / "data/images/0.png").write_bytes(b"nothing")
+    options = [text for text in translation(steps=1) if "source" not in text]
+    options += ["data.source.size=[70,140]", "data.skip_errors=5"]
+    config = with_files(corrupt_yaml, tmp_path, "run", *options)
+    Pipeline(config).run("train-translator")
+    assert (tmp_path / "run/translator/translator.safetensors").is_file()

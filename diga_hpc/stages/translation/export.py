@@ -10,11 +10,10 @@ from typing import Self
 import torch
 
 from diga_hpc.errors import UserError
-from diga_hpc.loading.loader import labelled_images
 from diga_hpc.loading.pictures import to_picture, write_picture
 from diga_hpc.method.translators.learned import load_translator, read_metadata, save_translator
 from diga_hpc.method.views import unit_range
-from diga_hpc.models.translation import STRIDE, Generator, signed, unsigned
+from diga_hpc.models.translation import Generator, padded, signed, unsigned
 from diga_hpc.stages.inputs import translator_digest
 from diga_hpc.stages.plan import TRANSLATION, Planned, trained
 from diga_hpc.stages.translation.training import GENERATOR
@@ -79,18 +78,22 @@ class TranslatorExport(DataPass):
         context = self.context
         count = min(context.config.evaluation.panels, len(context.source))
         mine = context.world.share(count)
-        workers, device = context.config.data.workers, context.world.device
-        for sample in labelled_images(context.source, mine, workers, device):
-            height, width = (side // STRIDE * STRIDE for side in sample.image.shape[-2:])
-            source = unit_range(sample.image[None, :, :height, :width])
-            translated = generator.target_decoder(generator.source_encoder(signed(source)))
+        broken = context.broken_files()
+        for sample in broken.images(context.source, list(mine)):
+            if sample is None:
+                continue
+            height, width = sample.image.shape[-2:]
+            source = unit_range(sample.image[None].to(context.world.device))
+            image = padded(signed(source))
+            translated = generator.target_decoder(generator.source_encoder(image))
             cycle = generator.source_decoder(generator.target_encoder(translated))
             pictures = {
                 "source": source,
                 "translated": unsigned(translated),
                 "cycle": unsigned(cycle),
             }
-            for kind, image in pictures.items():
-                pixels = (image[0] * 255).round().to(torch.uint8)
+            for kind, picture in pictures.items():
+                pixels = (picture[0, :, :height, :width] * 255).round().to(torch.uint8)
                 path = context.run.translator_panels / sample.name / f"{kind}.jpg"
                 write_picture(path, to_picture(pixels))
+        broken.write()
