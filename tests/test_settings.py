@@ -60,6 +60,9 @@ def load(data, recipe: str, run_dir, *overrides: str):
     for stage in ("source_only", "warm_up", "self_training"):
         if f"{stage}.steps" in stages:
             small += [f"{stage}.steps=2", f"{stage}.crop=[20, 28]"]
+    if "translation.steps" in stages:
+        # Its discriminators need larger images than the miniatures are.
+        small += ["translation=null", "translator.kind=color"]
     return configuration.load(file, [*overrides, *small])
 
 

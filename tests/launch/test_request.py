@@ -12,7 +12,7 @@ NO_TARGET = ["data.target=null", "self_training=null", "warm_up.second_view=colo
 
 # Case -> command, overrides, options, part of the error.
 REFUSED = {
-    "unknown stage": ("train", [], {}, "unknown stage 'train'; known: pipeline, warm-up"),
+    "unknown stage": ("train", [], {}, "unknown stage 'train'; known: pipeline, train-translator"),
     "no nodes": ("warm-up", [], {"nodes": 0}, "a job has at least one of each"),
     "two tasks a GPU": (
         "warm-up",
