@@ -134,6 +134,12 @@ class LossSection(Section):
     """Weight of the losses of a network's auxiliary classifier, where it has one: its cross-entropy
     and its distillation are added to those of the main one (HRNet-OCR's own training uses 0.4)."""
 
+    @model_validator(mode="after")
+    def _some_pixels_count(self) -> "LossSection":
+        if self.kind == "ohem" and not (self.ohem_threshold or self.ohem_minimum):
+            raise ValueError("ohem_threshold and ohem_minimum are 0, so that no pixel would count")
+        return self
+
 
 class OptimizerSection(Section):
     """Optimiser and learning rates."""

@@ -145,3 +145,11 @@ def test_two_ranks_find_one_limit(tiny_yaml, tmp_path, options):
 def test_micro_batches_are_refused(tiny_yaml):
     with pytest.raises(UserError, match="engine.micro_batch is set, but `loss.kind: ohem` chooses"):
         configuration.load(tiny_yaml, ["loss.kind=ohem", "engine.micro_batch=2"])
+
+
+def test_a_loss_of_no_pixels_is_refused(tiny_yaml):
+    """It would be 0 in every step."""
+    keys = ["loss.kind=ohem", "loss.ohem_threshold=0", "loss.ohem_minimum=0"]
+    with pytest.raises(UserError, match="`loss`: ohem_threshold and ohem_minimum are 0"):
+        configuration.load(tiny_yaml, keys)
+    configuration.load(tiny_yaml, keys[1:])
