@@ -17,6 +17,7 @@ from diga_hpc.images import archives, members
 from diga_hpc.images.opening import read_header
 from diga_hpc.images.pixels import read_pixels
 from helpers import zips
+from helpers.archive_readers import read_all
 
 RANDOM = random.Random(0)
 
@@ -326,14 +327,6 @@ def test_a_replaced_archive_is_read_anew(tmp_path, in_place):
             how(tmp_path / "1")
 
 
-def _reads(folder, start, results):
-    """Read all files, from one on; in a process of its own."""
-    archives.mount(folder)
-    for i in range(60):
-        number = (start + i) % 60
-        results.put((number, archives.read_bytes(folder / f"a/{number}")))
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_read_at_the_same_time(tmp_path, method):
     content = {f"a/{i}": RANDOM.randbytes(3000) for i in range(60)}
@@ -341,7 +334,7 @@ def test_processes_read_at_the_same_time(tmp_path, method):
     assert archives.read_bytes(tmp_path / "a/0") == content["a/0"]
     context = multiprocessing.get_context(method)
     results = context.Queue()
-    running = [context.Process(target=_reads, args=(tmp_path, k, results)) for k in (0, 31)]
+    running = [context.Process(target=read_all, args=(tmp_path, k, results)) for k in (0, 31)]
     for process in running:
         process.start()
     for _ in range(120):

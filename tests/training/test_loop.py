@@ -26,7 +26,7 @@ from diga_hpc.training.loop import train
 from diga_hpc.training.resume import trained_weights
 from diga_hpc.training.stage import Context, Prepared, StepOutput, TrainingStage
 from helpers.commands import diga
-from helpers.runs import STEPS, TWO_RANK_JOB, final_files, load, losses
+from helpers.runs import STEPS, final_files, load, losses, on_ranks
 from helpers.slurm_cluster import until
 
 
@@ -155,17 +155,11 @@ def test_two_ranks_and_every_zero_stage_give_the_losses_of_one_process(tiny_yaml
             *extra,
         )
         Pipeline(alone).run("warm-up")
-    job = tmp_path / "job.py"
-    job.write_text(TWO_RANK_JOB)
-    lines = [
-        " ".join([f"run_dir={tmp_path / name}", *STEPS, *overrides, *rates[name.split("_")[0]]])
+    runs = {
+        tmp_path / name: [*STEPS, *overrides, *rates[name.split("_")[0]]]
         for name, overrides in variants.items()
-    ]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, job, tiny_yaml, *lines], capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    }
+    on_ranks(2, tiny_yaml, runs)
     for name in variants:
         reference = tmp_path / f"alone_{name.split('_')[0]}"
         expected, got = losses(reference, "warm_up"), losses(tmp_path / name, "warm_up")
