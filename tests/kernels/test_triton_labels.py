@@ -1,19 +1,17 @@
 """The Triton label operations in Triton's interpreter: `helpers/label_tables.py` on tiny maps."""
 
-import os
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diga_hpc import kernels
 from helpers.kernel_contract import ARGMAX, BAD_INPUT, CONSENSUS, Recorder
 from helpers.kernel_truth import random_labels
 from helpers.label_tables import *  # noqa: F403  imports the tests
+from helpers.triton_interpreter import *  # noqa: F403  imports the fixtures
+from helpers.triton_interpreter import ONLY_INTERPRETED
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [
-    pytest.mark.skipif(not INTERPRETED, reason="on a GPU machine test_gpu.py runs these tables"),
+    ONLY_INTERPRETED,
     # The interpreter computes with NumPy, which warns where a GPU would not.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
@@ -40,18 +38,6 @@ def shape(request):
 @pytest.fixture
 def grid():
     return (3, 4, 4)
-
-
-@pytest.fixture
-def device():
-    return "cpu"
-
-
-@pytest.fixture(autouse=True)
-def in_the_interpreter():
-    torch.manual_seed(0)
-    with kernels.implementation("triton"):
-        yield
 
 
 @pytest.mark.parametrize(

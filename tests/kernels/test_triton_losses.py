@@ -1,18 +1,16 @@
 """The Triton losses in Triton's interpreter: `helpers/loss_tables.py` on tiny maps."""
 
-import os
-
 import pytest
 import torch
 
-from diga_hpc import kernels
 from helpers.kernel_contract import BAD_INPUT, CE, KL, WARM_UP, Recorder
 from helpers.loss_tables import *  # noqa: F403  imports the tests
 from helpers.loss_tables import pytestmark as _ignored_warnings
+from helpers.triton_interpreter import *  # noqa: F403  imports the fixtures
+from helpers.triton_interpreter import ONLY_INTERPRETED
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [
-    pytest.mark.skipif(not INTERPRETED, reason="on a GPU machine test_gpu.py runs these tables"),
+    ONLY_INTERPRETED,
     _ignored_warnings,
 ]
 # (views, K, (h, w), (H, W)): scales 2, 1, 4, 8 and odd ones; many classes; one row; shrinking
@@ -38,18 +36,6 @@ def shape(request):
 @pytest.fixture
 def normal_shape():
     return (2, 4, (3, 4), (7, 9))
-
-
-@pytest.fixture
-def device():
-    return "cpu"
-
-
-@pytest.fixture(autouse=True)
-def in_the_interpreter():
-    torch.manual_seed(0)
-    with kernels.implementation("triton"):
-        yield
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """OHEM in Triton's interpreter: `helpers/ohem_tables.py` on tiny maps."""
 
-import os
-
 import pytest
 import torch
 
@@ -9,12 +7,11 @@ from diga_hpc import kernels
 from helpers.kernel_contract import Recorder
 from helpers.kernel_truth import random_labels
 from helpers.ohem_tables import *  # noqa: F403  imports the tests
+from helpers.triton_interpreter import *  # noqa: F403  imports the fixtures
+from helpers.triton_interpreter import ONLY_INTERPRETED
 
 pytestmark = [
-    pytest.mark.skipif(
-        os.environ.get("TRITON_INTERPRET") != "1",
-        reason="on a GPU machine test_gpu.py runs these tables",
-    ),
+    ONLY_INTERPRETED,
     # The interpreter computes with NumPy, which warns where a GPU would not.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
@@ -23,18 +20,6 @@ pytestmark = [
 @pytest.fixture
 def normal_shape():
     return (4, 4, (3, 4), (7, 9))
-
-
-@pytest.fixture
-def device():
-    return "cpu"
-
-
-@pytest.fixture(autouse=True)
-def in_the_interpreter():
-    torch.manual_seed(0)
-    with kernels.implementation("triton"):
-        yield
 
 
 @pytest.mark.slow
